@@ -1,0 +1,1 @@
+"""What experts and routers did: numbers first, pictures second."""

@@ -1,0 +1,14 @@
+"""What is added to the language loss: one file per loss, one row per name.
+
+A loss takes what one MoE layer did and returns a scalar. To add one, write its file and its row here; the tests pick it
+up from this table.
+"""
+
+from evomoe.aux_losses.balance import balance
+from evomoe.aux_losses.base import AuxLoss, LayerRecord
+from evomoe.aux_losses.contrastive import contrastive
+from evomoe.aux_losses.local import local
+
+AUX_LOSSES: dict[str, AuxLoss] = {"balance": balance, "contrastive": contrastive, "local": local}
+
+__all__ = ["AUX_LOSSES", "AuxLoss", "LayerRecord"]

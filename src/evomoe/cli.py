@@ -1,0 +1,181 @@
+"""The verbs of the command line. Imports of torch and transformers wait until a verb needs them."""
+
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from evomoe.named_values import NamedValues
+from evomoe.recipe import MoEOptions, Recipe
+from evomoe.recipes import RECIPES
+
+Flat = tyro.conf.arg(name="")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb; errors a user can mend are one line, without a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verbs = {
+        "demo": demo,
+        "train": _train_from(arguments),
+        "upcycle": upcycle,
+        "compose": compose,
+        "eval": evaluate,
+        "list": list_names,
+    }
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            verbs,
+            prog="evomoe",
+            description="Turn a dense vision-language model into a mixture of experts.",
+            args=arguments,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, ImportError) as error:
+        print(f"evomoe: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("evomoe: interrupted. The same command with --resume goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def demo(output: str = "runs/demo", resume: bool = True) -> None:
+    """The whole journey on two CPU cores in minutes: dense model, expert evolution, routing, scores, report.
+
+    Args:
+        output: run folder. A finished run is left alone and a new folder is named after it.
+        resume: go on with an unfinished run in that folder.
+    """
+    from evomoe.demo import run_demo
+
+    print(run_demo(output, resume))
+
+
+def _train_from(arguments: list[str]) -> Callable[..., None]:
+    """The verb ``train`` with the defaults of the recipe that the arguments name."""
+    name = next((after for before, after in itertools.pairwise(arguments) if before == "--recipe"), "evomoe")
+    if name not in RECIPES:
+        print(f"evomoe: --recipe: there is no '{name}'; choose from {', '.join(RECIPES)}.", file=sys.stderr)
+        sys.exit(2)
+    base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
+
+    def train(
+        options: Annotated[Recipe, Flat] = base, recipe: str = name, dry_run: bool = False, resume: bool = False
+    ) -> None:
+        """Train a dense VLM into an EvoMoE on your own data, in stages.
+
+        Args:
+            options: the run.
+            recipe: where the defaults come from, see `evomoe list recipes`.
+            dry_run: print what would train, parameter counts and steps; load no weights.
+            resume: go on with the unfinished run in the output folder.
+        """
+        if dry_run:
+            from evomoe.stages.dry_run import describe
+
+            print(describe(options))
+            return
+        from evomoe.stages import run
+
+        print(f"Trained model: {run(options, resume)}")
+
+    return train
+
+
+def upcycle(
+    dense: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[str],
+    moe: Annotated[MoEOptions, Flat],
+    moe_layers: str = "alternating",
+    expert_init: str = "replicate",
+    init_options: NamedValues | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> None:
+    """Convert a dense model into a mixture of experts, without training.
+
+    Args:
+        dense: folder or hub name of the dense model.
+        out: folder to write; must not exist.
+        moe: the mixture of experts.
+        moe_layers: alternating, all, without_first, or indices separated by commas.
+        expert_init: where the experts come from.
+        init_options: options of that initialiser, as name=value.
+        dtype: precision of the loaded weights.
+        seed: draws the router's weights and the initialiser's noise.
+        trust_remote_code: run code from the model's repository.
+    """
+    from evomoe.upcycling import upcycle_folder
+
+    print(
+        upcycle_folder(
+            dense, out, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed, expert_init=expert_init,
+            moe_layers=moe_layers, init_options=init_options, **asdict(moe),
+        )
+    )  # fmt: skip
+
+
+def compose(
+    out: tyro.conf.Positional[str],
+    text: str,
+    vision: str,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> None:
+    """Join a language model and a vision tower into a LLaVA; stage 0 of `evomoe train` then aligns its projector.
+
+    Args:
+        out: folder to write; must not exist.
+        text: folder or hub name of the language model.
+        vision: folder or hub name of the vision tower (CLIP, SigLIP, ...).
+        seed: draws the projector.
+        trust_remote_code: run code from the models' repositories.
+    """
+    from evomoe.composing import compose_folder
+
+    print(compose_folder(text, vision, out, seed=seed, trust_remote_code=trust_remote_code))
+
+
+def evaluate(
+    checkpoint: tyro.conf.Positional[str],
+    benchmarks: tuple[str, ...] = ("easy-vqa",),
+    batch_size: int = 128,
+    limit: int = 0,
+    output: str | None = None,
+) -> None:
+    """Score a model, dense or sparse, on benchmarks.
+
+    Args:
+        checkpoint: folder or hub name.
+        benchmarks: names of benchmarks.
+        batch_size: questions per batch.
+        limit: score only so many questions, evenly spaced; 0 scores all.
+        output: also write the scores and every answer to this JSON file.
+    """
+    from evomoe.evaluation.command import evaluate_checkpoint
+
+    print(evaluate_checkpoint(checkpoint, benchmarks, batch_size, limit, Path(output) if output else None))
+
+
+def list_names(what: tyro.conf.Positional[Literal["routers", "inits", "losses", "gates", "rules", "benchmarks", "recipes"]]) -> None:
+    """List what an option can name.
+
+    Args:
+        what: the table.
+    """
+    from evomoe.listing import describe_table
+
+    print(describe_table(what))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

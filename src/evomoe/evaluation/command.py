@@ -1,0 +1,79 @@
+"""``evomoe eval``: a checkpoint, dense or sparse, on benchmarks, as a table."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from evomoe.evaluation import BENCHMARKS
+from evomoe.evaluation.base import Prompts, Score
+from evomoe.files import write_text
+from evomoe.loading import load_model, load_processor
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path, benchmarks: Sequence[str], batch_size: int = 128, limit: int = 0, output: Path | None = None
+) -> str:
+    """Scores a model's greedy answers.
+
+    Args:
+        checkpoint: folder or hub name.
+        benchmarks: rows of ``BENCHMARKS``.
+        batch_size: questions per batch.
+        limit: only so many questions, evenly spaced; 0 for all.
+        output: JSON file for scores and answers.
+
+    Returns:
+        A Markdown table.
+
+    Raises:
+        ValueError: there is no such benchmark, or ``output`` exists.
+    """
+    for name in benchmarks:
+        if name not in BENCHMARKS:
+            raise ValueError(f"benchmarks: there is no '{name}'; choose from {', '.join(BENCHMARKS)}.")
+    if output and output.exists():
+        raise ValueError(f"output: {output} exists already; name another file.")
+    if not torch.cuda.is_available():
+        torch.set_flush_denormal(True)
+    model, processor = load_model(checkpoint), load_processor(checkpoint)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tables, written = [], {}
+    for name in benchmarks:
+        benchmark = BENCHMARKS[name]
+        items = list(benchmark.items())
+        if limit:
+            items = items[:: max(1, len(items) // limit)][:limit]
+        prompts = Prompts(items, processor, batch_size)
+        answers = prompts.answers(model, benchmark.max_new_tokens, name)
+        points = [benchmark.score(answer, item) for answer, item in zip(answers, items, strict=True)]
+        score = Score.of(items, points)
+        tables.append(score_table(name, {str(checkpoint): score}))
+        written[name] = {
+            "score": dataclasses.asdict(score),
+            "answers": [
+                {**dataclasses.asdict(item), "prediction": answer, "points": point}
+                for item, answer, point in zip(items, answers, points, strict=True)
+            ],
+        }
+    if output:
+        write_text(output, json.dumps(written, indent=1) + "\n")
+    return "\n\n".join(tables)
+
+
+def score_table(benchmark: str, scores: dict[str, Score]) -> str:
+    """A Markdown table: a row per model, a column per question type, accuracies in percent."""
+    counts = next(iter(scores.values())).counts
+    header = [f"{benchmark}, accuracy %", *(f"{name} ({count:,})" for name, count in counts.items()), f"all ({sum(counts.values()):,})"]
+    rows = [[name, *(f"{score.by_type[t]:.1f}" for t in counts), f"{score.total:.2f}"] for name, score in scores.items()]
+    return markdown_table(header, rows)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An aligned Markdown table; every column but the first is right-aligned."""
+    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+    cells = ["| " + " | ".join(f"{v:<{w}}" if i == 0 else f"{v:>{w}}" for i, (v, w) in enumerate(zip(row, widths, strict=True))) + " |" for row in [header, *rows]]
+    rule = "| " + " | ".join("-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)) + " |"
+    return "\n".join([cells[0], rule, *cells[1:]])

@@ -1,0 +1,221 @@
+"""Expert evolution: experts 2..E follow expert 1 while it trains.
+
+Implements: Eq. 1, Table 3, Table 15.
+
+theta_1 is the one trainable FFN of each MoE layer. The evolved experts are no modules: they are float32 shadows of its
+parameters, kept outside the module tree. So nothing frozen is sharded or gathered, no precision is lost, and a run with
+several processes needs no communication: each updates its own shard with the same betas.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from evomoe.files import write_tensors
+from evomoe.recipe import EvolutionOptions
+
+Tensors = list[Tensor]
+
+
+def ema(shadow: Tensors, new: Tensors, old: Tensors, gradient: Tensors, beta: list[float]) -> None:
+    """theta_n <- b theta_n + (1 - b) theta_1: a moving average of expert 1."""
+    torch._foreach_lerp_(shadow, new, [1 - b for b in beta])
+
+
+def scaled_update(shadow: Tensors, new: Tensors, old: Tensors, gradient: Tensors, beta: list[float]) -> None:
+    """theta_n <- theta_n + (1 - b) (theta_1 now - theta_1 before the step): a shorter step the same way."""
+    step = torch._foreach_sub(new, old)
+    torch._foreach_mul_(step, [1 - b for b in beta])
+    torch._foreach_add_(shadow, step)
+
+
+def lookback(shadow: Tensors, new: Tensors, old: Tensors, gradient: Tensors, beta: list[float]) -> None:
+    """theta_n <- b theta_1 before the step + (1 - b) theta_1 now."""
+    torch._foreach_copy_(shadow, new)
+    torch._foreach_lerp_(shadow, old, beta)
+
+
+def literal(shadow: Tensors, new: Tensors, old: Tensors, gradient: Tensors, beta: list[float]) -> None:
+    """theta_n <- b theta_1 + (1 - b) gradient of theta_1: Eq. 1 as printed."""
+    torch._foreach_copy_(shadow, gradient)
+    torch._foreach_lerp_(shadow, new, beta)
+
+
+RULES: dict[str, Callable[[Tensors, Tensors, Tensors, Tensors, list[float]], None]] = {
+    "ema": ema,
+    "scaled_update": scaled_update,
+    "lookback": lookback,
+    "literal": literal,
+}
+"""The four readings of Eq. 1, each applied once per optimiser step to all parameters of one expert.
+
+Arguments: the expert's shadow (updated in place), theta_1 after and before the step, its gradient, beta per tensor.
+"""
+
+_NEEDS_OLD = {"scaled_update", "lookback"}
+_NEEDS_GRADIENT = {"literal"}
+
+
+class ExpertEvolution:
+    """The evolved experts of all MoE layers, updated after every optimiser step.
+
+    Args:
+        ffns: theta_1, the trainable FFN of each MoE layer, by layer index.
+        config: rule and rates.
+        total_steps: optimiser steps of Stage II, for ``stop_fraction``.
+    """
+
+    def __init__(self, ffns: Mapping[int, nn.Module], config: EvolutionOptions, total_steps: int) -> None:
+        if total_steps < 1:
+            raise ValueError(f"Expert evolution needs at least one step, got {total_steps}.")
+        if config.rule not in RULES:
+            raise ValueError(f"evolution rule: there is no '{config.rule}'; choose from {', '.join(RULES)}.")
+        self.ffns, self.config, self.total_steps, self.step = dict(ffns), config, total_steps, 0
+        self.names = [(layer, name) for layer, ffn in self.ffns.items() for name, _ in ffn.named_parameters()]
+        start = self.local_values()
+        self.shadows: list[Tensors] = [[self._place(t.clone()) for t in start] for _ in config.beta_ranges]
+        self.stage1: Tensors = [self._place(t.clone()) for t in start]
+        self._old: Tensors = [self._place(t.clone()) for t in start] if config.rule in _NEEDS_OLD else []
+
+    @property
+    def num_experts(self) -> int:
+        """E: expert 1 and the evolved ones."""
+        return len(self.shadows) + 1
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Updates the evolved experts; call once after each optimiser step that really happened, before ``zero_grad``."""
+        self.step += 1
+        if self.step > self.config.stop_fraction * self.total_steps:
+            return
+        new = [self._place(t) for t in self.local_values()]
+        needs_gradient = self.config.rule in _NEEDS_GRADIENT
+        gradient = [self._place(t) for t in self._local_gradients()] if needs_gradient else []
+        for shadow, beta_by_layer in zip(self.shadows, self.draw_betas(self.step), strict=True):
+            beta = [beta_by_layer[layer] for layer, _ in self.names]
+            RULES[self.config.rule](shadow, new, self._old, gradient, beta)
+        if self._old:
+            torch._foreach_copy_(self._old, new)
+
+    def draw_betas(self, step: int) -> list[dict[int, float]]:
+        """Beta of every evolved expert at an optimiser step, by layer.
+
+        Drawn by a counter-based generator keyed by seed and step: the same on every process, and in a resumed run.
+        """
+        generator = np.random.Generator(np.random.Philox(key=[self.config.seed, step]))
+        betas = []
+        for low, high in self.config.beta_ranges:
+            if self.config.beta_scope == "layer":
+                betas.append({layer: float(generator.uniform(low, high)) for layer in self.ffns})
+            else:
+                betas.append(dict.fromkeys(self.ffns, float(generator.uniform(low, high))))
+        return betas
+
+    def expert_tensors(self) -> dict[str, Tensor]:
+        """The evolved experts, whole (gathered if sharded), float32 on the CPU: ``layers.{layer}.experts.{n}.{parameter}``."""
+        return {
+            f"layers.{layer}.experts.{n}.{name}": self._whole(tensor, parameter)
+            for n, shadow in enumerate(self.shadows, start=1)
+            for (layer, name), tensor, parameter in zip(self.names, shadow, self._parameters(), strict=True)
+        }
+
+    def save(self, folder: str | Path, write: bool = True) -> None:
+        """Writes experts, Stage I weights and position to ``folder``; every process must call, those with ``write`` write."""
+        tensors = self.expert_tensors()
+        for label, values in (("stage1", self.stage1), ("previous", self._old)):
+            for (layer, name), tensor, parameter in zip(self.names, values, self._parameters(), strict=False):
+                tensors[f"layers.{layer}.{label}.{name}"] = self._whole(tensor, parameter)
+        if not write:
+            return
+        state = {"step": self.step, "total_steps": self.total_steps, "config": asdict(self.config)}
+        write_tensors(Path(folder) / "evolution_state.safetensors", tensors, {"evolution": json.dumps(state)})
+
+    def load(self, folder: str | Path) -> None:
+        """Continues from what ``save`` wrote.
+
+        Raises:
+            ValueError: no state there, or it belongs to another run.
+        """
+        path = Path(folder) / "evolution_state.safetensors"
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no evolution_state.safetensors: it is no checkpoint of Stage II, or incomplete.")
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["evolution"])
+            mine = json.loads(json.dumps(asdict(self.config)))
+            if state["config"] != mine or state["total_steps"] != self.total_steps:
+                raise ValueError(
+                    f"{path} was written with {state['config']} over {state['total_steps']} steps; this run has {mine} over "
+                    f"{self.total_steps}. Resume with the same recipe, or choose another output folder."
+                )
+            for n, shadow in enumerate(self.shadows, start=1):
+                self._fill(shadow, file, f"experts.{n}")
+            self._fill(self.stage1, file, "stage1")
+            self._fill(self._old, file, "previous")
+        self.step = state["step"]
+
+    def _fill(self, targets: Tensors, file, label: str) -> None:
+        for (layer, name), target, parameter in zip(self.names, targets, self._parameters(), strict=False):
+            whole = file.get_tensor(f"layers.{layer}.{label}.{name}")
+            if _is_dtensor(parameter):
+                from torch.distributed.tensor import distribute_tensor
+
+                whole = distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements).to_local()
+            elif hasattr(parameter, "ds_tensor"):
+                raise ValueError("Resuming Stage II under DeepSpeed ZeRO-3 is not supported; use ZeRO-2 or FSDP2.")
+            target.copy_(whole)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        # Looked up at every call: sharding wrappers replace Parameter objects.
+        return [parameter for ffn in self.ffns.values() for parameter in ffn.parameters()]
+
+    def is_sharded(self) -> bool:
+        """Whether each process holds only a part of every parameter (FSDP2, ZeRO-3)."""
+        return any(_is_dtensor(p) or hasattr(p, "ds_tensor") for p in self._parameters())
+
+    def local_values(self) -> Tensors:
+        """theta_1 now, float32: this process's part, in the order of ``names``."""
+        return [_local(parameter).detach().float() for parameter in self._parameters()]
+
+    def _local_gradients(self) -> Tensors:
+        gradients = []
+        for (layer, name), parameter in zip(self.names, self._parameters(), strict=True):
+            if parameter.grad is None:
+                raise ValueError(f"rule 'literal' needs gradients, and layer {layer}'s {name} has none (not available under ZeRO).")
+            gradients.append(_local(parameter.grad).float())
+        return gradients
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.cpu() if self.config.offload else tensor
+
+    @staticmethod
+    def _whole(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+        if _is_dtensor(parameter):
+            from torch.distributed.tensor import DTensor
+
+            on_mesh = tensor.to(parameter.device_mesh.device_type)
+            sharded = DTensor.from_local(
+                on_mesh, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+            )
+            return sharded.full_tensor().cpu().contiguous()
+        if hasattr(parameter, "ds_tensor"):
+            whole = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather(whole, tensor)
+            return torch.cat(whole)[: parameter.ds_numel].view(parameter.ds_shape).cpu()
+        return tensor.detach().cpu().contiguous()
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    return hasattr(tensor, "placements")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part: of a DTensor (FSDP2), of a ZeRO-3 parameter, or the tensor itself."""
+    if _is_dtensor(tensor):
+        return tensor.to_local()
+    return getattr(tensor, "ds_tensor", tensor)

@@ -1,0 +1,52 @@
+"""Drop-Upcycling (arXiv 2502.19261): part of each expert's inner width is drawn anew.
+
+A baseline beside the paper's own initialisers.
+"""
+
+import torch
+from torch import nn
+
+from evomoe.expert_init.replicate import replicate
+
+
+def drop_upcycling(
+    ffn: nn.Module, num_experts: int, layer: int, generator: torch.Generator, ratio: float = 0.5
+) -> list[nn.Module]:
+    """Re-draws, in every expert, the same random share of inner units in all its linear maps.
+
+    The new values are normal with the mean and the standard deviation that the dropped values had. The first expert is
+    re-drawn too: the point of the method is that no expert stays dense.
+
+    Args:
+        ratio: share of the inner width that is re-drawn, 0 to 1.
+
+    Raises:
+        ValueError: ``ratio`` outside [0, 1].
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"expert init 'drop_upcycling': ratio must lie in [0, 1], got {ratio}.")
+    experts = replicate(ffn, num_experts, layer, generator)
+    with torch.no_grad():
+        for expert in experts:
+            linears = [module for module in expert.modules() if isinstance(module, nn.Linear)]
+            hidden = linears[-1].out_features  # the last map leads back to the hidden size
+            inner = linears[-1].in_features
+            count = round(ratio * inner)
+            units = torch.randperm(inner, generator=generator, device="cpu")[:count]
+            if count == 0:
+                continue
+            for linear in linears:
+                is_down = linear.in_features == inner and linear.out_features == hidden and linear is linears[-1]
+                # A fused gate_up map holds the inner width more than once: the same units are re-drawn in each part.
+                parts = 1 if is_down else linear.out_features // inner
+                rows = torch.cat([units + part * inner for part in range(parts)]).to(linear.weight.device)
+                _redraw(linear.weight, rows, 1 if is_down else 0, generator)
+                if linear.bias is not None and not is_down:
+                    _redraw(linear.bias, rows, 0, generator)
+    return experts
+
+
+def _redraw(tensor: torch.Tensor, index: torch.Tensor, dim: int, generator: torch.Generator) -> None:
+    old = tensor.index_select(dim, index).float()
+    drawn = torch.randn(old.shape, generator=generator, device="cpu").to(old.device)
+    tensor.index_copy_(dim, index, (old.mean() + old.std(correction=0) * drawn).to(tensor.dtype))

@@ -1,0 +1,58 @@
+"""The experts that Stage II evolved.
+
+Implements: the initialisation of Stage III in Section 3.1 and Figure 2.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from evomoe.expert_init.replicate import replicate
+
+
+def evolved(
+    ffn: nn.Module,
+    num_experts: int,
+    layer: int,
+    generator: torch.Generator,
+    experts: str | Path | Mapping[str, Tensor] = "",
+) -> list[nn.Module]:
+    """The dense FFN (expert 1 of the paper) and the evolved experts.
+
+    Args:
+        experts: ``evolved_experts.safetensors`` as Stage II wrote it, or the tensors in it, named
+            ``layers.{layer}.experts.{n}.{parameter}`` with n = 1 .. num_experts - 1.
+
+    Raises:
+        ValueError: no file given, or it does not fit the model.
+    """
+    if isinstance(experts, Mapping):
+        tensors, source = experts, "the tensors given"
+    else:
+        if not str(experts) or not Path(experts).is_file():
+            raise ValueError(
+                f"expert init 'evolved' needs the file that Stage II wrote (evolved_experts.safetensors), got '{experts}'."
+            )
+        from safetensors import safe_open
+
+        source, prefix = str(experts), f"layers.{layer}."
+        with safe_open(experts, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+    modules = replicate(ffn, num_experts, layer, generator)
+    with torch.no_grad():
+        for n, expert in enumerate(modules[1:], start=1):
+            for name, parameter in expert.named_parameters():
+                key = f"layers.{layer}.experts.{n}.{name}"
+                if key not in tensors:
+                    raise ValueError(
+                        f"{source} has no tensor '{key}': it was made for other MoE layers, fewer experts or another model."
+                    )
+                if tensors[key].shape != parameter.shape:
+                    raise ValueError(
+                        f"{source}: '{key}' has shape {tuple(tensors[key].shape)}, this model needs {tuple(parameter.shape)}. "
+                        "The experts belong to another model."
+                    )
+                parameter.copy_(tensors[key])
+    return modules

@@ -1,0 +1,14 @@
+"""Every expert is a copy of the dense FFN.
+
+Implements: Table 5 (a), the baseline of Table 2 (b).
+"""
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+
+def replicate(ffn: nn.Module, num_experts: int, layer: int, generator: torch.Generator) -> list[nn.Module]:
+    """The FFN and ``num_experts - 1`` copies of it."""
+    return [ffn, *(deepcopy(ffn) for _ in range(num_experts - 1))]

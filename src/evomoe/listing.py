@@ -1,0 +1,34 @@
+"""What ``evomoe list`` prints: the rows of a table with the first sentence of each row's documentation."""
+
+import inspect
+from dataclasses import fields
+from importlib import import_module
+
+TABLES = {
+    "routers": ("evomoe.routers", "ROUTERS"),
+    "inits": ("evomoe.expert_init", "INITS"),
+    "losses": ("evomoe.aux_losses", "AUX_LOSSES"),
+    "gates": ("evomoe.routers", "GATES"),
+    "rules": ("evomoe.evolution", "RULES"),
+    "benchmarks": ("evomoe.evaluation", "BENCHMARKS"),
+    "recipes": ("evomoe.recipes", "RECIPES"),
+}
+
+
+def describe_table(what: str) -> str:
+    """One line per row of a table: its name and what it is."""
+    module, name = TABLES[what]
+    table = getattr(import_module(module), name)
+    width = max(map(len, table))
+    return "\n".join(f"{row:<{width}}  {_summary(what, value)}" for row, value in table.items())
+
+
+def _summary(what: str, value) -> str:
+    if what == "recipes":
+        base = import_module("evomoe.recipes").EVOMOE
+        changed = [f.name for f in fields(value.moe) if getattr(value.moe, f.name) != getattr(base.moe, f.name)]
+        experts = f", experts from {value.expert_init}" if 3 in value.stages else ""
+        moe = "".join(f", {name} {getattr(value.moe, name)}" for name in changed)
+        return f"stages {' '.join(map(str, value.stages))}{experts}{moe}"
+    documented = inspect.getmodule(value.items) if what == "benchmarks" else value
+    return (inspect.getdoc(documented) or "").partition("\n")[0].strip()

@@ -1,0 +1,55 @@
+"""Loading models and processors through transformers' auto classes, dense or sparse, with errors that say what to do."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+
+
+
+def auto_model(config: PreTrainedConfig) -> type:
+    """The auto class that knows the model: image-text-to-text, or causal language modelling for a text-only model.
+
+    Raises:
+        ValueError: neither knows it.
+    """
+    for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        if type(config) in auto._model_mapping or hasattr(config, "auto_map"):  # noqa: SLF001
+            return auto
+    raise ValueError(
+        f"Models of type '{config.model_type}' are neither image-text-to-text nor causal language models to transformers."
+    )
+
+
+def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Loads the configuration of a folder or hub name."""
+    return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+    """Loads a model from a folder or hub name; ``dtype`` is "auto" or the name of a torch dtype."""
+    auto = auto_model(load_config(source, trust_remote_code))
+    precision = dtype if dtype == "auto" else getattr(torch, dtype)
+    return auto.from_pretrained(source, dtype=precision, trust_remote_code=trust_remote_code)
+
+
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration, without weights."""
+    with torch.device("meta"):
+        return auto_model(config).from_config(config)
+
+
+def load_processor(source: str | Path, trust_remote_code: bool = False):
+    """Loads the processor; for a text-only model its tokenizer.
+
+    Raises:
+        ValueError: there is none that transformers can load.
+    """
+    try:
+        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{source} has no processor that transformers can load ({error}). Save the model's processor into the same folder."
+        ) from error

@@ -1,0 +1,182 @@
+"""Which token is image, which is text, which is padding.
+
+Implements: tau in {V, T} of Eq. 5-8.
+
+The model notes the modality once per forward pass; every MoE layer of that pass reads it. The note lives in a context
+variable, so that two passes never mix, and the activation-checkpointing function carries it into the recomputation
+(see ``checkpoint_with_pass``).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Modality:
+    """The kind of every token of one forward pass.
+
+    Attributes:
+        is_image_T: (T,) bool over the T real (unpadded) tokens, in reading order of the flattened batch: True for image or
+            video tokens, False for text.
+        position_T: (T,) int64, where each real token stands in the flattened (batch * sequence); None when all are real.
+        shape: (batch, sequence) of the pass.
+    """
+
+    is_image_T: Tensor
+    position_T: Tensor | None
+    shape: tuple[int, int]
+
+    @cached_property
+    def image_tokens(self) -> Tensor:
+        """(V,) int64: indices of the image tokens among the real tokens."""
+        return self.is_image_T.nonzero().squeeze(-1)
+
+    @cached_property
+    def text_tokens(self) -> Tensor:
+        """(T - V,) int64: indices of the text tokens among the real tokens."""
+        return (~self.is_image_T).nonzero().squeeze(-1)
+
+    def real(self, hidden_BSD: Tensor) -> Tensor:
+        """The hidden states of the real tokens, (T, D)."""
+        hidden_ND = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
+        if hidden_ND.shape[0] != self.shape[0] * self.shape[1]:
+            raise ValueError(
+                f"An MoE layer received {hidden_ND.shape[0]} tokens, but the forward pass announced {self.shape[0]} x {self.shape[1]}. "
+                "This model changes the sequence between its inputs and its decoder; pass `modality=` to its forward."
+            )
+        return hidden_ND if self.position_T is None else hidden_ND[self.position_T]
+
+    def restore(self, out_TD: Tensor, like_BSD: Tensor) -> Tensor:
+        """Puts the real tokens' outputs (T, D) back in place, (B, S, D); padding becomes zero."""
+        if self.position_T is None:
+            return out_TD.view(like_BSD.shape)
+        out_ND = out_TD.new_zeros(like_BSD.numel() // like_BSD.shape[-1], out_TD.shape[-1])
+        return out_ND.index_copy(0, self.position_T, out_TD).view(like_BSD.shape)
+
+    @classmethod
+    def of(cls, is_image_BS: Tensor, is_real_BS: Tensor | None) -> "Modality":
+        """Builds the note from two (batch, sequence) masks; ``is_real_BS`` None means that no token is padding."""
+        is_image_N, shape = is_image_BS.reshape(-1), (is_image_BS.shape[0], is_image_BS.shape[1])
+        if is_real_BS is None or bool(is_real_BS.all()):
+            return cls(is_image_N, None, shape)
+        position_T = is_real_BS.reshape(-1).nonzero().squeeze(-1)
+        return cls(is_image_N[position_T], position_T, shape)
+
+
+def modality_of_inputs(
+    image_token_ids: Sequence[int],
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | dict[str, Tensor] | None,
+    embed_tokens: Callable[[Tensor], Tensor],
+    past_length: int = 0,
+) -> Modality:
+    """Reads the modality of each token off a model's inputs.
+
+    Args:
+        image_token_ids: ids of image and video placeholders.
+        input_ids: (B, S) int64, or None if ``inputs_embeds`` is given.
+        inputs_embeds: (B, S, D). Image tokens are then the positions that equal a placeholder's embedding, which is how
+            transformers itself finds them. Embeddings into which the picture is merged already look like text: pass
+            ``modality=`` to the model's forward for those.
+        attention_mask: (B, past + S) with 0 for padding, or a ready (B, 1, S, past + S) mask or dict of such masks.
+        embed_tokens: the model's input embedding.
+        past_length: tokens in the cache before this pass.
+    """
+    if input_ids is not None:
+        is_image_BS = torch.zeros_like(input_ids, dtype=torch.bool)
+        for token in image_token_ids:
+            is_image_BS |= input_ids == token
+    elif inputs_embeds is not None:
+        is_image_BS = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+        for token in image_token_ids:
+            placeholder_D = embed_tokens(torch.tensor(token, device=inputs_embeds.device)).to(inputs_embeds.dtype)
+            is_image_BS |= (inputs_embeds == placeholder_D).all(-1)
+    else:
+        raise ValueError("The model needs `input_ids` or `inputs_embeds`.")
+    return Modality.of(is_image_BS, _is_real(attention_mask, is_image_BS.shape[1], past_length))
+
+
+def _is_real(attention_mask: Tensor | dict[str, Tensor] | None, length: int, past_length: int) -> Tensor | None:
+    if isinstance(attention_mask, dict):
+        attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
+    if attention_mask is None:
+        return None
+    if attention_mask.ndim == 2:
+        return attention_mask[:, -length:] != 0
+    # A ready-made mask: the last query sees every real key. Additive masks hold 0 where attention is allowed.
+    visible_BS = attention_mask[:, 0, -1, past_length : past_length + length]
+    return visible_BS if visible_BS.dtype == torch.bool else visible_BS == 0
+
+
+@dataclass
+class ForwardPass:
+    """What one forward pass knows and notes: the modality of its tokens, and what each MoE layer did.
+
+    Attributes:
+        modality: kind of every token.
+        records: filled by the MoE layers, by layer index, when ``recording``.
+        recording: whether the MoE layers should note what they did.
+    """
+
+    modality: Modality
+    recording: bool = False
+    records: dict[int, Any] = field(default_factory=dict)
+
+
+_CURRENT: ContextVar[ForwardPass | None] = ContextVar("evomoe_forward_pass", default=None)
+
+
+def current_pass() -> ForwardPass:
+    """The forward pass that is running.
+
+    Raises:
+        RuntimeError: an MoE layer was called outside its model's forward.
+    """
+    forward_pass = _CURRENT.get()
+    if forward_pass is None:
+        raise RuntimeError(
+            "An MoE layer must know which tokens are image and which are text. Call the whole EvoMoE model, or wrap the call in "
+            "`with evomoe.modality.running(ForwardPass(Modality.of(is_image, is_real))):`."
+        )
+    return forward_pass
+
+
+@contextmanager
+def running(forward_pass: ForwardPass) -> Iterator[ForwardPass]:
+    """Makes ``forward_pass`` the current one for the duration of the block."""
+    token = _CURRENT.set(forward_pass)
+    try:
+        yield forward_pass
+    finally:
+        _CURRENT.reset(token)
+
+
+def checkpoint_with_pass(checkpoint: Callable) -> Callable:
+    """Wraps an activation-checkpointing function so that a recomputed layer sees the pass it belongs to.
+
+    The backward pass recomputes a layer long after its forward ended, possibly after another forward and on another thread.
+    The recomputation records nothing: its tensors are already in the records of the first run.
+    """
+
+    def checkpoint_layer(function: Callable, *args, **kwargs):
+        forward_pass, runs = _CURRENT.get(), 0
+
+        def run(*inner, **inner_kwargs):
+            nonlocal runs
+            runs += 1
+            if forward_pass is None:
+                return function(*inner, **inner_kwargs)
+            with running(forward_pass if runs == 1 else replace(forward_pass, recording=False)):
+                return function(*inner, **inner_kwargs)
+
+        return checkpoint(run, *args, **kwargs)
+
+    return checkpoint_layer

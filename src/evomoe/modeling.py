@@ -1,0 +1,205 @@
+"""The network: an MoE layer, and the model classes ``EvoMoE<Base>`` that put it into any Hugging Face VLM.
+
+Implements: Eq. 2, Eq. 3, Eq. 4, Eq. 9, Eq. 11.
+"""
+
+import inspect
+from collections.abc import Iterable
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from evomoe.aux_losses import AUX_LOSSES, LayerRecord
+from evomoe.configuration import EvoMoEConfig, MoEConfig, family_config_class
+from evomoe.experts import Experts
+from evomoe.modality import ForwardPass, Modality, checkpoint_with_pass, current_pass, modality_of_inputs, running
+from evomoe.routers import ROUTERS, Router
+from evomoe.structure import decoder_layers, find_ffn, image_token_ids, text_config
+
+
+class EvoMoEBlock(nn.Module):
+    """The FFN of one MoE layer: a router, its experts and, if asked for, a shared expert.
+
+    Implements: Eq. 4. Takes and returns hidden states (B, S, D) as the dense FFN does; padding is not routed, gives zero.
+    """
+
+    def __init__(self, layer: int, moe: MoEConfig, hidden_size: int, experts: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layer, self.moe = layer, moe
+        self.router: Router = ROUTERS[moe.router](hidden_size, moe.num_experts, **moe.router_options)
+        *routed, shared = [*experts] if moe.shared_expert else [*experts, None]
+        self.experts = Experts(routed)
+        self.shared_expert: nn.Module | None = shared
+        self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False) if moe.shared_expert else None
+        if self.shared_expert_gate is not None:
+            nn.init.zeros_(self.shared_expert_gate.weight)
+        for module in [*self.router.modules(), self.shared_expert_gate]:
+            if module is not None and not any(p.is_meta for p in module.parameters()):
+                module._is_hf_initialized = True  # routers draw their own weights; transformers must not draw again
+
+    def forward(self, hidden_BSD: Tensor) -> Tensor:
+        forward_pass = current_pass()
+        modality, moe = forward_pass.modality, self.moe
+        x_TD = modality.real(hidden_BSD)
+        routing = self.router.route(x_TD, modality, moe.num_experts_per_tok, moe.gate, moe.expert_dropout)
+        if forward_pass.recording:
+            forward_pass.records[self.layer] = LayerRecord(routing, modality, x_TD, self.experts)
+        y_TD = self.experts(x_TD, routing.index_TK, routing.weight_TK)
+        if self.shared_expert is not None and self.shared_expert_gate is not None:
+            share_T1 = self.shared_expert_gate(x_TD).float().sigmoid().to(y_TD.dtype)
+            y_TD = torch.lerp(y_TD, self.shared_expert(x_TD), share_T1)
+        return modality.restore(y_TD, hidden_BSD)
+
+
+class EvoMoEMixin:
+    """What every ``EvoMoE<Base>`` adds to its base class: MoE layers, the modality note and the auxiliary losses."""
+
+    config: EvoMoEConfig
+
+    def __init__(self, config: EvoMoEConfig, *args, **kwargs) -> None:
+        super().__init__(config, *args, **kwargs)
+        moe, layers, hidden_size = config.moe, decoder_layers(self), text_config(config).hidden_size
+        for index in moe.moe_layers:
+            name = find_ffn(layers[index], hidden_size)
+            ffn = layers[index].get_submodule(name)
+            copies = [deepcopy(ffn) for _ in range(moe.num_experts - 1 + moe.shared_expert)]
+            layers[index].set_submodule(name, EvoMoEBlock(index, moe, hidden_size, [ffn, *copies]))
+        self.post_init()
+
+    @property
+    def moe_blocks(self) -> dict[int, EvoMoEBlock]:
+        """The MoE layers by decoder layer index, in order."""
+        return {module.layer: module for module in self.modules() if isinstance(module, EvoMoEBlock)}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        modality: Modality | None = None,
+        output_router_logits: bool = False,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ):
+        """The base model's forward, with the sparse layers.
+
+        Args:
+            input_ids, attention_mask, inputs_embeds, labels, **kwargs: as the base model takes them.
+            modality: kinds of the tokens; read off the inputs when not given.
+            output_router_logits: also return ``router_logits``, a tuple of (T, E) float32 over the real tokens, and
+                ``records``, a dict of ``LayerRecord`` by layer.
+            return_dict: False for a tuple.
+
+        Returns:
+            The base model's output. With ``labels``: ``loss`` is the language loss (Eq. 11) plus the weighted auxiliary
+            losses (Eq. 9); ``aux_loss`` is the latter's unweighted values by name, detached.
+        """
+        if modality is None:
+            cache_ = kwargs.get("past_key_values")
+            past_length = 0 if cache_ is None else int(cache_.get_seq_length())
+            modality = modality_of_inputs(
+                image_token_ids(self.config), input_ids, inputs_embeds, attention_mask, self.get_input_embeddings(), past_length
+            )
+        coefficients = self.config.moe.aux_losses if labels is not None else {}
+        forward_pass = ForwardPass(modality, recording=output_router_logits or bool(coefficients))
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "labels": labels}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        with running(forward_pass):
+            out = super().forward(attention_mask=attention_mask, return_dict=True, **inputs, **kwargs)
+        if coefficients:
+            aux_losses = self.aux_losses(forward_pass)
+            weight = _share_of_batch(labels, kwargs.get("num_items_in_batch"))
+            out["loss"] = out["loss"] + weight * sum(coefficients[name] * loss for name, loss in aux_losses.items())
+            out["aux_loss"] = {name: loss.detach() for name, loss in aux_losses.items()}
+        if output_router_logits:
+            out["router_logits"] = tuple(record.routing.logits_TE for record in forward_pass.records.values())
+            out["records"] = dict(forward_pass.records)
+        return out if return_dict else out.to_tuple()
+
+    def aux_losses(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
+        """Each configured auxiliary loss, combined over the MoE layers by mean or sum (``aux_reduction``)."""
+        moe = self.config.moe
+        reduce = torch.mean if moe.aux_reduction == "mean" else torch.sum
+        return {
+            name: reduce(torch.stack([AUX_LOSSES[name](record) for record in forward_pass.records.values()]))
+            for name in moe.aux_losses
+        }
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """transformers' ``save_pretrained``, always in the model's own tensor names.
+
+        The base family's hub format would be undone on loading for transformers' own classes only, and tensors be lost.
+        """
+        kwargs["save_original_format"] = False
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, **kwargs) -> None:
+        if gradient_checkpointing_func is not None:
+            keywords = getattr(gradient_checkpointing_func, "keywords", {})
+            if enable and keywords.get("use_reentrant") and self.config.moe.aux_losses:
+                raise ValueError(
+                    "Reentrant activation checkpointing cuts the auxiliary losses off from the router; use "
+                    "gradient_checkpointing_kwargs={'use_reentrant': False}."
+                )
+            kwargs["gradient_checkpointing_func"] = checkpoint_with_pass(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, **kwargs)
+
+
+def _share_of_batch(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+    """How much of the optimiser step's loss this micro-batch carries: its share of the target tokens.
+
+    The Trainer passes the step's number of target tokens and then adds the micro-batches up without dividing.
+    """
+    if num_items_in_batch is None:
+        return 1.0
+    return (labels[..., 1:] != -100).sum() / num_items_in_batch
+
+
+@cache
+def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """``EvoMoE<Base>``: the sparse model class of a dense one."""
+
+    def forward(self, *args, **kwargs):
+        return EvoMoEMixin.forward(self, *args, **kwargs)
+
+    # generate() and the Trainer look at the signature to learn which inputs the model takes.
+    own = inspect.signature(EvoMoEMixin.forward).parameters
+    of_base = inspect.signature(base.forward).parameters
+    merged = {n: p.replace(kind=p.KEYWORD_ONLY) for n, p in {**own, **of_base}.items() if p.kind is not p.VAR_KEYWORD}
+    merged["self"] = own["self"]
+    merged["input_ids"] = own["input_ids"]
+    order = [merged.pop("self"), merged.pop("input_ids"), *merged.values(), own["kwargs"]]
+    forward.__signature__ = inspect.Signature(order)
+    forward.__doc__ = EvoMoEMixin.forward.__doc__
+    members = {"forward": forward, "__module__": __name__, "__doc__": f"{base.__name__} with a mixture of experts.", "base_class": base}
+    return type(f"EvoMoE{base.__name__}", (EvoMoEMixin, base), members)
+
+
+def register_family(base_config: type[PreTrainedConfig], family: type[EvoMoEConfig]) -> None:
+    """Makes transformers' auto classes load the sparse models of one family."""
+    for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        if base_config in auto._model_mapping:  # noqa: SLF001 - the only list of a family's classes
+            base = auto._model_mapping[base_config]
+            sparse = model_class(base)
+            sparse.config_class = family
+            auto.register(family, sparse, exist_ok=True)
+
+
+def __getattr__(name: str):
+    """Finds a sparse model class by name, so that models can be pickled."""
+    for mapping in (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        for model_type, class_name in mapping.items():
+            if name == f"EvoMoE{class_name}":
+                family_config_class(model_type)
+                base = type(AutoConfig.for_model(model_type))
+                auto = AutoModelForImageTextToText if base in AutoModelForImageTextToText._model_mapping else AutoModelForCausalLM
+                return model_class(auto._model_mapping[base])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,37 @@
+"""Options given as ``name=value`` on the command line, a dict in Python."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+
+def parse_named_values(items: Sequence[str]) -> dict[str, Any]:
+    """["rank=8", "inner=dtr"] -> {"rank": 8, "inner": "dtr"}; a value that is no JSON stays text.
+
+    Raises:
+        ValueError: an item is not of the form name=value.
+    """
+    values: dict[str, Any] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals or not name:
+            raise ValueError(f"'{item}' is not of the form name=value")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values
+
+
+NamedValues = Annotated[
+    dict[str, Any],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME=VALUE ...]",
+        instance_from_str=parse_named_values,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{name}={json.dumps(item)}" for name, item in value.items()],
+    ),
+]

@@ -1,0 +1,37 @@
+"""Which decoder layers become MoE layers.
+
+Implements: the placements of Table 6. Needs neither torch nor transformers.
+"""
+
+from collections.abc import Sequence
+
+def moe_layers(placement: str | Sequence[int], num_layers: int) -> list[int]:
+    """Resolves a placement to layer indices.
+
+    Args:
+        placement: "alternating" (0, 2, 4, ...: the paper's), "all", "without_first" (2, 4, ...: alternating without the
+            first), or the indices themselves.
+        num_layers: L.
+
+    Raises:
+        ValueError: unknown name, or an index that no layer has.
+    """
+    if isinstance(placement, str):
+        named = {
+            "alternating": range(0, num_layers, 2),
+            "all": range(num_layers),
+            "without_first": range(2, num_layers, 2),
+        }
+        if placement not in named:
+            raise ValueError(f"moe_layers: there is no '{placement}'; choose from {', '.join(named)}, or list layer indices.")
+        return list(named[placement])
+    wrong = [index for index in placement if not 0 <= index < num_layers]
+    if wrong or len(set(placement)) != len(placement):
+        raise ValueError(f"moe_layers: {list(placement)} must be distinct indices from 0 to {num_layers - 1}.")
+    return sorted(placement)
+
+
+def parse_placement(text: str) -> str | list[int]:
+    """"0,2,5" -> [0, 2, 5]; a name stays a name."""
+    parts = text.replace(",", " ").split()
+    return [int(part) for part in parts] if parts and all(part.isdigit() for part in parts) else text

@@ -1,0 +1,242 @@
+"""A run, as data. Needs neither torch nor transformers, so that it loads in milliseconds.
+
+Implements: Table 7 (the defaults of the stages).
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from evomoe.files import write_text
+from evomoe.named_values import NamedValues
+from evomoe.placement import parse_placement
+
+STAGES = {0: "align", 1: "warmup", 2: "evolution", 3: "routing"}
+
+
+@dataclass(frozen=True)
+class MoEOptions:
+    """What the mixture of experts is; the part of a model's configuration that a user chooses.
+
+    Attributes:
+        num_experts: E. Paper: 4.
+        num_experts_per_tok: K. Paper: 1.
+        router: a row of ``evomoe list routers``. Paper: dtr.
+        router_options: keyword arguments of that router, e.g. hypernet_width and rank of dtr.
+        gate: what multiplies a chosen expert's output: probability, normalised or straight_through.
+        shared_expert: an extra expert that every token passes (Table 6), mixed in by a learned sigmoid that starts at 1/2.
+        expert_dropout: during training, hide each expert from a token with this probability (Table 14).
+        aux_losses: coefficient of each auxiliary loss. Paper: balance, 0.001.
+        aux_reduction: how the losses of the layers combine: mean, or sum as MoE-LLaVA does.
+    """
+
+    num_experts: int = 4
+    num_experts_per_tok: int = 1
+    router: str = "dtr"
+    router_options: NamedValues = field(default_factory=dict)
+    gate: str = "straight_through"
+    shared_expert: bool = False
+    expert_dropout: float = 0.0
+    aux_losses: NamedValues = field(default_factory=lambda: {"balance": 0.001})
+    aux_reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.num_experts < 2:
+            raise ValueError(f"num_experts is {self.num_experts}; a mixture needs at least 2.")
+        if not 1 <= self.num_experts_per_tok <= self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok (top-k) is {self.num_experts_per_tok}; it must lie between 1 and num_experts "
+                f"({self.num_experts})."
+            )
+        if not 0 <= self.expert_dropout < 1:
+            raise ValueError(f"expert_dropout is {self.expert_dropout}; it must lie in [0, 1).")
+
+
+@dataclass(frozen=True)
+class EvolutionOptions:
+    """How experts evolve in Stage II (Eq. 1).
+
+    Attributes:
+        rule: a reading of Eq. 1: ema, scaled_update, lookback or literal.
+        beta_ranges: low and high per evolved expert; beta is drawn uniformly at every step, low = high fixes it. Paper:
+            experts 2, 3, 4 draw from [0.9, 0.99], [0.8, 0.89], [0.7, 0.79].
+        stop_fraction: evolved experts stop following after this share of Stage II, so that an average is taken while the
+            learning rate is still high.
+        beta_scope: "step" draws one beta per step for all layers, "layer" one per layer.
+        seed: draws the betas.
+        offload: keep the evolved experts in CPU memory.
+    """
+
+    rule: str = "scaled_update"
+    beta_ranges: tuple[tuple[float, float], ...] = ((0.9, 0.99), (0.8, 0.89), (0.7, 0.79))
+    stop_fraction: float = 1.0
+    beta_scope: Literal["step", "layer"] = "step"
+    seed: int = 0
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        for low, high in self.beta_ranges:
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"beta_ranges: [{low}, {high}] must satisfy 0 <= low <= high <= 1.")
+        if not 0 <= self.stop_fraction <= 1:
+            raise ValueError(f"stop_fraction is {self.stop_fraction}; it must lie in [0, 1].")
+        if self.beta_scope not in ("step", "layer"):
+            raise ValueError(f"beta_scope: there is no '{self.beta_scope}'; choose 'step' or 'layer'.")
+
+    def check_experts(self, num_experts: int) -> None:
+        """Raises ValueError unless there is one range per evolved expert."""
+        if len(self.beta_ranges) != num_experts - 1:
+            raise ValueError(
+                f"beta_ranges has {len(self.beta_ranges)} entries; {num_experts} experts need {num_experts - 1}: one for each "
+                "expert that evolves from the first."
+            )
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How one stage trains. What is not here is a TrainingArguments field: give it in ``trainer`` as name=value.
+
+    Attributes:
+        learning_rate: peak, after warm-up; cosine decay.
+        epochs: passes over the data, when ``steps`` is 0.
+        steps: optimiser steps; 0 means "by epochs".
+        batch_size: records per device and micro-batch.
+        accumulation: micro-batches per optimiser step.
+        data: other data than the run's, for this stage only.
+        train: what trains, as parts joined by "+": see ``evomoe.stages.trainable``.
+        trainer: further TrainingArguments, as name=value with the value in JSON, e.g. bf16=true.
+    """
+
+    learning_rate: float = 2e-5
+    epochs: float = 1.0
+    steps: int = 0
+    batch_size: int = 4
+    accumulation: int = 2
+    data: str | None = None
+    train: str = ""
+    trainer: NamedValues = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epochs", "batch_size", "accumulation"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}; give 0 to train by epochs.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run of ``evomoe train``.
+
+    Attributes:
+        model: dense VLM: a folder or a hub name.
+        data: LLaVA JSON, JSON lines, a folder of ``datasets.save_to_disk`` or a hub dataset ("name" or "name:split").
+        output: run folder; must not exist, or hold an unfinished run of this recipe together with ``resume``.
+        image_root: folder that the records' image paths are relative to.
+        stages: which of 0 (align the projector), 1 (warm-up), 2 (expert evolution), 3 (routing) run.
+        moe_layers: "alternating", "all", "without_first", or indices separated by commas.
+        expert_init: where Stage III's experts come from; "evolved" needs Stage II.
+        init_options: keyword arguments of that initialiser.
+        max_length: tokens per record; longer ones are cut, and counted.
+        max_pixels: larger pictures are refused.
+        on_bad_record: "stop" before training, or "skip" and list.
+        dtype: precision of the loaded weights: float32, bfloat16 or auto. Mixed precision is ``trainer`` bf16=true.
+        workers: processes that decode images; 0 decodes in the main process.
+        seed: of data order, router weights and dropout.
+        trust_remote_code: run code from the model's repository.
+        allow_collapsed_experts: let Stage III start on experts that are all alike.
+        trainer: further TrainingArguments for every stage, as name=value.
+    """
+
+    model: str
+    data: str
+    output: str
+    image_root: str | None = None
+    stages: tuple[int, ...] = (1, 2, 3)
+    moe_layers: str = "alternating"
+    expert_init: str = "evolved"
+    init_options: NamedValues = field(default_factory=dict)
+    moe: Annotated[MoEOptions, tyro.conf.arg(name="")] = field(default_factory=MoEOptions)
+    evolution: EvolutionOptions = field(default_factory=EvolutionOptions)
+    stage0: StageOptions = field(
+        default_factory=lambda: StageOptions(learning_rate=1e-3, batch_size=32, accumulation=8, train="projector")
+    )
+    stage1: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=64, train="text+projector"))
+    stage2: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=16, train="ffn"))
+    stage3: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=16, train="router"))
+    max_length: int = 2048
+    max_pixels: int = 89_478_485
+    on_bad_record: Literal["stop", "skip"] = "stop"
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    workers: int = 0
+    seed: int = 0
+    trust_remote_code: bool = False
+    allow_collapsed_experts: bool = False
+    trainer: NamedValues = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        if unknown or not self.stages or list(self.stages) != sorted(set(self.stages)):
+            raise ValueError(f"stages: {list(self.stages)} must be some of {list(STAGES)}, each once, in order.")
+        if 2 in self.stages:
+            self.evolution.check_experts(self.moe.num_experts)
+        if 3 in self.stages and self.expert_init == "evolved" and 2 not in self.stages and "experts" not in self.init_options:
+            raise ValueError(
+                "Stage III with expert_init 'evolved' needs Stage II in the same run, or init_options experts=<evolved_experts."
+                "safetensors>; or choose another expert_init."
+            )
+        if 3 in self.stages and self.moe.gate == "normalised" and self.moe.num_experts_per_tok == 1 and self.stage3.train == "router":
+            raise ValueError(
+                "gate 'normalised' with one expert per token multiplies by 1: the router, which alone trains in Stage III, "
+                "would get no gradient from the language loss. Choose 'straight_through' or 'probability', or K = 2."
+            )
+        if self.on_bad_record not in ("stop", "skip"):
+            raise ValueError(f"on_bad_record: there is no '{self.on_bad_record}'; choose 'stop' or 'skip'.")
+        if self.max_length < 1:
+            raise ValueError(f"max_length is {self.max_length}; it must be positive.")
+
+    def but(self, **changes: Any) -> "Recipe":
+        """A copy with some fields changed; fields of ``moe`` and ``evolution`` may be named directly: ``but(router="linear")``."""
+        for part in ("moe", "evolution"):
+            owned = {f.name for f in dataclasses.fields(getattr(self, part))} - {f.name for f in dataclasses.fields(self)}
+            inner = {name: changes.pop(name) for name in list(changes) if name in owned}
+            if inner:
+                changes[part] = dataclasses.replace(changes.get(part, getattr(self, part)), **inner)
+        return dataclasses.replace(self, **changes)
+
+    def stage(self, number: int) -> StageOptions:
+        """The options of one stage."""
+        return getattr(self, f"stage{number}")
+
+    def placement(self) -> str | list[int]:
+        """``moe_layers`` as ``evomoe.placement`` takes it."""
+        return parse_placement(self.moe_layers)
+
+    def save(self, path: str | Path) -> None:
+        """Writes recipe.json."""
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recipe":
+        """Reads recipe.json."""
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        parts = {"moe": MoEOptions, "evolution": EvolutionOptions} | {f"stage{n}": StageOptions for n in STAGES}
+        for name, part in parts.items():
+            values[name] = part(**_tuples(values[name]))
+        return cls(**_tuples(values))
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Names the fields in which two recipes differ."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+
+def _tuples(values: Any) -> Any:
+    """Lists, as JSON gives them, to tuples; the inside of a dict is the user's own and stays."""
+    if isinstance(values, dict):
+        return {name: value if isinstance(value, dict) else _tuples(value) for name, value in values.items()}
+    return tuple(_tuples(value) for value in values) if isinstance(values, list) else values

@@ -1,0 +1,26 @@
+"""Who handles a token: one file per router, one row per name.
+
+To add a router, write its file and its row here; the tests pick it up from this table.
+"""
+
+from collections.abc import Callable
+
+from evomoe.routers.base import GATES, Router, Routing
+from evomoe.routers.dtr import DynamicTokenAwareRouter
+from evomoe.routers.fixed import FixedRouter
+from evomoe.routers.linear import LinearRouter
+from evomoe.routers.modality import ModalityRouter
+from evomoe.routers.shared import SharedRouter
+from evomoe.routers.shuffled import ShuffledRouter
+
+ROUTERS: dict[str, Callable[..., Router]] = {
+    "linear": LinearRouter,
+    "modality": ModalityRouter,
+    "modality+shared": SharedRouter.around(ModalityRouter),
+    "dtr": DynamicTokenAwareRouter,
+    "dtr+shared": SharedRouter.around(DynamicTokenAwareRouter),
+    "fixed": FixedRouter,
+    "shuffled": ShuffledRouter,
+}
+
+__all__ = ["GATES", "ROUTERS", "Router", "Routing"]

@@ -1,0 +1,102 @@
+"""What every router shares: from logits to the chosen experts and their weights.
+
+T tokens, D hidden, E experts, K experts per token.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from evomoe.modality import Modality
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where the tokens of one MoE layer went.
+
+    Attributes:
+        logits_TE: router scores, float32.
+        probs_TE: their softmax, float32.
+        index_TK: chosen experts, int64. ``E`` and above mean "no expert": such a slot is skipped.
+        weight_TK: what each chosen expert's output is multiplied by, float32.
+    """
+
+    logits_TE: Tensor
+    probs_TE: Tensor
+    index_TK: Tensor
+    weight_TK: Tensor
+
+
+def probability(chosen_TK: Tensor) -> Tensor:
+    """w = p, as in Switch and MoE-LLaVA."""
+    return chosen_TK
+
+
+def normalised(chosen_TK: Tensor) -> Tensor:
+    """w = p / sum of the chosen p. With one expert per token this is 1, and the router gets no language gradient."""
+    return chosen_TK / chosen_TK.sum(-1, keepdim=True)
+
+
+def straight_through(chosen_TK: Tensor) -> Tensor:
+    """w = normalised p in value, with the gradient of p / stop_gradient(sum of the chosen p): value 1 for K = 1, gradient alive."""
+    return chosen_TK / chosen_TK.sum(-1, keepdim=True).detach()
+
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "probability": probability,
+    "normalised": normalised,
+    "straight_through": straight_through,
+}
+
+
+class Router(nn.Module):
+    """Base class: a subclass computes logits, this class turns them into a ``Routing``.
+
+    Args:
+        hidden_size: D.
+        num_experts: E.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int) -> None:
+        super().__init__()
+        self.hidden_size, self.num_experts = hidden_size, num_experts
+
+    def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
+        """Scores every expert for every real token: float32 logits (T, E)."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x_TD, modality) -> logits_TE.")
+
+    def reset_parameters(self) -> None:
+        """Draws fresh weights; called at construction and by the model's weight initialisation."""
+
+    def route(self, x_TD: Tensor, modality: Modality, top_k: int, gate: str, dropout: float = 0.0) -> Routing:
+        """Chooses ``top_k`` experts for each real token.
+
+        Args:
+            x_TD: normalised hidden states of the real tokens.
+            modality: their kinds.
+            top_k: K.
+            gate: a name of ``GATES``.
+            dropout: Table 14's expert dropout: during training, each expert is hidden from a token with this probability
+                (a token that would keep fewer than K experts keeps all).
+        """
+        # Router arithmetic is float32 whatever the model's precision.
+        with torch.autocast(x_TD.device.type, enabled=False):
+            logits_TE = self(x_TD.float(), modality)
+        choosable_TE = logits_TE
+        if dropout > 0 and self.training:
+            keep_TE = torch.rand_like(logits_TE) >= dropout
+            keep_TE |= keep_TE.sum(-1, keepdim=True) < top_k
+            choosable_TE = logits_TE.masked_fill(~keep_TE, float("-inf"))
+        probs_TE = choosable_TE.softmax(-1)
+        chosen_TK, index_TK = probs_TE.topk(top_k, dim=-1)
+        return Routing(logits_TE, probs_TE, index_TK, GATES[gate](chosen_TK))
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 whatever its weights are stored in."""
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(x_TD.float(), self.weight.float(), bias)

@@ -1,0 +1,88 @@
+"""The Dynamic Token-aware Router: a hypernetwork per modality writes a small network for every token.
+
+Implements: Eq. 5, Eq. 6, Eq. 7, Eq. 8, Figure 3.
+
+H hypernetwork width, R router rank. The paper's formulas, per token z of modality tau:
+
+    a = W1 z + b1                      (H,)
+    Theta = W2 a + b2                  two matrices: Theta_down (2R, D), Theta_up (D, R)
+    logits = phi(Theta_up SwiGLU(Theta_down z))
+
+Theta is 3RD numbers a token and is never formed. W2 is linear, so with a' = [a; 1] (the 1 carries b2):
+
+    Theta_down z = sum_h a'_h (W2down_h z)            one matrix product (T, D) x (D, (H+1) 2R), then a contraction with a'
+    phi(Theta_up s) = sum_h a'_h (phi W2up_h s)       phi W2up is ((H+1) E, R): small, computed once a pass
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evomoe.modality import Modality
+from evomoe.routers.base import Float32Linear, Router
+
+
+class HyperNetwork(nn.Module):
+    """H^tau: the parameters of Eq. 5 and 6 for one modality.
+
+    ``down.weight`` is ((H+1) * 2R, D) and ``up.weight`` is (D, (H+1) * R): the blocks 0..H-1 are W2, block H is b2.
+    """
+
+    def __init__(self, hidden_size: int, hypernet_width: int, rank: int) -> None:
+        super().__init__()
+        self.embed = Float32Linear(hidden_size, hypernet_width)
+        self.down = Float32Linear(hidden_size, (hypernet_width + 1) * 2 * rank, bias=False)
+        self.up = Float32Linear((hypernet_width + 1) * rank, hidden_size, bias=False)
+        self.width, self.rank = hypernet_width, rank
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Scales chosen so that, for a normalised z, a is about 1 and each of Eq. 7's intermediate values is about 1."""
+        D, H, R = self.embed.in_features, self.width, self.rank
+        nn.init.normal_(self.embed.weight, std=D**-0.5)
+        nn.init.zeros_(self.embed.bias)
+        nn.init.normal_(self.down.weight, std=(D * (H + 1)) ** -0.5)
+        nn.init.normal_(self.up.weight, std=(R * (H + 1)) ** -0.5)
+
+    def forward(self, z_TD: Tensor, phi_ED: Tensor) -> Tensor:
+        """phi(e) without phi's bias, (T, E)."""
+        T, H, R = z_TD.shape[0], self.width, self.rank
+        a_TH = F.pad(self.embed(z_TD), (0, 1), value=1.0)  # H + 1 entries
+        down_THP = self.down(z_TD).view(T, H + 1, 2 * R)
+        down_TP = torch.bmm(a_TH.unsqueeze(1), down_THP).squeeze(1)
+        gate_TR, value_TR = down_TP.chunk(2, dim=-1)
+        s_TR = F.silu(gate_TR) * value_TR
+        folded_EHR = (phi_ED @ self.up.weight.float()).view(-1, H + 1, R)
+        up_THE = (s_TR @ folded_EHR.permute(2, 1, 0).reshape(R, -1)).view(T, H + 1, -1)
+        return torch.bmm(a_TH.unsqueeze(1), up_THE).squeeze(1)
+
+
+class DynamicTokenAwareRouter(Router):
+    """Two hypernetworks, one for image and one for text tokens, and a final router phi that they share.
+
+    Args:
+        hypernet_width: H. 64 with rank 16 reproduces the activated parameters of the paper's Table 1.
+        rank: R.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, hypernet_width: int = 64, rank: int = 16) -> None:
+        super().__init__(hidden_size, num_experts)
+        if hypernet_width < 1 or rank < 1:
+            raise ValueError(f"router 'dtr': hypernet_width ({hypernet_width}) and rank ({rank}) must be at least 1.")
+        self.image = HyperNetwork(hidden_size, hypernet_width, rank)
+        self.text = HyperNetwork(hidden_size, hypernet_width, rank)
+        self.phi = Float32Linear(hidden_size, num_experts)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.phi.weight, std=self.hidden_size**-0.5)
+        nn.init.zeros_(self.phi.bias)
+
+    def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
+        phi_ED, logits_TE = self.phi.weight.float(), x_TD.new_zeros(x_TD.shape[0], self.num_experts)
+        for tokens, hypernetwork in ((modality.image_tokens, self.image), (modality.text_tokens, self.text)):
+            if tokens.shape[0] == x_TD.shape[0]:  # one modality only, as in every decoding step: nothing to gather
+                logits_TE = hypernetwork(x_TD, phi_ED)
+            elif tokens.shape[0] or self.training:  # in training the absent modality runs on no rows: DDP wants its zeros
+                logits_TE = logits_TE.index_copy(0, tokens, hypernetwork(x_TD[tokens], phi_ED))
+        return logits_TE + self.phi.bias.float()

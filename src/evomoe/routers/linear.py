@@ -1,0 +1,24 @@
+"""One linear map for all tokens, the router of MoE-LLaVA.
+
+Implements: Table 4 (a).
+"""
+
+from torch import Tensor, nn
+
+from evomoe.modality import Modality
+from evomoe.routers.base import Float32Linear, Router
+
+
+class LinearRouter(Router):
+    """logits = W z."""
+
+    def __init__(self, hidden_size: int, num_experts: int) -> None:
+        super().__init__(hidden_size, num_experts)
+        self.gate = Float32Linear(hidden_size, num_experts, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.gate.weight, std=0.02)
+
+    def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
+        return self.gate(x_TD)

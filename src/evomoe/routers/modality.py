@@ -1,0 +1,25 @@
+"""One linear router for image tokens, one for text tokens.
+
+Implements: Table 4 (b).
+"""
+
+from torch import Tensor
+
+from evomoe.modality import Modality
+from evomoe.routers.base import Router
+from evomoe.routers.linear import LinearRouter
+
+
+class ModalityRouter(Router):
+    """logits = W_V z for image tokens, W_T z for text tokens."""
+
+    def __init__(self, hidden_size: int, num_experts: int) -> None:
+        super().__init__(hidden_size, num_experts)
+        self.image = LinearRouter(hidden_size, num_experts)
+        self.text = LinearRouter(hidden_size, num_experts)
+
+    def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
+        logits_TE = x_TD.new_zeros(x_TD.shape[0], self.num_experts)
+        for tokens, router in ((modality.image_tokens, self.image), (modality.text_tokens, self.text)):
+            logits_TE = logits_TE.index_copy(0, tokens, router(x_TD[tokens], modality))
+        return logits_TE

@@ -1,0 +1,62 @@
+"""What a run would do: what trains, how many parameters, how many steps. Loads no weights."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from evomoe.accounting import count_parameters, readable
+from evomoe.configuration import EvoMoEConfig, MoEConfig, sparse_config
+from evomoe.data.records import load_records
+from evomoe.loading import empty_model, load_config
+from evomoe.recipe import STAGES, Recipe
+from evomoe.stages.common import planned_steps, trainer_options
+from evomoe.stages.trainable import set_trainable
+from evomoe.structure import text_config
+
+
+def describe(recipe: Recipe) -> str:
+    """Checks recipe, model and data, and tells for every stage what trains, over how many records and steps.
+
+    Raises:
+        ValueError: what the run itself would refuse before training.
+    """
+    config = load_config(recipe.model, recipe.trust_remote_code)
+    if isinstance(config, EvoMoEConfig):
+        raise ValueError(f"{recipe.model} is an EvoMoE model already; training starts from a dense model.")
+    if Path(recipe.output).exists():
+        raise ValueError(f"output: {recipe.output} exists already; the run would need --resume or another folder.")
+    moe = MoEConfig.for_model(config, recipe.placement(), expert_init=recipe.expert_init, **dataclasses.asdict(recipe.moe))
+    dense, num_layers = empty_model(config), text_config(config).num_hidden_layers
+    lines = [
+        f"Model: {recipe.model} ({type(dense).__name__}, {readable(count_parameters(dense).total)} parameters, {num_layers} layers)",
+        f"MoE layers: {', '.join(map(str, moe.moe_layers))}; {moe.num_experts} experts, {moe.num_experts_per_tok} per token, "
+        f"router {moe.router}, gate {moe.gate}",
+    ]
+    if 2 in recipe.stages:
+        lines.append(f"Evolution: rule {recipe.evolution.rule}, beta {[list(r) for r in recipe.evolution.beta_ranges]}")
+    for stage in recipe.stages:
+        data, options = recipe.stage(stage).data or recipe.data, trainer_options(recipe, stage)
+        records = load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
+        model = empty_model(sparse_config(config, moe)) if stage == 3 else dense
+        names = set_trainable(model, recipe.stage(stage).train, moe.moe_layers)
+        counts, settings = count_parameters(model, names), recipe.stage(stage)
+        lines += [
+            "",
+            f"Stage {stage} ({STAGES[stage]}): {len(records)} records of {data}, {planned_steps(recipe, stage, len(records))} steps "
+            f"of {settings.batch_size} x {settings.accumulation} records, learning rate {settings.learning_rate:g}",
+            f"  trains {settings.train}: {readable(counts.trained)} of {readable(counts.total)} parameters in {len(names)} tensors"
+            + (f"; {readable(counts.activated)} run per token" if stage == 3 else ""),
+            f"  {_shorten(names)}",
+        ]
+        if records.skipped:
+            lines.append(f"  {records.report()}")
+        if options:
+            lines.append(f"  TrainingArguments: {options}")
+    device = "CUDA" if torch.cuda.is_available() else "CPU"
+    return "\n".join([*lines, "", f"Would run on {device}. Nothing was loaded or written."])
+
+
+def _shorten(names: list[str], shown: int = 3) -> str:
+    more = f", and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -1,0 +1,14 @@
+"""Stage I, understanding warm-up: the language model and the projector train; the vision tower is frozen.
+
+Implements: Stage I of Section 3.1.
+"""
+
+from pathlib import Path
+
+from evomoe.recipe import Recipe
+from evomoe.stages.common import StageFolder, load_dense, train
+
+
+def run(recipe: Recipe, source: Path | str, folder: StageFolder) -> None:
+    """Dense model in ``source`` -> instruction-tuned dense model in ``folder``."""
+    train(recipe, 1, load_dense(recipe, source), source, folder)

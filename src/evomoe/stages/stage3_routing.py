@@ -1,0 +1,36 @@
+"""Stage III, routing: the sparse model is assembled from the evolved experts, and only the router trains.
+
+Implements: Stage III of Section 3.1.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from evomoe.analysis.diversity import check_not_collapsed
+from evomoe.recipe import Recipe
+from evomoe.stages.common import StageFolder, load_dense, train
+from evomoe.stages.stage2_evolution import EXPERTS
+from evomoe.upcycling import upcycle
+
+
+def run(recipe: Recipe, source: Path | str, folder: StageFolder, stage2: StageFolder | None = None) -> None:
+    """Dense model in ``source`` and the evolved experts in ``stage2`` -> sparse model in ``folder``.
+
+    Raises:
+        ValueError: all evolved experts are copies of expert 1 and the recipe does not allow that.
+    """
+    init_options = dict(recipe.init_options)
+    if recipe.expert_init == "evolved" and stage2 is not None:
+        init_options.setdefault("experts", str(stage2.path / EXPERTS))
+        if not recipe.allow_collapsed_experts:
+            check_not_collapsed(json.loads((stage2.path / "diversity.json").read_text()), "cosine")
+    model = upcycle(
+        load_dense(recipe, source),
+        moe_layers=recipe.placement(),
+        expert_init=recipe.expert_init,
+        init_options=init_options,
+        seed=recipe.seed,
+        **dataclasses.asdict(recipe.moe),
+    )
+    train(recipe, 3, model, source, folder)
