@@ -67,9 +67,7 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
         sys.exit(2)
     base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
 
-    def train(
-        options: Annotated[Recipe, Flat] = base, recipe: str = name, dry_run: bool = False, resume: bool = False
-    ) -> None:
+    def train(options: Annotated[Recipe, Flat] = base, recipe: str = name, dry_run: bool = False, resume: bool = False) -> None:
         """Train a dense VLM into an EvoMoE on your own data, in stages.
 
         Args:
@@ -166,7 +164,9 @@ def evaluate(
     print(evaluate_checkpoint(checkpoint, benchmarks, batch_size, limit, Path(output) if output else None))
 
 
-def list_names(what: tyro.conf.Positional[Literal["routers", "inits", "losses", "gates", "rules", "benchmarks", "recipes"]]) -> None:
+def list_names(
+    what: tyro.conf.Positional[Literal["routers", "inits", "losses", "gates", "rules", "benchmarks", "recipes"]],
+) -> None:
     """List what an option can name.
 
     Args:

@@ -1,6 +1,7 @@
 """What the network is: the MoE part of the configuration, which travels with the weights."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -104,9 +105,11 @@ def family_config_class(base_model_type: str) -> type[EvoMoEConfig]:
 
 def sparse_config(dense: PreTrainedConfig, moe: MoEConfig) -> EvoMoEConfig:
     """The configuration of the sparse model made from a dense one; the dense configuration is left alone."""
-    values = dense.to_dict()
-    values.pop("architectures", None)
-    return family_config_class(moe.base_model_type).from_dict(values | {"model_type": MODEL_TYPE, "evomoe": asdict(moe)})
+    # A copy of the object rather than of its fields: transformers keeps unsaved state, such as the chosen attention, in it.
+    sparse = copy(dense)
+    sparse.__class__ = family_config_class(moe.base_model_type)
+    sparse.evomoe, sparse.architectures = asdict(moe), None
+    return sparse
 
 
 def __getattr__(name: str):

@@ -186,7 +186,9 @@ class ExpertEvolution:
         gradients = []
         for (layer, name), parameter in zip(self.names, self._parameters(), strict=True):
             if parameter.grad is None:
-                raise ValueError(f"rule 'literal' needs gradients, and layer {layer}'s {name} has none (not available under ZeRO).")
+                raise ValueError(
+                    f"rule 'literal' needs gradients, and layer {layer}'s {name} has none (not available under ZeRO)."
+                )
             gradients.append(_local(parameter.grad).float())
         return gradients
 

@@ -60,9 +60,7 @@ class Experts(nn.ModuleList):
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         counts = count_E.tolist()
         segments = x_TD[token_of_S].split([*counts, token_of_S.shape[0] - sum(counts)])
-        outputs = [
-            expert(segment) for expert, segment in zip(self, segments, strict=False) if trains or segment.shape[0]
-        ]
+        outputs = [expert(segment) for expert, segment in zip(self, segments, strict=False) if trains or segment.shape[0]]
         return torch.cat([*outputs, torch.zeros_like(segments[-1])])
 
     def _grouped_mm_pays(self, x_TD: Tensor) -> bool:

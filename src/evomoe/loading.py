@@ -8,7 +8,6 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 
-
 def auto_model(config: PreTrainedConfig) -> type:
     """The auto class that knows the model: image-text-to-text, or causal language modelling for a text-only model.
 
@@ -16,7 +15,7 @@ def auto_model(config: PreTrainedConfig) -> type:
         ValueError: neither knows it.
     """
     for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
-        if type(config) in auto._model_mapping or hasattr(config, "auto_map"):  # noqa: SLF001
+        if type(config) in auto._model_mapping or hasattr(config, "auto_map"):
             return auto
     raise ValueError(
         f"Models of type '{config.model_type}' are neither image-text-to-text nor causal language models to transformers."

@@ -48,8 +48,9 @@ class Modality:
         hidden_ND = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
         if hidden_ND.shape[0] != self.shape[0] * self.shape[1]:
             raise ValueError(
-                f"An MoE layer received {hidden_ND.shape[0]} tokens, but the forward pass announced {self.shape[0]} x {self.shape[1]}. "
-                "This model changes the sequence between its inputs and its decoder; pass `modality=` to its forward."
+                f"An MoE layer received {hidden_ND.shape[0]} tokens, but the forward pass announced "
+                f"{self.shape[0]} x {self.shape[1]}. This model changes the sequence between its inputs and its "
+                "decoder; pass `modality=` to its forward."
             )
         return hidden_ND if self.position_T is None else hidden_ND[self.position_T]
 

@@ -106,7 +106,12 @@ class EvoMoEMixin:
             cache_ = kwargs.get("past_key_values")
             past_length = 0 if cache_ is None else int(cache_.get_seq_length())
             modality = modality_of_inputs(
-                image_token_ids(self.config), input_ids, inputs_embeds, attention_mask, self.get_input_embeddings(), past_length
+                image_token_ids(self.config),
+                input_ids,
+                inputs_embeds,
+                attention_mask,
+                self.get_input_embeddings(),
+                past_length,
             )
         coefficients = self.config.moe.aux_losses if labels is not None else {}
         forward_pass = ForwardPass(modality, recording=output_router_logits or bool(coefficients))
@@ -179,14 +184,19 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     order = [merged.pop("self"), merged.pop("input_ids"), *merged.values(), own["kwargs"]]
     forward.__signature__ = inspect.Signature(order)
     forward.__doc__ = EvoMoEMixin.forward.__doc__
-    members = {"forward": forward, "__module__": __name__, "__doc__": f"{base.__name__} with a mixture of experts.", "base_class": base}
+    members = {
+        "forward": forward,
+        "__module__": __name__,
+        "__doc__": f"{base.__name__} with a mixture of experts.",
+        "base_class": base,
+    }
     return type(f"EvoMoE{base.__name__}", (EvoMoEMixin, base), members)
 
 
 def register_family(base_config: type[PreTrainedConfig], family: type[EvoMoEConfig]) -> None:
     """Makes transformers' auto classes load the sparse models of one family."""
     for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
-        if base_config in auto._model_mapping:  # noqa: SLF001 - the only list of a family's classes
+        if base_config in auto._model_mapping:
             base = auto._model_mapping[base_config]
             sparse = model_class(base)
             sparse.config_class = family
@@ -195,7 +205,10 @@ def register_family(base_config: type[PreTrainedConfig], family: type[EvoMoEConf
 
 def __getattr__(name: str):
     """Finds a sparse model class by name, so that models can be pickled."""
-    for mapping in (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    for mapping in (
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    ):
         for model_type, class_name in mapping.items():
             if name == f"EvoMoE{class_name}":
                 family_config_class(model_type)

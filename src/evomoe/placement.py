@@ -5,6 +5,7 @@ Implements: the placements of Table 6. Needs neither torch nor transformers.
 
 from collections.abc import Sequence
 
+
 def moe_layers(placement: str | Sequence[int], num_layers: int) -> list[int]:
     """Resolves a placement to layer indices.
 
@@ -32,6 +33,6 @@ def moe_layers(placement: str | Sequence[int], num_layers: int) -> list[int]:
 
 
 def parse_placement(text: str) -> str | list[int]:
-    """"0,2,5" -> [0, 2, 5]; a name stays a name."""
+    """ "0,2,5" -> [0, 2, 5]; a name stays a name."""
     parts = text.replace(",", " ").split()
     return [int(part) for part in parts] if parts and all(part.isdigit() for part in parts) else text

@@ -189,7 +189,12 @@ class Recipe:
                 "Stage III with expert_init 'evolved' needs Stage II in the same run, or init_options experts=<evolved_experts."
                 "safetensors>; or choose another expert_init."
             )
-        if 3 in self.stages and self.moe.gate == "normalised" and self.moe.num_experts_per_tok == 1 and self.stage3.train == "router":
+        if (
+            3 in self.stages
+            and self.moe.gate == "normalised"
+            and self.moe.num_experts_per_tok == 1
+            and self.stage3.train == "router"
+        ):
             raise ValueError(
                 "gate 'normalised' with one expert per token multiplies by 1: the router, which alone trains in Stage III, "
                 "would get no gradient from the language loss. Choose 'straight_through' or 'probability', or K = 2."
@@ -200,7 +205,7 @@ class Recipe:
             raise ValueError(f"max_length is {self.max_length}; it must be positive.")
 
     def but(self, **changes: Any) -> "Recipe":
-        """A copy with some fields changed; fields of ``moe`` and ``evolution`` may be named directly: ``but(router="linear")``."""
+        """A copy with some fields changed; those of ``moe`` and ``evolution`` by their own names: ``but(router="linear")``."""
         for part in ("moe", "evolution"):
             owned = {f.name for f in dataclasses.fields(getattr(self, part))} - {f.name for f in dataclasses.fields(self)}
             inner = {name: changes.pop(name) for name in list(changes) if name in owned}

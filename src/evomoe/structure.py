@@ -46,7 +46,7 @@ def find_ffn(layer: nn.Module, hidden_size: int) -> str:
     Raises:
         UnsupportedModelError: the layer is sparse already, or has no such submodule.
     """
-    for name, module in _breadth_first(layer):
+    for name, _ in _breadth_first(layer):
         if _SPARSE.search(name.rpartition(".")[2]):
             raise UnsupportedModelError(
                 f"{type(layer).__name__} is sparse already (it contains '{name}'). EvoMoE starts from a dense model."

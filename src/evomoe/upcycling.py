@@ -84,9 +84,7 @@ def _swap_config(model: nn.Module, dense, sparse) -> None:
             module.config = sparse
 
 
-def upcycle_folder(
-    dense: str, out: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False, **options: Any
-) -> str:
+def upcycle_folder(dense: str, out: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False, **options: Any) -> str:
     """Loads a dense model from a folder or the hub, converts it and writes model and processor to ``out``.
 
     Args:

@@ -9,6 +9,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.tables import markdown_table
+
 
 @dataclass(frozen=True)
 class Item:
@@ -61,7 +63,9 @@ class Prompts:
 
     def _render(self, question: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": f"\n{question}"}]
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
 
     def _inputs(self, texts: list[str], items: list[Item]):
         images = [[_open(item.image_path)] for item in items]
@@ -92,6 +96,15 @@ def evaluate(model: PreTrainedModel, prompts: Prompts, benchmark: Benchmark, lab
     """Scores a model's greedy answers."""
     answers = prompts.answers(model, benchmark.max_new_tokens, label)
     return Score.of(prompts.items, [benchmark.score(answer, item) for answer, item in zip(answers, prompts.items, strict=True)])
+
+
+def score_table(benchmark: str, scores: dict[str, Score]) -> str:
+    """A Markdown table: a row per model, a column per question type, accuracies in percent."""
+    counts = next(iter(scores.values())).counts
+    types = [f"{name} ({count:,})" for name, count in counts.items()]
+    header = [f"{benchmark}, accuracy %", *types, f"all ({sum(counts.values()):,})"]
+    rows = [[name, *(f"{score.by_type[t]:.1f}" for t in counts), f"{score.total:.2f}"] for name, score in scores.items()]
+    return markdown_table(header, rows)
 
 
 def _open(path: str) -> Image.Image:

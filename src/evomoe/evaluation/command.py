@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from evomoe.evaluation import BENCHMARKS
-from evomoe.evaluation.base import Prompts, Score
+from evomoe.evaluation.base import Prompts, Score, score_table
 from evomoe.files import write_text
 from evomoe.loading import load_model, load_processor
 
@@ -61,19 +61,3 @@ def evaluate_checkpoint(
     if output:
         write_text(output, json.dumps(written, indent=1) + "\n")
     return "\n\n".join(tables)
-
-
-def score_table(benchmark: str, scores: dict[str, Score]) -> str:
-    """A Markdown table: a row per model, a column per question type, accuracies in percent."""
-    counts = next(iter(scores.values())).counts
-    header = [f"{benchmark}, accuracy %", *(f"{name} ({count:,})" for name, count in counts.items()), f"all ({sum(counts.values()):,})"]
-    rows = [[name, *(f"{score.by_type[t]:.1f}" for t in counts), f"{score.total:.2f}"] for name, score in scores.items()]
-    return markdown_table(header, rows)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table; every column but the first is right-aligned."""
-    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
-    cells = ["| " + " | ".join(f"{v:<{w}}" if i == 0 else f"{v:>{w}}" for i, (v, w) in enumerate(zip(row, widths, strict=True))) + " |" for row in [header, *rows]]
-    rule = "| " + " | ".join("-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)) + " |"
-    return "\n".join([cells[0], rule, *cells[1:]])

@@ -10,8 +10,7 @@ from evomoe.evaluation.base import Benchmark, Item
 def items(split: Literal["train", "test"] = "test") -> Sequence[Item]:
     """The questions of a split; a question's type is color, shape, yes/no or yes/no negated."""
     return [
-        Item(question.image_path, question.question, question.answer, question.type)
-        for question in easy_vqa.questions(split)
+        Item(question.image_path, question.question, question.answer, question.type) for question in easy_vqa.questions(split)
     ]
 
 

@@ -40,7 +40,7 @@ def normalised(chosen_TK: Tensor) -> Tensor:
 
 
 def straight_through(chosen_TK: Tensor) -> Tensor:
-    """w = normalised p in value, with the gradient of p / stop_gradient(sum of the chosen p): value 1 for K = 1, gradient alive."""
+    """w = p / stop_gradient(sum of the chosen p): normalised in value (1 for K = 1), with the gradient of p alive."""
     return chosen_TK / chosen_TK.sum(-1, keepdim=True).detach()
 
 

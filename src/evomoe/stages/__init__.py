@@ -27,7 +27,9 @@ def open_run(recipe: Recipe, resume: bool) -> None:
         raise ValueError(f"output: {output} is a file; name a folder.")
     if output.is_dir() and any(output.iterdir()):
         if not resume:
-            raise ValueError(f"output: {output} exists and is not empty. Add --resume to go on with the run in it, or name another.")
+            raise ValueError(
+                f"output: {output} exists and is not empty. Add --resume to go on with the run in it, or name another."
+            )
         if not written.is_file():
             raise ValueError(f"output: {output} holds no recipe.json, so there is no run to resume; name another folder.")
         changed = recipe.differences(Recipe.load(written))

@@ -75,7 +75,9 @@ def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
     for name in options:
         if name not in TrainingArguments.__dataclass_fields__:
             nearest = get_close_matches(name, TrainingArguments.__dataclass_fields__, 1)
-            raise ValueError(f"trainer: TrainingArguments has no '{name}'" + (f"; did you mean '{nearest[0]}'?" if nearest else "."))
+            raise ValueError(
+                f"trainer: TrainingArguments has no '{name}'" + (f"; did you mean '{nearest[0]}'?" if nearest else ".")
+            )
     return options
 
 

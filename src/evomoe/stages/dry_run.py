@@ -29,7 +29,8 @@ def describe(recipe: Recipe) -> str:
     moe = MoEConfig.for_model(config, recipe.placement(), expert_init=recipe.expert_init, **dataclasses.asdict(recipe.moe))
     dense, num_layers = empty_model(config), text_config(config).num_hidden_layers
     lines = [
-        f"Model: {recipe.model} ({type(dense).__name__}, {readable(count_parameters(dense).total)} parameters, {num_layers} layers)",
+        f"Model: {recipe.model} ({type(dense).__name__}, {readable(count_parameters(dense).total)} parameters, "
+        f"{num_layers} layers)",
         f"MoE layers: {', '.join(map(str, moe.moe_layers))}; {moe.num_experts} experts, {moe.num_experts_per_tok} per token, "
         f"router {moe.router}, gate {moe.gate}",
     ]
@@ -43,9 +44,10 @@ def describe(recipe: Recipe) -> str:
         counts, settings = count_parameters(model, names), recipe.stage(stage)
         lines += [
             "",
-            f"Stage {stage} ({STAGES[stage]}): {len(records)} records of {data}, {planned_steps(recipe, stage, len(records))} steps "
-            f"of {settings.batch_size} x {settings.accumulation} records, learning rate {settings.learning_rate:g}",
-            f"  trains {settings.train}: {readable(counts.trained)} of {readable(counts.total)} parameters in {len(names)} tensors"
+            f"Stage {stage} ({STAGES[stage]}): {len(records)} records of {data}",
+            f"  {planned_steps(recipe, stage, len(records))} steps of {settings.batch_size} x {settings.accumulation} records, "
+            f"learning rate {settings.learning_rate:g}",
+            f"  trains {settings.train}: {readable(counts.trained)} of {readable(counts.total)} parameters, {len(names)} tensors"
             + (f"; {readable(counts.activated)} run per token" if stage == 3 else ""),
             f"  {_shorten(names)}",
         ]

@@ -1,0 +1,116 @@
+"""report.md of a run: what was trained, how it scored, what experts and routers did, with pictures."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomoe.accounting import ParameterCounts
+from evomoe.analysis.plots import plot_distances, plot_load, plot_logits
+from evomoe.analysis.routing import MODALITIES, RoutingStatistics
+from evomoe.files import write_text
+from evomoe.recipe import STAGES, Recipe
+from evomoe.tables import markdown_table
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """What a report tells beside what lies in the run folder.
+
+    Attributes:
+        parameters: counts of each model or stage, by name.
+        statistics: of the sparse model's routers; None if the run made none.
+        probe: what the statistics were measured on.
+        scores: a Markdown table, or nothing.
+        notes: paragraphs for the top.
+    """
+
+    parameters: dict[str, ParameterCounts]
+    statistics: RoutingStatistics | None
+    probe: str
+    scores: str = ""
+    notes: str = ""
+
+
+def write_report(folder: Path, recipe: Recipe, given: ReportInput) -> Path:
+    """Writes report.md and its pictures into the run folder; returns its path."""
+    parts = ["# EvoMoE run", given.notes, _settings(recipe)]
+    if given.scores:
+        parts += ["## Scores", given.scores]
+    parts += ["## Parameters", _parameters(given.parameters), "## Time", _seconds(folder, recipe)]
+    metrics_file = folder / "metrics.jsonl"
+    metrics = [json.loads(line) for line in metrics_file.read_text().splitlines()] if metrics_file.is_file() else []
+    parts += _evolution(folder, metrics)
+    if given.statistics is not None:
+        parts += _routing(folder, given.statistics, given.probe)
+    write_text(folder / "report.md", "\n\n".join(part for part in parts if part) + "\n")
+    return folder / "report.md"
+
+
+def _settings(recipe: Recipe) -> str:
+    moe, evolution = recipe.moe, recipe.evolution
+    stages = ", ".join(f"{stage} ({STAGES[stage]})" for stage in recipe.stages)
+    lines = [f"Model `{recipe.model}`, data `{recipe.data}`, seed {recipe.seed}, stages {stages}; everything is in recipe.json."]
+    if 3 in recipe.stages:
+        lines.append(
+            f"{moe.num_experts} experts ({recipe.expert_init}), {moe.num_experts_per_tok} per token, router {moe.router}, "
+            f"gate {moe.gate}."
+        )
+    if 2 in recipe.stages:
+        lines.append(f"Evolution rule {evolution.rule}, stop_fraction {evolution.stop_fraction}.")
+    return "\n".join(lines)
+
+
+def _parameters(parameters: dict[str, ParameterCounts]) -> str:
+    rows = [[name, f"{c.total:,}", f"{c.activated:,}", f"{c.trained:,}"] for name, c in parameters.items()]
+    return markdown_table(["model", "total", "activated per token", "trained"], rows)
+
+
+def _seconds(folder: Path, recipe: Recipe) -> str:
+    rows = []
+    for path in sorted(folder.rglob("seconds.txt")):
+        rows.append([path.parent.relative_to(folder).as_posix(), path.read_text().strip()])
+    return markdown_table(["stage", "seconds"], rows)
+
+
+def _evolution(folder: Path, metrics: list[dict]) -> list[str]:
+    reports = list(folder.glob("stage2_*/diversity.json"))
+    if not reports:
+        return []
+    distance = json.loads(reports[0].read_text())["relative_distance"]
+    table = markdown_table(
+        ["", *distance],
+        [["distance to expert 1 / distance expert 1 moved", *(f"{value:.3f}" for value in distance.values())]],
+    )
+    return ["## Evolved experts", table, _picture(folder, "distances.png", lambda path: plot_distances(metrics, path))]
+
+
+def _routing(folder: Path, statistics: RoutingStatistics, probe: str) -> list[str]:
+    E = statistics.load_LME.shape[-1]
+    load = statistics.expert_load()
+    rows = [[f"{name} tokens", *(f"{100 * share:.1f} %" for share in load[name])] for name in MODALITIES]
+    effective, cka = statistics.effective_experts(), statistics.cka_LEE
+    layers = [
+        [f"layer {layer}", f"{effective[i]:.2f}", f"{_mean_off_diagonal(cka[i]):.4f}"]
+        for i, layer in enumerate(statistics.layers)
+    ]
+    return [
+        "## Routing",
+        f"Measured on {probe}.",
+        markdown_table(["load, mean over layers", *(f"expert {n + 1}" for n in range(E))], rows),
+        markdown_table(["", "effective number of experts", "CKA of two experts' outputs, mean"], layers),
+        _picture(folder, "expert_load.png", lambda path: plot_load(statistics, path)),
+        _picture(folder, "router_logits.png", lambda path: plot_logits(statistics, path)),
+    ]
+
+
+def _mean_off_diagonal(square) -> float:
+    E = square.shape[0]
+    return ((square.sum() - square.diagonal().sum()) / (E * (E - 1))).item()
+
+
+def _picture(folder: Path, name: str, draw) -> str:
+    try:
+        draw(folder / name)
+    except ImportError as error:
+        return f"({name}: {error})"
+    return f"![{name.removesuffix('.png').replace('_', ' ')}]({name})"

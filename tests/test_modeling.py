@@ -1,0 +1,237 @@
+"""The sparse model as a whole: equal to the dense one for copied experts, and a good citizen of transformers."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import inputs_for, make_llava
+from transformers import AutoModelForImageTextToText
+
+from evomoe import upcycle
+from evomoe.routers import ROUTERS
+
+NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
+
+
+def logits_of_real_tokens(model, inputs) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits[inputs["attention_mask"].bool()]
+
+
+@pytest.mark.parametrize("images", [(1, 0), (2, 1), (0, 0)])
+def test_copied_experts_equal_the_dense_model(dense, images):
+    inputs = inputs_for(dense, images)
+    before = logits_of_real_tokens(dense, inputs)
+    after = logits_of_real_tokens(upcycle(dense), inputs)
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("router", [name for name in ROUTERS])
+@pytest.mark.parametrize(("gate", "top_k"), [("straight_through", 1), ("straight_through", 3), ("normalised", 2)])
+def test_copied_experts_equal_the_dense_model_for_every_router(llava, router, gate, top_k):
+    inputs = inputs_for(llava)
+    before = logits_of_real_tokens(llava, inputs)
+    sparse = upcycle(llava, router=router, gate=gate, num_experts_per_tok=top_k, moe_layers="all")
+    torch.testing.assert_close(logits_of_real_tokens(sparse, inputs), before, atol=1e-5, rtol=0)
+
+
+def test_a_shared_expert_keeps_copied_experts_equal(llava):
+    inputs = inputs_for(llava)
+    before = logits_of_real_tokens(llava, inputs)
+    sparse = upcycle(llava, shared_expert=True)
+    torch.testing.assert_close(logits_of_real_tokens(sparse, inputs), before, atol=1e-5, rtol=0)
+    sparse.moe_blocks[0].shared_expert.down_proj.weight.data.zero_()
+    assert not torch.allclose(logits_of_real_tokens(sparse, inputs), before, atol=1e-3)
+
+
+def test_the_probability_gate_scales_the_output(llava):
+    inputs = inputs_for(llava)
+    before = logits_of_real_tokens(llava, inputs)
+    assert not torch.allclose(logits_of_real_tokens(upcycle(llava, gate="probability"), inputs), before, atol=1e-3)
+
+
+@pytest.mark.parametrize("router", [name for name in ROUTERS if name != "fixed"])
+@pytest.mark.parametrize(("gate", "alive"), [("straight_through", True), ("probability", True), ("normalised", False)])
+def test_language_gradient_of_a_top_1_router(llava, router, gate, alive):
+    sparse = upcycle(llava, router=router, gate=gate, aux_losses={}, **NOISE)
+    inputs = inputs_for(sparse)
+    sparse(**inputs, labels=inputs["input_ids"]).loss.backward()
+    for block in sparse.moe_blocks.values():
+        gradient = sum(p.grad.abs().sum() for p in block.router.parameters())
+        assert gradient > 1e-3 if alive else gradient < 1e-5
+
+
+@pytest.mark.parametrize(("init", "alive"), [("replicate", False), ("noise", True)])
+def test_equal_experts_give_a_normalised_top_2_router_no_language_gradient(llava, init, alive):
+    sparse = upcycle(llava, expert_init=init, gate="normalised", num_experts_per_tok=2, aux_losses={})
+    inputs = inputs_for(sparse)
+    sparse(**inputs, labels=inputs["input_ids"]).loss.backward()
+    gradient = sum(p.grad.abs().sum() for block in sparse.moe_blocks.values() for p in block.router.parameters())
+    assert gradient > 1e-4 if alive else gradient < 1e-5
+
+
+def test_generation_with_copied_experts_equals_the_dense_model(dense):
+    inputs = inputs_for(dense, (1, 1), padding="left")
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    before = dense.generate(**inputs, **options)
+    assert torch.equal(upcycle(dense).generate(**inputs, **options), before)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava-phi", "idefics3"])  # PaliGemma's prompt is not causal
+def test_cached_generation_equals_the_full_forward(family, dense):
+    sparse = upcycle(dense, **NOISE)
+    for images in ((2,), (0,)):
+        inputs = inputs_for(sparse, images)
+        prompt = inputs["input_ids"].shape[1]
+        tokens = sparse.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+        full = dict(inputs, input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        greedy = sparse(**full).logits[:, prompt - 1 : -1].argmax(-1)
+        assert torch.equal(greedy, tokens[:, prompt:])
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_a_batch_equals_its_samples_one_by_one(llava, router, padding):
+    sparse = upcycle(llava, router=router, num_experts_per_tok=2, **NOISE)
+    batch = inputs_for(sparse, (1, 0, 2), padding=padding)
+    together, first = sparse(**batch).logits, 0
+    for i, images in enumerate((1, 0, 2)):
+        real = batch["attention_mask"][i].bool()
+        alone = {"input_ids": batch["input_ids"][i][real][None], "attention_mask": torch.ones(1, int(real.sum()), dtype=torch.long)}
+        if images:
+            alone["pixel_values"] = batch["pixel_values"][first : first + images]
+        first += images
+        torch.testing.assert_close(sparse(**alone).logits[0], together[i][real], atol=1e-5, rtol=1e-4)
+
+
+def test_padding_changes_neither_loss_nor_statistics(llava):
+    sparse = upcycle(llava, aux_losses={"balance": 0.5, "local": 0.1}, **NOISE)
+    short = inputs_for(sparse, (1,))
+    padded = {name: torch.nn.functional.pad(value, (0, 9)) if name != "pixel_values" else value for name, value in short.items()}
+    labels = short["input_ids"], padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
+    one, other = (sparse(**x, labels=y, output_router_logits=True) for x, y in zip((short, padded), labels, strict=True))
+    torch.testing.assert_close(one.loss, other.loss)
+    torch.testing.assert_close(one.aux_loss, other.aux_loss)
+    assert one.router_logits[0].shape == other.router_logits[0].shape
+
+
+def test_inference_is_deterministic(llava):
+    sparse = upcycle(llava, expert_dropout=0.5, **NOISE).eval()
+    inputs = inputs_for(sparse)
+    assert torch.equal(sparse(**inputs).logits, sparse(**inputs).logits)
+    sparse.train()
+    assert not torch.equal(sparse(**inputs).logits, sparse(**inputs).logits)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_save_and_load_is_the_identity(llava, router, tmp_path):
+    sparse = upcycle(llava, router=router, shared_expert=True, **NOISE)
+    inputs = inputs_for(sparse)
+    sparse.save_pretrained(tmp_path)
+    loaded, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert type(loaded) is type(sparse) and loaded.config.moe == sparse.config.moe
+    for name, tensor in sparse.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    torch.testing.assert_close(loaded.eval()(**inputs).logits, sparse(**inputs).logits, atol=1e-6, rtol=0)
+
+
+def test_save_and_load_twice_for_every_family_and_in_shards(dense, tmp_path):
+    sparse = upcycle(dense, **NOISE)
+    inputs, model = inputs_for(sparse), sparse
+    for generation in ("first", "second"):
+        model.save_pretrained(tmp_path / generation, max_shard_size="100KB")
+        assert len(list((tmp_path / generation).glob("*.safetensors"))) > 1
+        model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / generation, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        after, before = logits_of_real_tokens(model.eval(), inputs), logits_of_real_tokens(sparse, inputs)
+        torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
+
+
+def test_experts_are_stored_one_by_one(llava, tmp_path):
+    upcycle(llava).save_pretrained(tmp_path)
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert "model.language_model.layers.2.mlp.experts.3.gate_proj.weight" in file.keys()  # noqa: SIM118
+
+
+def test_a_process_with_evomoe_loads_the_folder_and_one_without_refuses_it(llava, tmp_path):
+    upcycle(llava).save_pretrained(tmp_path)
+    load = f"from transformers import AutoModelForImageTextToText as A; print(type(A.from_pretrained({str(tmp_path)!r})).__name__)"
+    run = [sys.executable, "-c"]
+    with_evomoe = subprocess.run([*run, f"import evomoe; {load}"], capture_output=True, text=True)
+    assert with_evomoe.stdout.strip() == "EvoMoELlavaForConditionalGeneration", with_evomoe.stderr
+    without = subprocess.run([*run, load], capture_output=True, text=True)
+    assert without.returncode != 0 and "evomoe" in without.stderr
+
+
+def test_copies_of_a_model_are_independent(llava):
+    sparse = upcycle(llava, **NOISE)
+    inputs = inputs_for(sparse)
+    twin = copy.deepcopy(sparse)
+    assert torch.equal(twin(**inputs).logits, sparse(**inputs).logits)
+    twin.moe_blocks[0].experts[0].down_proj.weight.data.zero_()
+    assert not torch.equal(twin(**inputs).logits, sparse(**inputs).logits)
+
+
+def test_loss_is_language_loss_plus_weighted_auxiliary_losses(llava):
+    sparse = upcycle(llava, aux_losses={"balance": 0.5, "local": 0.25}, **NOISE)
+    inputs = inputs_for(sparse)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    out = sparse(**inputs, labels=labels)
+    sparse.config.evomoe["aux_losses"] = {}
+    language = sparse(**inputs, labels=labels).loss
+    expected = language + 0.5 * out.aux_loss["balance"] + 0.25 * out.aux_loss["local"]
+    torch.testing.assert_close(out.loss, expected)
+
+
+def test_auxiliary_losses_combine_over_layers_by_mean_or_sum(llava):
+    sparse = upcycle(llava, moe_layers="all", **NOISE)
+    inputs = inputs_for(sparse)
+    mean = sparse(**inputs, labels=inputs["input_ids"]).aux_loss["balance"]
+    sparse.config.evomoe["aux_reduction"] = "sum"
+    torch.testing.assert_close(sparse(**inputs, labels=inputs["input_ids"]).aux_loss["balance"], 4 * mean)
+
+
+def test_micro_batches_weigh_auxiliary_losses_by_their_share_of_the_target_tokens(llava):
+    sparse = upcycle(llava, aux_losses={"balance": 1.0}, **NOISE)
+    inputs = inputs_for(sparse, (1,))
+    labels = inputs["input_ids"]
+    targets = int((labels[:, 1:] != -100).sum())
+    whole = sparse(**inputs, labels=labels, num_items_in_batch=targets)
+    half = sparse(**inputs, labels=labels, num_items_in_batch=2 * targets)
+    torch.testing.assert_close(half.loss, whole.loss / 2)
+
+
+def test_tuple_output_and_generation_signature(llava):
+    sparse = upcycle(llava)
+    inputs = inputs_for(sparse)
+    assert isinstance(sparse(**inputs, return_dict=False), tuple)
+    with pytest.raises(ValueError, match="pixel_valuez"):
+        sparse.generate(**inputs, pixel_valuez=1, max_new_tokens=1)
+
+
+def test_reentrant_checkpointing_is_refused_while_auxiliary_losses_need_gradients(llava):
+    sparse = upcycle(llava).train()
+    with pytest.raises(ValueError, match="use_reentrant"):
+        sparse.gradient_checkpointing_enable({"use_reentrant": True})
+
+
+def test_config_json_says_what_the_network_is(llava, tmp_path):
+    upcycle(llava, num_experts=3, router="linear").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "evomoe" and config["architectures"] == ["EvoMoELlavaForConditionalGeneration"]
+    assert config["evomoe"]["base_model_type"] == "llava" and config["evomoe"]["num_experts"] == 3
+
+
+def test_a_sparse_model_can_be_built_from_its_configuration():
+    sparse = upcycle(make_llava(), shared_expert=True)
+    fresh = type(sparse)(sparse.config)
+    assert {n: p.shape for n, p in fresh.named_parameters()} == {n: p.shape for n, p in sparse.named_parameters()}
+    # The router keeps the scale that it draws for itself; transformers' own initialisation would flatten it.
+    down = fresh.moe_blocks[0].router.image.down.weight
+    assert down.std().item() == pytest.approx((32 * 65) ** -0.5, rel=0.1)
