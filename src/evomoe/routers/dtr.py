@@ -46,14 +46,14 @@ class HyperNetwork(nn.Module):
 
     def forward(self, z_TD: Tensor, phi_ED: Tensor) -> Tensor:
         """phi(e) without phi's bias, (T, E)."""
-        T, H, R = z_TD.shape[0], self.width, self.rank
+        T, E, H, R = z_TD.shape[0], phi_ED.shape[0], self.width, self.rank
         a_TH = F.pad(self.embed(z_TD), (0, 1), value=1.0)  # H + 1 entries
         down_THP = self.down(z_TD).view(T, H + 1, 2 * R)
         down_TP = torch.bmm(a_TH.unsqueeze(1), down_THP).squeeze(1)
         gate_TR, value_TR = down_TP.chunk(2, dim=-1)
         s_TR = F.silu(gate_TR) * value_TR
-        folded_EHR = (phi_ED @ self.up.weight.float()).view(-1, H + 1, R)
-        up_THE = (s_TR @ folded_EHR.permute(2, 1, 0).reshape(R, -1)).view(T, H + 1, -1)
+        folded_EHR = (phi_ED @ self.up.weight.float()).view(E, H + 1, R)
+        up_THE = (s_TR @ folded_EHR.permute(2, 1, 0).reshape(R, -1)).view(T, H + 1, E)
         return torch.bmm(a_TH.unsqueeze(1), up_THE).squeeze(1)
 
 
@@ -80,9 +80,10 @@ class DynamicTokenAwareRouter(Router):
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         phi_ED, logits_TE = self.phi.weight.float(), x_TD.new_zeros(x_TD.shape[0], self.num_experts)
-        for tokens, hypernetwork in ((modality.image_tokens, self.image), (modality.text_tokens, self.text)):
+        parts = [(modality.image_tokens, self.image), (modality.text_tokens, self.text)]
+        for tokens, hypernetwork in sorted(parts, key=lambda part: -part[0].shape[0]):
             if tokens.shape[0] == x_TD.shape[0]:  # one modality only, as in every decoding step: nothing to gather
                 logits_TE = hypernetwork(x_TD, phi_ED)
-            elif tokens.shape[0] or self.training:  # in training the absent modality runs on no rows: DDP wants its zeros
+            elif tokens.shape[0] or self.training:  # an absent modality trains on no rows: DDP waits for its gradients
                 logits_TE = logits_TE.index_copy(0, tokens, hypernetwork(x_TD[tokens], phi_ED))
         return logits_TE + self.phi.bias.float()

@@ -1,0 +1,186 @@
+"""Expert evolution against hand-computed numbers, through checkpoints and across processes."""
+
+import pytest
+import torch
+from torch import nn
+
+from evomoe.analysis.diversity import check_not_collapsed, diversity_report, relative_distances
+from evomoe.evolution import RULES, ExpertEvolution
+from evomoe.recipe import EvolutionOptions
+
+
+def fixed(*betas: float) -> tuple[tuple[float, float], ...]:
+    return tuple((b, b) for b in betas)
+
+
+def scalar_ffn(value: float) -> nn.Module:
+    ffn = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(ffn.weight, value)
+    return ffn
+
+
+def follow(rule: str, betas: tuple[float, ...], path: list[float], gradients: list[float] | None = None, **options) -> list[float]:
+    """Lets theta_1 take the values of ``path`` and returns where the evolved experts end."""
+    ffn = scalar_ffn(path[0])
+    evolution = ExpertEvolution({0: ffn}, EvolutionOptions(rule, fixed(*betas), **options), total_steps=len(path) - 1)
+    for value, gradient in zip(path[1:], gradients or path[1:], strict=True):
+        ffn.weight.data.fill_(value)
+        ffn.weight.grad = torch.full((1, 1), gradient)
+        evolution.after_step()
+    return [shadow[0].item() for shadow in evolution.shadows]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        # theta_1: 1 -> 3 -> 7, beta = 0.75 and 0.5
+        ("ema", [0.75 * (0.75 * 1 + 0.25 * 3) + 0.25 * 7, 0.5 * (0.5 * 1 + 0.5 * 3) + 0.5 * 7]),
+        ("scaled_update", [1 + 0.25 * 2 + 0.25 * 4, 1 + 0.5 * 2 + 0.5 * 4]),
+        ("lookback", [0.75 * 3 + 0.25 * 7, 0.5 * 3 + 0.5 * 7]),
+        ("literal", [0.75 * 7 + 0.25 * 10, 0.5 * 7 + 0.5 * 10]),
+    ],
+)
+def test_the_four_readings_of_equation_1_by_hand(rule, expected):
+    assert follow(rule, (0.75, 0.5), [1.0, 3.0, 7.0], gradients=[-10.0, 10.0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "at_0", "at_1"),
+    [("ema", 7.0, 1.0), ("scaled_update", 7.0, 1.0), ("lookback", 7.0, 3.0), ("literal", 10.0, 7.0)],
+)
+def test_the_ends_of_beta_mean_what_the_table_says(rule, at_0, at_1):
+    assert follow(rule, (0.0, 1.0), [1.0, 3.0, 7.0], gradients=[-10.0, 10.0]) == pytest.approx([at_0, at_1])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_experts_stop_following_after_the_stop_fraction(rule):
+    path = [1.0, 3.0, 7.0, 20.0, -4.0]
+    assert follow(rule, (0.5,), path, stop_fraction=0.5) == pytest.approx(follow(rule, (0.5,), path[:3]))
+    assert follow(rule, (0.5,), path, stop_fraction=0.0) == [1.0]
+
+
+def test_betas_are_drawn_anew_at_every_step_inside_their_ranges_and_depend_on_the_seed():
+    ffns = {layer: scalar_ffn(0.0) for layer in (0, 2)}
+    evolution = ExpertEvolution(ffns, EvolutionOptions(), total_steps=200)
+    draws = [evolution.draw_betas(step) for step in range(200)]
+    for n, (low, high) in enumerate(evolution.config.beta_ranges):
+        values = [draw[n][0] for draw in draws]
+        assert low <= min(values) < max(values) <= high and len(set(values)) == 200
+        assert min(values) < low + 0.1 * (high - low) and max(values) > high - 0.1 * (high - low)
+        assert all(draw[n][0] == draw[n][2] for draw in draws)
+    assert draws[5] == evolution.draw_betas(5)
+    assert draws[5] != ExpertEvolution(ffns, EvolutionOptions(seed=1), 200).draw_betas(5)
+    by_layer = ExpertEvolution(ffns, EvolutionOptions(beta_scope="layer"), 200).draw_betas(5)
+    assert by_layer[0][0] != by_layer[0][2]
+
+
+def test_per_layer_betas_reach_their_layers():
+    ffns = {layer: scalar_ffn(0.0) for layer in (0, 2)}
+    evolution = ExpertEvolution(ffns, EvolutionOptions("scaled_update", ((0.0, 1.0),), beta_scope="layer"), 1)
+    for ffn in ffns.values():
+        ffn.weight.data.fill_(1.0)
+    evolution.after_step()
+    betas = evolution.draw_betas(1)[0]
+    assert [t.item() for t in evolution.shadows[0]] == pytest.approx([1 - betas[0], 1 - betas[2]])
+
+
+def test_a_small_step_is_not_lost_when_the_model_is_bfloat16():
+    ffn = scalar_ffn(1.0).to(torch.bfloat16)
+    evolution = ExpertEvolution({0: ffn}, EvolutionOptions("ema", fixed(0.99)), total_steps=100)
+    ffn.weight.data.fill_(1.0078125)  # the next number after 1 in bfloat16
+    for _ in range(100):
+        evolution.after_step()
+    gap = 1.0078125 - evolution.shadows[0][0].item()
+    assert evolution.shadows[0][0].dtype == torch.float32
+    assert gap == pytest.approx(0.0078125 * 0.99**100, rel=1e-3)
+
+
+def random_walk(ffn: nn.Module, evolution: ExpertEvolution, steps: range) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in ffn.parameters():
+            parameter.data += torch.randn(parameter.shape, generator=generator)
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        evolution.after_step()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_run_that_is_saved_and_resumed_gives_the_same_experts(rule, tmp_path):
+    options = EvolutionOptions(rule, stop_fraction=0.8, seed=3)
+    torch.manual_seed(0)
+    ffn = nn.Linear(3, 4)
+    straight = ExpertEvolution({2: ffn}, options, total_steps=10)
+    random_walk(ffn, straight, range(4))
+    straight.save(tmp_path)
+    state = {name: value.clone() for name, value in ffn.state_dict().items()}
+    random_walk(ffn, straight, range(4, 10))
+
+    torch.manual_seed(1)
+    again = nn.Linear(3, 4)
+    again.load_state_dict(state)
+    resumed = ExpertEvolution({2: again}, options, total_steps=10)
+    resumed.load(tmp_path)
+    random_walk(again, resumed, range(4, 10))
+    for name, tensor in straight.expert_tensors().items():
+        assert torch.equal(resumed.expert_tensors()[name], tensor)
+    assert diversity_report(resumed) == diversity_report(straight)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    ffn = nn.Linear(3, 4)
+    ExpertEvolution({0: ffn}, EvolutionOptions(), 10).save(tmp_path)
+    for options, steps in ((EvolutionOptions("ema"), 10), (EvolutionOptions(), 11)):
+        with pytest.raises(ValueError, match="Resume with the same recipe"):
+            ExpertEvolution({0: ffn}, options, steps).load(tmp_path)
+    with pytest.raises(ValueError, match="no checkpoint of Stage II"):
+        ExpertEvolution({0: ffn}, EvolutionOptions(), 10).load(tmp_path / "elsewhere")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_expert_tensors_are_named_as_the_initialiser_reads_them():
+    evolution = ExpertEvolution({6: nn.Linear(2, 3)}, EvolutionOptions(), 1)
+    expected = {f"layers.6.experts.{n}.{name}" for n in (1, 2, 3) for name in ("weight", "bias")}
+    assert set(evolution.expert_tensors()) == expected and evolution.num_experts == 4
+
+
+def test_the_evolved_experts_are_no_part_of_the_model():
+    ffn = nn.Linear(3, 4)
+    ExpertEvolution({0: ffn}, EvolutionOptions(), 10)
+    assert {name for name, _ in ffn.named_parameters()} == {"weight", "bias"} and not list(ffn.buffers())
+
+
+def test_relative_distance_of_a_scaled_update_is_beta():
+    ffn = nn.Linear(5, 5)
+    evolution = ExpertEvolution({0: ffn}, EvolutionOptions("scaled_update", fixed(0.9, 0.4)), 3)
+    random_walk(ffn, evolution, range(3))
+    assert [by_layer[0] for by_layer in relative_distances(evolution)] == pytest.approx([0.9, 0.4], rel=1e-5)
+
+
+def test_collapsed_experts_are_named_and_refused_with_a_way_out():
+    ffn = nn.Linear(5, 5)
+    evolution = ExpertEvolution({0: ffn}, EvolutionOptions("lookback"), 3)
+    random_walk(ffn, evolution, range(3))
+    check_not_collapsed(diversity_report(evolution), "cosine")
+    evolution.total_steps += 1
+    evolution.after_step()  # a step without movement, as at the end of a cosine schedule
+    report = diversity_report(evolution)
+    assert report["collapsed"] == ["expert2", "expert3", "expert4"]
+    with pytest.raises(ValueError, match="'lookback' with stop_fraction 1.0 under a cosine .*scaled_update.*allow_collapsed"):
+        check_not_collapsed(report, "cosine")
+    report["collapsed"].pop()
+    check_not_collapsed(report, "cosine")
+
+
+def test_bad_options_are_named():
+    with pytest.raises(ValueError, match=r"\[0.5, 1.2\]"):
+        EvolutionOptions(beta_ranges=((0.5, 1.2),))
+    with pytest.raises(ValueError, match=r"\[0.9, 0.5\]"):
+        EvolutionOptions(beta_ranges=((0.9, 0.5),))
+    with pytest.raises(ValueError, match="stop_fraction"):
+        EvolutionOptions(stop_fraction=1.5)
+    with pytest.raises(ValueError, match="4 experts need 3"):
+        EvolutionOptions(beta_ranges=fixed(0.9, 0.8)).check_experts(4)
+    with pytest.raises(ValueError, match="choose from ema, scaled_update"):
+        ExpertEvolution({0: nn.Linear(1, 1)}, EvolutionOptions("emma"), 1)
+    with pytest.raises(ValueError, match="at least one step"):
+        ExpertEvolution({0: nn.Linear(1, 1)}, EvolutionOptions(), 0)

@@ -1,0 +1,84 @@
+"""Expert evolution on two processes (gloo, CPU) gives what one process gives: replicated (DDP) and sharded (FSDP2)."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torch import multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from evomoe.analysis.diversity import relative_distances
+from evomoe.evolution import ExpertEvolution
+from evomoe.recipe import EvolutionOptions
+
+STEPS = 4
+OPTIONS = EvolutionOptions("scaled_update", seed=5)
+
+
+def make_ffn() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 7), nn.SiLU(), nn.Linear(7, 6))  # 7 rows do not divide evenly
+
+
+def batch(step: int, rank: int, world: int) -> torch.Tensor:
+    whole = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+    return whole.chunk(world)[rank]
+
+
+def train(model: nn.Module, evolution: ExpertEvolution, steps: range, rank: int = 0, world: int = 1) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in steps:
+        optimizer.zero_grad()
+        model(batch(step, rank, world)).square().mean().backward()
+        optimizer.step()
+        evolution.after_step()
+
+
+def worker(rank: int, port: int, kind: str, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    ffn = make_ffn()
+    if kind == "fsdp2":
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor.debug import CommDebugMode
+
+        model = fully_shard(ffn, mesh=torch.distributed.init_device_mesh("cpu", (2,)))
+        evolution = ExpertEvolution({0: model}, OPTIONS, STEPS)
+        train(model, evolution, range(2), rank, 2)
+        evolution.save(folder, write=rank == 0)
+        torch.distributed.barrier()
+        with CommDebugMode() as communication:
+            ExpertEvolution({0: model}, OPTIONS, STEPS).after_step()
+        assert communication.get_total_counts() == 0
+        resumed = ExpertEvolution({0: model}, OPTIONS, STEPS)
+        resumed.load(folder)
+        evolution = resumed
+        train(model, evolution, range(2, STEPS), rank, 2)
+    else:
+        model = DistributedDataParallel(ffn)
+        evolution = ExpertEvolution({0: ffn}, OPTIONS, STEPS)
+        train(model, evolution, range(STEPS), rank, 2)
+    tensors, distances = evolution.expert_tensors(), relative_distances(evolution)
+    torch.save({"tensors": tensors, "distances": distances}, Path(folder) / f"{kind}{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_evolve_the_experts_of_one(kind, tmp_path):
+    ffn = make_ffn()
+    evolution = ExpertEvolution({0: ffn}, OPTIONS, STEPS)
+    train(ffn, evolution, range(STEPS))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, (port, kind, str(tmp_path)), nprocs=2)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{kind}{rank}.pt", weights_only=True)
+        for name, tensor in evolution.expert_tensors().items():
+            torch.testing.assert_close(found["tensors"][name], tensor, atol=1e-6, rtol=1e-5)
+        expected = [by_layer[0] for by_layer in relative_distances(evolution)]
+        assert [by_layer[0] for by_layer in found["distances"]] == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,176 @@
+"""Every row of the router table, and the maths of the dynamic token-aware router against its naive form."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from evomoe.modality import Modality
+from evomoe.routers import GATES, ROUTERS
+from evomoe.routers.dtr import DynamicTokenAwareRouter
+from evomoe.routers.fixed import FixedRouter
+from evomoe.routers.shuffled import ShuffledRouter
+
+D, E = 24, 4
+
+
+def some_tokens(T: int = 12, seed: int = 0) -> tuple[torch.Tensor, Modality]:
+    generator = torch.Generator().manual_seed(seed)
+    is_image_T = torch.arange(T) % 3 == 0
+    return torch.randn(T, D, generator=generator), Modality.of(is_image_T[None], None)
+
+
+@pytest.fixture(params=ROUTERS)
+def router(request):
+    torch.manual_seed(0)
+    return ROUTERS[request.param](D, E).eval()
+
+
+def test_logits_are_float32_and_finite_whatever_the_precision(router):
+    x_TD, modality = some_tokens()
+    for dtype in (torch.float32, torch.bfloat16):
+        routing = router.to(dtype).route(x_TD.to(dtype), modality, 2, "straight_through")
+        assert routing.logits_TE.shape == (12, E) and routing.index_TK.shape == routing.weight_TK.shape == (12, 2)
+        for tensor in (routing.logits_TE, routing.probs_TE, routing.weight_TK):
+            assert tensor.dtype == torch.float32 and tensor.isfinite().all()
+
+
+def test_autocast_does_not_lower_the_precision(router):
+    x_TD, modality = some_tokens()
+    plain = router.route(x_TD, modality, 1, "probability").logits_TE
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(router.route(x_TD, modality, 1, "probability").logits_TE, plain)
+
+
+def test_a_token_is_routed_alike_alone_and_in_company(router):
+    x_TD, modality = some_tokens()
+    together = router(x_TD, modality)
+    for t in range(12):
+        alone = router(x_TD[t : t + 1], Modality.of(modality.is_image_T[None, t : t + 1], None))
+        torch.testing.assert_close(alone[0], together[t], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in ROUTERS if name != "fixed"])  # which has no parameters
+def test_every_parameter_of_a_router_gets_a_gradient(name):
+    x_TD, modality = some_tokens()
+    router = ROUTERS[name](D, E).train()
+    router(x_TD, modality)[:, 0].square().sum().backward()
+    for name, parameter in router.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_one_modality_alone_leaves_the_other_s_parameters_a_zero_gradient():
+    router = DynamicTokenAwareRouter(D, E).train()
+    x_TD, _ = some_tokens()
+    router(x_TD, Modality.of(torch.zeros(1, 12, dtype=torch.bool), None)).sum().backward()
+    # Zero rather than none: DDP waits for every parameter on every process.
+    assert all(p.grad is not None and not p.grad.any() for p in router.image.parameters())
+    assert all(p.grad.any() for p in router.text.parameters())
+
+
+@pytest.mark.parametrize("name", ["modality", "dtr"])
+def test_modalities_have_routers_of_their_own(name):
+    router = ROUTERS[name](D, E)
+    x_TD, modality = some_tokens()
+    before = router(x_TD, modality)
+    with torch.no_grad():
+        for parameter in router.image.parameters():
+            parameter.mul_(2)
+    changed_T = (router(x_TD, modality) != before).any(-1)
+    assert torch.equal(changed_T, modality.is_image_T)
+
+
+def naive_dtr(router: DynamicTokenAwareRouter, x_TD: torch.Tensor, modality: Modality) -> torch.Tensor:
+    """Eq. 5-8 as printed: both matrices of every token written out."""
+    R, rows = router.image.rank, []
+    for z_D, image in zip(x_TD, modality.is_image_T, strict=True):
+        net = router.image if image else router.text
+        a_H = net.embed.weight @ z_D + net.embed.bias
+        W2_down_HPD = net.down.weight.view(net.width + 1, 2 * R, -1)
+        W2_up_DHR = net.up.weight.view(-1, net.width + 1, R)
+        down_PD = torch.einsum("h,hpd->pd", a_H, W2_down_HPD[:-1]) + W2_down_HPD[-1]
+        up_DR = torch.einsum("h,dhr->dr", a_H, W2_up_DHR[:, :-1]) + W2_up_DHR[:, -1]
+        gate_R, value_R = (down_PD @ z_D).chunk(2)
+        rows.append(router.phi.weight @ (up_DR @ (F.silu(gate_R) * value_R)) + router.phi.bias)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("width", "rank"), [(5, 3), (1, 1), (8, 2)])
+def test_the_factored_form_equals_the_naive_one_in_float64_with_its_gradients(monkeypatch, width, rank):
+    # Float32 arithmetic is the router's promise; for the comparison it keeps float64.
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
+    router = DynamicTokenAwareRouter(D, E, hypernet_width=width, rank=rank).double()
+    with torch.no_grad():
+        for net in (router.image, router.text):
+            net.embed.bias.normal_()
+        router.phi.bias.normal_()
+    x_TD, modality = some_tokens()
+    x_TD = x_TD.double().requires_grad_()
+    results = []
+    for forward in (router, lambda x, m: naive_dtr(router, x, m)):
+        logits_TE = forward(x_TD, modality)
+        parameters = [x_TD, *router.parameters()]
+        results.append([logits_TE, *torch.autograd.grad(logits_TE.sin().sum(), parameters)])
+    for factored, naive in zip(*results, strict=True):
+        torch.testing.assert_close(factored, naive, atol=1e-10, rtol=1e-9)
+
+
+def test_dtr_has_the_parameters_that_the_paper_s_totals_need():
+    router = DynamicTokenAwareRouter(D, E, hypernet_width=64, rank=16)
+    hypernetwork = D * 64 + 64 + 3 * 16 * D * (64 + 1)
+    assert sum(p.numel() for p in router.parameters()) == 2 * hypernetwork + D * E + E
+
+
+@pytest.mark.parametrize("options", [{"hypernet_width": 0}, {"rank": 0}])
+def test_dtr_refuses_empty_sizes(options):
+    with pytest.raises(ValueError, match="at least 1"):
+        DynamicTokenAwareRouter(D, E, **options)
+
+
+def test_fixed_sends_all_to_one_expert_with_weight_one():
+    x_TD, modality = some_tokens()
+    routing = FixedRouter(D, E, expert=2).route(x_TD, modality, 1, "probability")
+    assert (routing.index_TK == 2).all() and (routing.weight_TK == 1).all()
+    with pytest.raises(ValueError, match="expert 4 does not exist"):
+        FixedRouter(D, E, expert=4)
+
+
+def test_shuffled_permutes_in_evaluation_only_and_is_never_the_identity():
+    x_TD, modality = some_tokens()
+    for seed in range(20):
+        router = ShuffledRouter(D, E, "linear", seed)
+        assert sorted(router.permutation) == list(range(E)) and router.permutation != list(range(E))
+        inner = router.inner(x_TD, modality)
+        assert torch.equal(router.train()(x_TD, modality), inner)
+        assert torch.equal(router.eval()(x_TD, modality), inner[:, router.permutation])
+    assert ShuffledRouter(D, E, "linear", 3).permutation == ShuffledRouter(D, E, "linear", 3).permutation
+
+
+def test_shared_starts_halfway_between_own_and_shared_router():
+    router = ROUTERS["modality+shared"](D, E)
+    x_TD, modality = some_tokens()
+    expected = (router.own(x_TD, modality) + router.shared(x_TD, modality)) / 2
+    torch.testing.assert_close(router(x_TD, modality), expected)
+
+
+def test_gates_by_hand():
+    chosen_TK = torch.tensor([[0.5, 0.25]])
+    assert GATES["probability"](chosen_TK).tolist() == [[0.5, 0.25]]
+    torch.testing.assert_close(GATES["normalised"](chosen_TK), torch.tensor([[2 / 3, 1 / 3]]))
+    chosen_TK.requires_grad_()
+    weight_TK = GATES["straight_through"](chosen_TK)
+    torch.testing.assert_close(weight_TK.detach(), torch.tensor([[2 / 3, 1 / 3]]))
+    weight_TK[0, 0].backward()
+    torch.testing.assert_close(chosen_TK.grad, torch.tensor([[1 / 0.75, 0.0]]))
+
+
+def test_expert_dropout_hides_experts_in_training_only_and_leaves_enough():
+    router = FixedRouter(D, E, expert=0)
+    x_TD, modality = some_tokens(3000)
+    router.train()
+    chosen_T = router.route(x_TD, modality, 1, "probability", dropout=0.3).index_TK[:, 0]
+    # Expert 0 is hidden from 30 % of the tokens, save those from which all four are hidden, which keep all.
+    assert (chosen_T != 0).float().mean().item() == pytest.approx(0.3 - 0.3**4, abs=0.03)
+    routing = router.route(x_TD, modality, 3, "probability", dropout=0.9)
+    assert all(len(set(row)) == 3 for row in routing.index_TK.tolist())
+    router.eval()
+    assert (router.route(x_TD, modality, 1, "probability", dropout=0.3).index_TK == 0).all()
