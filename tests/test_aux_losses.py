@@ -18,7 +18,9 @@ def record_of(probs_TE: torch.Tensor, index_TK: torch.Tensor | None = None, is_i
     index_TK = probs_TE.argmax(-1, keepdim=True) if index_TK is None else index_TK
     routing = Routing(probs_TE.log(), probs_TE, index_TK, probs_TE.gather(-1, index_TK.clamp(max=E - 1)))
     is_image_T = torch.zeros(T, dtype=torch.bool) if is_image_T is None else is_image_T
-    return LayerRecord(routing, Modality.of(is_image_T[None], None), torch.randn(T, 8), experts or [nn.Linear(8, 8) for _ in range(E)])
+    return LayerRecord(
+        routing, Modality.of(is_image_T[None], None), torch.randn(T, 8), experts or [nn.Linear(8, 8) for _ in range(E)]
+    )
 
 
 def one_hot(index: list[int]) -> torch.Tensor:

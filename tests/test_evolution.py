@@ -19,7 +19,9 @@ def scalar_ffn(value: float) -> nn.Module:
     return ffn
 
 
-def follow(rule: str, betas: tuple[float, ...], path: list[float], gradients: list[float] | None = None, **options) -> list[float]:
+def follow(
+    rule: str, betas: tuple[float, ...], path: list[float], gradients: list[float] | None = None, **options
+) -> list[float]:
     """Lets theta_1 take the values of ``path`` and returns where the evolved experts end."""
     ffn = scalar_ffn(path[0])
     evolution = ExpertEvolution({0: ffn}, EvolutionOptions(rule, fixed(*betas), **options), total_steps=len(path) - 1)

@@ -23,7 +23,9 @@ def make(name: str, seed: int = 0, layer: int = 0, ffn: nn.Module | None = None,
 
 def evolved_tensors(layer: int = 0) -> dict[str, torch.Tensor]:
     names = {name: p.shape for name, p in make_ffn().named_parameters()}
-    return {f"layers.{layer}.experts.{n}.{name}": torch.full(shape, float(n)) for n in range(1, E) for name, shape in names.items()}
+    return {
+        f"layers.{layer}.experts.{n}.{name}": torch.full(shape, float(n)) for n in range(1, E) for name, shape in names.items()
+    }
 
 
 @pytest.mark.parametrize("name", INITS)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, IMAGE_TOKENS, inputs_for, make_llava
+from tiny import IMAGE_TOKEN, IMAGE_TOKENS, inputs_for, make_llava
 
 from evomoe import upcycle
 from evomoe.modality import ForwardPass, Modality, current_pass, modality_of_inputs, running

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import inputs_for, make_llava
+from tiny import inputs_for, make_llava
 from transformers import AutoModelForImageTextToText
 
 from evomoe import upcycle
@@ -100,7 +100,10 @@ def test_a_batch_equals_its_samples_one_by_one(llava, router, padding):
     together, first = sparse(**batch).logits, 0
     for i, images in enumerate((1, 0, 2)):
         real = batch["attention_mask"][i].bool()
-        alone = {"input_ids": batch["input_ids"][i][real][None], "attention_mask": torch.ones(1, int(real.sum()), dtype=torch.long)}
+        alone = {
+            "input_ids": batch["input_ids"][i][real][None],
+            "attention_mask": torch.ones(1, int(real.sum()), dtype=torch.long),
+        }
         if images:
             alone["pixel_values"] = batch["pixel_values"][first : first + images]
         first += images
@@ -161,7 +164,9 @@ def test_experts_are_stored_one_by_one(llava, tmp_path):
 
 def test_a_process_with_evomoe_loads_the_folder_and_one_without_refuses_it(llava, tmp_path):
     upcycle(llava).save_pretrained(tmp_path)
-    load = f"from transformers import AutoModelForImageTextToText as A; print(type(A.from_pretrained({str(tmp_path)!r})).__name__)"
+    load = (
+        f"from transformers import AutoModelForImageTextToText as A; print(type(A.from_pretrained({str(tmp_path)!r})).__name__)"
+    )
     run = [sys.executable, "-c"]
     with_evomoe = subprocess.run([*run, f"import evomoe; {load}"], capture_output=True, text=True)
     assert with_evomoe.stdout.strip() == "EvoMoELlavaForConditionalGeneration", with_evomoe.stderr

@@ -9,7 +9,7 @@ several processes needs no communication: each updates its own shard with the sa
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,43 +23,53 @@ from evomoe.recipe import EvolutionOptions
 Tensors = list[Tensor]
 
 
-def ema(shadow: Tensors, new: Tensors, old: Tensors, gradient: Tensors, beta: list[float]) -> None:
+def ema(shadow: Tensors, step: "Step", beta: float) -> None:
     """theta_n <- b theta_n + (1 - b) theta_1: a moving average of expert 1."""
-    torch._foreach_lerp_(shadow, new, [1 - b for b in beta])
+    torch._foreach_lerp_(shadow, step.new, 1 - beta)
 
 
-def scaled_update(shadow: Tensors, new: Tensors, old: Tensors, gradient: Tensors, beta: list[float]) -> None:
+def scaled_update(shadow: Tensors, step: "Step", beta: float) -> None:
     """theta_n <- theta_n + (1 - b) (theta_1 now - theta_1 before the step): a shorter step the same way."""
-    step = torch._foreach_sub(new, old)
-    torch._foreach_mul_(step, [1 - b for b in beta])
-    torch._foreach_add_(shadow, step)
+    torch._foreach_add_(shadow, step.back, alpha=beta - 1)
 
 
-def lookback(shadow: Tensors, new: Tensors, old: Tensors, gradient: Tensors, beta: list[float]) -> None:
+def lookback(shadow: Tensors, step: "Step", beta: float) -> None:
     """theta_n <- b theta_1 before the step + (1 - b) theta_1 now."""
-    torch._foreach_copy_(shadow, new)
-    torch._foreach_lerp_(shadow, old, beta)
+    torch._foreach_copy_(shadow, step.new)
+    torch._foreach_add_(shadow, step.back, alpha=beta)
 
 
-def literal(shadow: Tensors, new: Tensors, old: Tensors, gradient: Tensors, beta: list[float]) -> None:
+def literal(shadow: Tensors, step: "Step", beta: float) -> None:
     """theta_n <- b theta_1 + (1 - b) gradient of theta_1: Eq. 1 as printed."""
-    torch._foreach_copy_(shadow, gradient)
-    torch._foreach_lerp_(shadow, new, beta)
+    torch._foreach_copy_(shadow, step.gradient)
+    torch._foreach_lerp_(shadow, step.new, beta)
 
 
-RULES: dict[str, Callable[[Tensors, Tensors, Tensors, Tensors, list[float]], None]] = {
+RULES: dict[str, Callable[[Tensors, "Step", float], None]] = {
     "ema": ema,
     "scaled_update": scaled_update,
     "lookback": lookback,
     "literal": literal,
 }
-"""The four readings of Eq. 1, each applied once per optimiser step to all parameters of one expert.
+"""The four readings of Eq. 1: each updates one expert's shadow in place, all layers in one fused call."""
 
-Arguments: the expert's shadow (updated in place), theta_1 after and before the step, its gradient, beta per tensor.
-"""
-
-_NEEDS_OLD = {"scaled_update", "lookback"}
+_NEEDS_BACK = {"scaled_update", "lookback"}
 _NEEDS_GRADIENT = {"literal"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an optimiser step did to theta_1, as lists over its parameters.
+
+    Attributes:
+        new: theta_1 after the step.
+        back: the way back, theta_1 before the step minus theta_1 after it; empty for rules that do not need it.
+        gradient: of theta_1; empty for rules that do not need it.
+    """
+
+    new: Tensors
+    back: Tensors
+    gradient: Tensors
 
 
 class ExpertEvolution:
@@ -81,7 +91,7 @@ class ExpertEvolution:
         start = self.local_values()
         self.shadows: list[Tensors] = [[self._place(t.clone()) for t in start] for _ in config.beta_ranges]
         self.stage1: Tensors = [self._place(t.clone()) for t in start]
-        self._old: Tensors = [self._place(t.clone()) for t in start] if config.rule in _NEEDS_OLD else []
+        self._old: Tensors = [self._place(t.clone()) for t in start] if config.rule in _NEEDS_BACK else []
 
     @property
     def num_experts(self) -> int:
@@ -95,13 +105,22 @@ class ExpertEvolution:
         if self.step > self.config.stop_fraction * self.total_steps:
             return
         new = [self._place(t) for t in self.local_values()]
-        needs_gradient = self.config.rule in _NEEDS_GRADIENT
-        gradient = [self._place(t) for t in self._local_gradients()] if needs_gradient else []
+        gradient = [self._place(t) for t in self._local_gradients()] if self.config.rule in _NEEDS_GRADIENT else []
+        if self._old:
+            torch._foreach_sub_(self._old, new)  # in place: the buffer holds the way back until it is refilled below
         for shadow, beta_by_layer in zip(self.shadows, self.draw_betas(self.step), strict=True):
-            beta = [beta_by_layer[layer] for layer, _ in self.names]
-            RULES[self.config.rule](shadow, new, self._old, gradient, beta)
+            for beta, chosen in self._groups(beta_by_layer):
+                step = Step(*([tensors[i] for i in chosen] if tensors else [] for tensors in (new, self._old, gradient)))
+                RULES[self.config.rule]([shadow[i] for i in chosen], step, beta)
         if self._old:
             torch._foreach_copy_(self._old, new)
+
+    def _groups(self, beta_by_layer: Mapping[int, float]) -> list[tuple[float, list[int]]]:
+        """The parameters that share a beta: all of them, or those of one layer."""
+        groups: dict[float, list[int]] = {}
+        for i, (layer, _) in enumerate(self.names):
+            groups.setdefault(beta_by_layer[layer], []).append(i)
+        return list(groups.items())
 
     def draw_betas(self, step: int) -> list[dict[int, float]]:
         """Beta of every evolved expert at an optimiser step, by layer.

@@ -82,7 +82,10 @@ class Router(nn.Module):
                 (a token that would keep fewer than K experts keeps all).
         """
         # Router arithmetic is float32 whatever the model's precision.
-        with torch.autocast(x_TD.device.type, enabled=False):
+        if torch.is_autocast_enabled(x_TD.device.type):
+            with torch.autocast(x_TD.device.type, enabled=False):
+                logits_TE = self(x_TD.float(), modality)
+        else:
             logits_TE = self(x_TD.float(), modality)
         choosable_TE = logits_TE
         if dropout > 0 and self.training:
@@ -97,6 +100,32 @@ class Router(nn.Module):
 class Float32Linear(nn.Linear):
     """A linear layer that computes in float32 whatever its weights are stored in."""
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Applies the layer to all rows of ``x_TD``, or to those that ``rows`` names."""
         bias = None if self.bias is None else self.bias.float()
-        return nn.functional.linear(x_TD.float(), self.weight.float(), bias)
+        if rows is None:
+            return nn.functional.linear(x_TD.float(), self.weight.float(), bias)
+        out = LinearOfRows.apply(x_TD.float(), rows, self.weight.float())
+        return out if bias is None else out + bias
+
+
+class LinearOfRows(torch.autograd.Function):
+    """``x[rows] @ weight.T`` that keeps ``x`` for the backward pass, not the gathered copy of it.
+
+    A router with a network per modality would otherwise hold every token's hidden state a second time.
+    """
+
+    @staticmethod
+    def forward(ctx, x_TD: Tensor, rows_N: Tensor, weight_PD: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TD, rows_N, weight_PD)
+        return x_TD[rows_N] @ weight_PD.T
+
+    @staticmethod
+    def backward(ctx, gradient_NP: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        x_TD, rows_N, weight_PD = ctx.saved_tensors
+        x_gradient = weight_gradient = None
+        if ctx.needs_input_grad[0]:
+            x_gradient = torch.zeros_like(x_TD).index_add_(0, rows_N, gradient_NP @ weight_PD)
+        if ctx.needs_input_grad[2]:
+            weight_gradient = gradient_NP.T @ x_TD[rows_N]
+        return x_gradient, None, weight_gradient

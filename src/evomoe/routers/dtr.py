@@ -44,17 +44,17 @@ class HyperNetwork(nn.Module):
         nn.init.normal_(self.down.weight, std=(D * (H + 1)) ** -0.5)
         nn.init.normal_(self.up.weight, std=(R * (H + 1)) ** -0.5)
 
-    def forward(self, z_TD: Tensor, phi_ED: Tensor) -> Tensor:
-        """phi(e) without phi's bias, (T, E)."""
-        T, E, H, R = z_TD.shape[0], phi_ED.shape[0], self.width, self.rank
-        a_TH = F.pad(self.embed(z_TD), (0, 1), value=1.0)  # H + 1 entries
-        down_THP = self.down(z_TD).view(T, H + 1, 2 * R)
-        down_TP = torch.bmm(a_TH.unsqueeze(1), down_THP).squeeze(1)
-        gate_TR, value_TR = down_TP.chunk(2, dim=-1)
-        s_TR = F.silu(gate_TR) * value_TR
+    def forward(self, z_TD: Tensor, phi_ED: Tensor, rows_N: Tensor | None = None) -> Tensor:
+        """phi(e) without phi's bias, for all tokens (T, E) or for those that ``rows_N`` names (N, E)."""
+        E, H, R = phi_ED.shape[0], self.width, self.rank
+        a_NH = F.pad(self.embed(z_TD, rows_N), (0, 1), value=1.0)  # H + 1 entries
+        N = a_NH.shape[0]
+        down_NHP = self.down(z_TD, rows_N).view(N, H + 1, 2 * R)
+        gate_NR, value_NR = torch.bmm(a_NH.unsqueeze(1), down_NHP).squeeze(1).chunk(2, dim=-1)
+        s_NR = F.silu(gate_NR) * value_NR
         folded_EHR = (phi_ED @ self.up.weight.float()).view(E, H + 1, R)
-        up_THE = (s_TR @ folded_EHR.permute(2, 1, 0).reshape(R, -1)).view(T, H + 1, E)
-        return torch.bmm(a_TH.unsqueeze(1), up_THE).squeeze(1)
+        up_NHE = (s_NR @ folded_EHR.permute(2, 1, 0).reshape(R, -1)).view(N, H + 1, E)
+        return torch.bmm(a_NH.unsqueeze(1), up_NHE).squeeze(1)
 
 
 class DynamicTokenAwareRouter(Router):
@@ -85,5 +85,5 @@ class DynamicTokenAwareRouter(Router):
             if tokens.shape[0] == x_TD.shape[0]:  # one modality only, as in every decoding step: nothing to gather
                 logits_TE = hypernetwork(x_TD, phi_ED)
             elif tokens.shape[0] or self.training:  # an absent modality trains on no rows: DDP waits for its gradients
-                logits_TE = logits_TE.index_copy(0, tokens, hypernetwork(x_TD[tokens], phi_ED))
+                logits_TE = logits_TE.index_copy(0, tokens, hypernetwork(x_TD, phi_ED, tokens))
         return logits_TE + self.phi.bias.float()

@@ -21,5 +21,5 @@ class ModalityRouter(Router):
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         logits_TE = x_TD.new_zeros(x_TD.shape[0], self.num_experts)
         for tokens, router in ((modality.image_tokens, self.image), (modality.text_tokens, self.text)):
-            logits_TE = logits_TE.index_copy(0, tokens, router(x_TD[tokens], modality))
+            logits_TE = logits_TE.index_copy(0, tokens, router.gate(x_TD, tokens))
         return logits_TE

@@ -1,0 +1,183 @@
+"""Speed and memory as ratios against what a user would run instead: ``make bench``.
+
+All comparisons are made in one process, alternating. float32 on the CPU, bfloat16 on a GPU.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from timing import Ratio, compare, machine, saved_bytes
+from torch import nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from evomoe.configuration import MoEConfig
+from evomoe.evolution import ExpertEvolution
+from evomoe.modality import ForwardPass, Modality, running
+from evomoe.modeling import EvoMoEBlock
+from evomoe.placement import moe_layers
+from evomoe.recipe import EvolutionOptions
+from evomoe.routers.dtr import DynamicTokenAwareRouter
+from evomoe.stages.trainable import set_trainable
+from evomoe.structure import decoder_layers
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+
+
+def dense_ffn(hidden: int, inner: int) -> nn.Module:
+    config = LlamaConfig(hidden_size=hidden, intermediate_size=inner, num_attention_heads=8)
+    return LlamaMLP(config).to(DEVICE, DTYPE)
+
+
+def block_with(router: str, ffn: nn.Module, hidden: int, **options) -> EvoMoEBlock:
+    from copy import deepcopy
+
+    moe = MoEConfig(base_model_type="llama", moe_layers=[0], router=router, router_options=options)
+    return EvoMoEBlock(0, moe, hidden, [deepcopy(ffn) for _ in range(4)]).to(DEVICE, DTYPE)
+
+
+def half_image(tokens: int) -> ForwardPass:
+    """Half of the tokens are image tokens, in one run, as a picture's are."""
+    is_image_BS = (torch.arange(tokens, device=DEVICE) < tokens // 2)[None]
+    return ForwardPass(Modality.of(is_image_BS, None))
+
+
+def block_against_dense(rounds: int) -> Iterator[Ratio]:
+    """The MoE layer with a fixed router, top-1, against the dense FFN."""
+    D, F, T = 1024, 2816, 2048
+    ffn = dense_ffn(D, F)
+    block, forward_pass = block_with("fixed", ffn, D), half_image(T)
+    x_BSD = torch.randn(1, T, D, device=DEVICE, dtype=DTYPE, requires_grad=True)
+    gradient_BSD = torch.randn_like(x_BSD)
+
+    def step(module: nn.Module) -> None:
+        with running(forward_pass):
+            module(x_BSD).backward(gradient_BSD)
+
+    label = f"MoE layer, fixed router, top-1 / dense FFN (D {D}, F {F})"
+    yield compare(f"{label}, {T} tokens, forward + backward", lambda: step(block), lambda: step(ffn), rounds, 1.10)
+
+    one_BSD, one_pass = torch.randn(1, 1, D, device=DEVICE, dtype=DTYPE), half_image(1)
+
+    @torch.inference_mode()
+    def decode(module: nn.Module) -> None:
+        with running(one_pass):
+            for _ in range(20):
+                module(one_BSD)
+
+    yield compare(f"{label}, one decoded token", lambda: decode(block), lambda: decode(ffn), 4 * rounds, 1.10)
+
+
+def naive_dtr(router: DynamicTokenAwareRouter, x_TD: torch.Tensor, modality: Modality) -> torch.Tensor:
+    """Eq. 5-8 as printed: every token's two matrices are formed. What DTR costs without the factored form."""
+    out_TE = x_TD.new_zeros(x_TD.shape[0], router.num_experts)
+    for tokens, net in ((modality.image_tokens, router.image), (modality.text_tokens, router.text)):
+        z_TD, R, H = x_TD[tokens], router.image.rank, router.image.width
+        a_TH = nn.functional.linear(z_TD, net.embed.weight, net.embed.bias)
+        down_HX = net.down.weight.view(H + 1, -1)
+        up_HX = net.up.weight.view(-1, H + 1, R).permute(1, 0, 2).reshape(H + 1, -1)
+        theta_down_TPD = torch.addmm(down_HX[-1], a_TH, down_HX[:-1]).view(len(tokens), 2 * R, -1)
+        theta_up_TDR = torch.addmm(up_HX[-1], a_TH, up_HX[:-1]).view(len(tokens), -1, R)
+        gate_TR, value_TR = torch.bmm(theta_down_TPD, z_TD.unsqueeze(-1)).squeeze(-1).chunk(2, -1)
+        e_TD = torch.bmm(theta_up_TDR, (nn.functional.silu(gate_TR) * value_TR).unsqueeze(-1)).squeeze(-1)
+        out_TE = out_TE.index_copy(0, tokens, router.phi(e_TD))
+    return out_TE
+
+
+def router_against_dense(rounds: int) -> Iterator[Ratio]:
+    """DTR against the dense FFN, and its factored form against the naive one."""
+    D, F, T = 2048, 5504, 2048
+    ffn = dense_ffn(D, F)
+    router = DynamicTokenAwareRouter(D, 4, hypernet_width=64, rank=16).to(DEVICE)
+    x_TD = torch.randn(T, D, device=DEVICE, dtype=DTYPE)
+    z_TD, modality = x_TD.float(), half_image(T).modality
+
+    @torch.inference_mode()
+    def forward(module, *inputs) -> None:
+        module(*inputs)
+
+    yield compare(
+        f"DTR (H 64, R 16) / dense FFN (D {D}, F {F}), {T} tokens, forward",
+        lambda: forward(router, z_TD, modality),
+        lambda: forward(ffn, x_TD),
+        rounds,
+        0.15,
+    )
+    few, few_modality = z_TD[:256].clone().requires_grad_(), half_image(256).modality
+    there = [few, *router.parameters()]
+    factored = saved_bytes(lambda: router(few, few_modality), there)
+    naive = saved_bytes(lambda: naive_dtr(router, few, few_modality), there)
+    torch.testing.assert_close(router(few, few_modality), naive_dtr(router, few, few_modality), atol=1e-3, rtol=1e-3)
+    yield Ratio(
+        "DTR factored / naive, activations kept for backward, 256 tokens", factored / naive, (factored / naive,) * 2, 1 / 32
+    )
+
+
+def evolution_step(rounds: int) -> Iterator[Ratio]:
+    """An optimiser step of Stage II with and without evolution: a LLaVA of 8 decoder layers, one micro-batch of 2,048 tokens.
+
+    One micro-batch a step is the hardest case: accumulation makes steps longer, and evolution happens once per step.
+    """
+    vision = CLIPVisionConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, image_size=64,
+                              patch_size=16)  # fmt: skip
+    text = LlamaConfig(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, vocab_size=8192)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=8191, vision_feature_select_strategy="default")
+    model = LlavaForConditionalGeneration(config).to(DEVICE, DTYPE).train()
+    layers = moe_layers("alternating", 8)
+    set_trainable(model, "ffn", layers)
+    ffns = {index: decoder_layers(model)[index].mlp for index in layers}
+    evolution = ExpertEvolution(ffns, EvolutionOptions(), total_steps=10**9)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    ids_BS = torch.randint(0, 8000, (8, 256), device=DEVICE)
+    ids_BS[:, :16] = 8191
+    batch = {"input_ids": ids_BS, "labels": ids_BS, "pixel_values": torch.randn(8, 3, 64, 64, device=DEVICE, dtype=DTYPE)}
+
+    def step(evolve: bool) -> None:
+        model(**batch).loss.backward()
+        optimizer.step()
+        if evolve:
+            evolution.after_step()
+        optimizer.zero_grad()
+
+    label = "Stage II step (LLaVA, D 512, F 1408, 8 layers, 8 x 256 tokens)"
+    yield compare(f"{label}, with / without evolution", lambda: step(True), lambda: step(False), rounds, 1.02)
+
+
+def command_line() -> Iterator[str]:
+    """CPU time of ``evomoe --help``, and what ``import evomoe`` loads."""
+    import resource
+
+    def cpu_seconds(*arguments: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    times = sorted(cpu_seconds("-m", "evomoe.cli", "--help") for _ in range(5))
+    yield f"evomoe --help: {times[2]:.2f} s of CPU (limit 0.50), {times[0]:.2f} to {times[-1]:.2f} over 5 runs"
+    code = "import sys, evomoe; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    yield f"import evomoe loads torch, transformers: {out.strip()}"
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    torch.set_flush_denormal(True)
+    rounds = 12 if DEVICE == "cpu" else 50
+    begin = time.perf_counter()
+    print(f"{machine()}, {DTYPE}")
+    for benchmark in (block_against_dense, router_against_dense, evolution_step):
+        for ratio in benchmark(rounds):
+            print(ratio, flush=True)
+    for line in command_line():
+        print(line, flush=True)
+    print(f"{Path(__file__).name}: {time.perf_counter() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

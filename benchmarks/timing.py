@@ -1,0 +1,86 @@
+"""Ratios of two or more pieces of work, timed side by side in one run."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How much longer one piece of work takes than another, and the limit the project sets itself."""
+
+    name: str
+    value: float
+    spread: tuple[float, float]
+    limit: float | None = None
+
+    def __str__(self) -> str:
+        low, high = self.spread
+        verdict = "" if self.limit is None else f"   limit {self.limit:.2f}: {'ok' if self.value <= self.limit else 'EXCEEDED'}"
+        return f"{self.name:<74} {self.value:7.3f}  (rounds {low:.3f} to {high:.3f}){verdict}"
+
+
+def compare(
+    name: str, work: Callable[[], object], against: Callable[[], object], rounds: int, limit: float | None = None
+) -> Ratio:
+    """Times ``work`` and ``against`` alternately and gives the median of the ratios of neighbouring runs.
+
+    Alternating spreads whatever else the machine does over both.
+    """
+    for _ in range(2):
+        work()
+        against()
+    ratios = []
+    for i in range(rounds):
+        pair = (work, against) if i % 2 == 0 else (against, work)
+        seconds = {function: _seconds(function) for function in pair}
+        ratios.append(seconds[work] / seconds[against])
+    quartiles = statistics.quantiles(ratios, n=4)
+    return Ratio(name, statistics.median(ratios), (quartiles[0], quartiles[2]), limit)
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    _synchronise()
+    begin = time.perf_counter()
+    function()
+    _synchronise()
+    return time.perf_counter() - begin
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def machine() -> str:
+    """The machine's name for the head of a table."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def saved_bytes(function: Callable[[], torch.Tensor], already_there: Sequence[torch.Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of ``function``, less the tensors that exist anyway."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in already_there}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    outputs = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs.append(function())
+    return sum(kept.values())

@@ -1,0 +1,357 @@
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from evomoe.data.images import open_rgb
+from evomoe.data.records import BadRecordError, Record, Turn, load_records
+
+
+def llava(image="red.png", question="<image>\nwhat is it?", answer="a shape", **fields) -> dict:
+    row = {"id": "abc", "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+    return row | ({} if image is None else {"image": image}) | fields
+
+
+def turns(*pairs) -> list[dict]:
+    return [{"from": role, "value": text} for role, text in pairs]
+
+
+def test_llava_json_is_read(pictures, write_json):
+    rows = [
+        llava(),
+        llava(["red.png", "green.jpg"], "<image><image> which?"),
+        llava(None, "hello", id=7),
+        {
+            "conversations": turns(
+                ("system", "be brief"), ("human", "hi"), ("gpt", "ho"), ("human", "ha"), ("gpt", "hu")
+            )
+        },
+    ]
+    records = load_records(write_json(rows), pictures)
+    assert len(records) == 4 and records.skipped == []
+    assert records[0] == Record(
+        "train.json, record 0 (id 'abc')",
+        (str(pictures / "red.png"),),
+        (Turn("user", "<image>\nwhat is it?"), Turn("assistant", "a shape")),
+    )
+    assert records[1].images == (str(pictures / "red.png"), str(pictures / "green.jpg"))
+    assert records[2].images == () and records[2].where == "train.json, record 2 (id 7)"
+    assert [turn.role for turn in records[3].turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert records[-1].where == "train.json, record 3"
+    assert [record.where for record in records[1:3]] == [records[1].where, records[2].where]
+    assert "4 of 4 records are used, 0 were skipped" in records.report()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "image"}, {"type": "text", "text": "what?"}],
+        [{"type": "image", "text": None}, {"type": "text", "text": "what?"}],
+        "<image>what?",
+    ],
+)
+def test_messages_are_read(pictures, content):
+    rows = [
+        {
+            "images": ["red.png"],
+            "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "it"}],
+        }
+    ]
+    records = load_records(rows, pictures)
+    assert records[0].turns == (Turn("user", "<image>what?"), Turn("assistant", "it"))
+    assert records[0].images == (str(pictures / "red.png"),)
+
+
+def test_json_lines_are_read_past_blank_lines(pictures, write_json):
+    path = write_json([llava(id="first"), llava(id="second")], "train.jsonl")
+    path.write_text(path.read_text().replace("\n", "\n\n") + "\n")
+    assert [r.where for r in load_records(path, pictures)] == [
+        "train.jsonl, record 0 (id 'first')",
+        "train.jsonl, record 1 (id 'second')",
+    ]
+
+
+def test_relative_paths_start_at_the_data_file(pictures, write_json):
+    assert load_records(write_json([llava("pictures/red.png")]))[0].images == (str(pictures / "red.png"),)
+    with pytest.raises(BadRecordError, match="leaves the image folder"):
+        load_records(write_json([llava("../outside.png")]))
+
+
+def test_absolute_paths_need_to_lie_in_the_root(pictures, tmp_path, write_json):
+    outside = tmp_path / "outside.png"
+    Image.new("RGB", (8, 8)).save(outside)
+    inside = str(pictures / "red.png")
+    assert load_records(write_json([llava(inside)]), pictures)[0].images == (inside,)
+    assert load_records(write_json([llava(str(outside))]))[0].images == (str(outside),)
+    with pytest.raises(BadRecordError, match="leaves the image folder"):
+        load_records(write_json([llava(str(outside))]), pictures)
+
+
+def bomb(path: Path) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+
+
+def cut_file(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    target.write_bytes(content[: len(content) * 2 // 3])
+
+
+@pytest.fixture
+def bad_pictures(pictures, tmp_path) -> Path:
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (pictures / "link.png").symlink_to(tmp_path / "secret.png")
+    (pictures / "linked").symlink_to(tmp_path)
+    (pictures / "text.png").write_text("no picture at all")
+    (pictures / "empty.png").touch()
+    (pictures / "sub").mkdir()
+    bomb(pictures / "bomb.png")
+    Image.new("RGB", (2001, 1000)).save(pictures / "large.png")
+    cut_file(pictures / "red.png", pictures / "cut.png")
+    cut_file(pictures / "green.jpg", pictures / "cut.jpg")
+    return pictures
+
+
+BAD_PICTURES = {
+    "missing.png": "does not exist",
+    "sub": "cannot be read: Is a directory",
+    "../secret.png": "leaves the image folder",
+    "link.png": "leaves the image folder",
+    "linked/secret.png": "leaves the image folder",
+    "/etc/hostname": "leaves the image folder",
+    "a\0.png": "null character",
+    "text.png": "is not a picture",
+    "empty.png": "is not a picture",
+    "bomb.png": "is too large",
+    "large.png": "2001 x 1000 pixels; the limit is 2,000,000 pixels",
+    "cut.png": "cannot be decoded",
+    "cut.jpg": "cannot be decoded",
+}
+
+BAD_ROWS = {
+    "no record": ("text", "must be an object with named fields, not a str"),
+    "no turns": ({"id": "x"}, "needs one of 'conversations' and 'messages'; this one has neither"),
+    "both forms": (llava() | {"messages": []}, "this one has both"),
+    "turns no list": ({"conversations": {}}, "must be a list of turns, not a dict"),
+    "empty": ({"conversations": []}, "the conversation is empty"),
+    "turn no object": ({"conversations": ["hi"]}, "turn 0 must have from/value or role/content; it is a str"),
+    "unknown role": ({"conversations": turns(("human", "a"), ("bot", "b"))}, "turn 1 has the unknown role 'bot'"),
+    "role no text": ({"conversations": turns((["human"], "a"))}, "turn 0 has the unknown role"),
+    "text no text": ({"conversations": turns(("human", 3))}, "the text of turn 0 must be a string, not a int"),
+    "odd part": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        "turn 0 has a part that is neither a text nor an image",
+    ),
+    "part without text": (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "turn 0 has a part that is neither a text nor an image",
+    ),
+    "no assistant": ({"conversations": turns(("human", "a"))}, "there is no assistant turn"),
+    "assistant first": (
+        {"conversations": turns(("system", "s"), ("gpt", "a"), ("human", "b"), ("gpt", "c"))},
+        "the assistant speaks first",
+    ),
+    "empty answer": (llava(answer=" \n"), "turn 1 is the assistant's and is empty"),
+    "image in answer": (llava(answer="<image> there"), "turn 1 is the assistant's and holds <image>"),
+    "no mark": (llava(question="what is it?"), "the text has 0 <image> but the record has 1 images"),
+    "no image": (llava(None), "the text has 1 <image> but the record has 0 images"),
+    "one mark too many": (llava(question="<image><image> what?"), "has 2 <image> but the record has 1 images"),
+    "image no path": (llava(3), "an image must be a path or a picture, not a int"),
+    "image list of nothing": (llava([None]), "an image must be a path or a picture, not a NoneType"),
+    "two fields": (llava(images=["red.png"]), "in 'image' or in 'images', not in both"),
+}
+
+
+@pytest.mark.parametrize("picture", BAD_PICTURES)
+def test_bad_picture_names_the_record(bad_pictures, write_json, picture):
+    path = write_json([llava(), llava(picture, id="culprit")])
+    with pytest.raises(BadRecordError, match="1 of 2 records are bad") as caught:
+        load_records(path, bad_pictures, max_pixels=2_000_000)
+    assert "train.json, record 1 (id 'culprit')" in str(caught.value)
+    assert BAD_PICTURES[picture] in str(caught.value)
+    assert "--on-bad-record skip" in str(caught.value)
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_bad_row_names_the_record(pictures, write_json, case):
+    row, message = BAD_ROWS[case]
+    with pytest.raises(BadRecordError) as caught:
+        load_records(write_json([llava(), row]), pictures)
+    assert "1 of 2 records are bad" in str(caught.value)
+    assert "train.json, record 1" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_stop_lists_the_first_ten(pictures, write_json):
+    rows = [llava(f"missing{number}.png") for number in range(13)]
+    with pytest.raises(BadRecordError) as caught:
+        load_records(write_json([llava(), *rows]), pictures)
+    message = str(caught.value)
+    assert "13 of 14 records are bad" in message and "and 3 more" in message
+    assert "missing9.png" in message and "missing10.png" not in message
+
+
+def test_skip_counts_and_lists(pictures, write_json):
+    rows = [llava("missing.png", id="a"), llava(id="b"), llava(None, id="c"), llava("wide.png", id="d")]
+    records = load_records(write_json(rows), pictures, on_bad_record="skip")
+    assert [record.where for record in records] == ["train.json, record 1 (id 'b')", "train.json, record 3 (id 'd')"]
+    assert len(records.skipped) == 2
+    assert "record 0 (id 'a')" in records.skipped[0] and "does not exist" in records.skipped[0]
+    assert "2 of 4 records are used, 2 were skipped" in records.report()
+    assert all(message in records.report() for message in records.skipped)
+
+
+def test_nothing_left_is_an_error(pictures, write_json):
+    with pytest.raises(BadRecordError, match="1 of 1 records are bad"):
+        load_records(write_json([llava("missing.png")]), pictures, on_bad_record="skip")
+    with pytest.raises(BadRecordError, match="there are no records"):
+        load_records(write_json([]), pictures)
+
+
+def test_pictures_are_checked_once_and_not_decoded(pictures, write_json, monkeypatch):
+    opened = []
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda file: opened.append(file.name) or original(file))
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("a picture was decoded"))
+    load_records(write_json([llava()] * 5 + [llava("green.jpg")] * 5), pictures)
+    assert sorted(os.path.basename(name) for name in opened) == ["green.jpg", "red.png"]
+
+
+def test_picture_with_bytes_after_its_end_is_good(pictures, write_json):
+    with open(pictures / "green.jpg", "ab") as file:
+        file.write(b"trailer" * 1000)
+    assert len(load_records(write_json([llava("green.jpg")]), pictures)) == 1
+
+
+def test_file_that_became_a_link_outside_is_refused_when_asked_for(pictures, tmp_path, write_json):
+    records = load_records(write_json([llava()]), pictures)
+    (pictures / "red.png").rename(tmp_path / "red.png")
+    (pictures / "red.png").symlink_to(tmp_path / "red.png")
+    with pytest.raises(BadRecordError, match=r"record 0 \(id 'abc'\): the image path 'red.png' leaves"):
+        records[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b'[{"id": 1},\n {"id" 2}]', "a.json, line 2, column 8: broken JSON"),
+        ("a.jsonl", b'{"id": 1}\n{"id": 2\n', "a.jsonl, line 2, column 9: broken JSON"),
+        ("a.json", b'{"id": 1}', "must hold a list of records, not an object"),
+        ("a.json", b'["\xff"]', "not UTF-8"),
+        ("a.csv", b"id,image", "data files end in .json"),
+    ],
+)
+def test_broken_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_records(tmp_path / name)
+
+
+def test_missing_file_and_unknown_options_are_named(tmp_path, pictures, write_json):
+    with pytest.raises(ValueError, match="absent.json: there is no such file"):
+        load_records(tmp_path / "absent.json")
+    with pytest.raises(ValueError, match="on_bad_record: 'ignore' is neither"):
+        load_records(write_json([llava()]), pictures, on_bad_record="ignore")
+    with pytest.raises(ValueError, match="image_root: .*nowhere is not a folder"):
+        load_records(write_json([llava()]), tmp_path / "nowhere")
+
+
+@pytest.fixture
+def image_dataset(pictures) -> datasets.Dataset:
+    rows = {
+        "id": ["a", "b"],
+        "images": [[str(pictures / "red.png")], [str(pictures / "red.png"), str(pictures / "green.jpg")]],
+        "messages": [
+            [{"role": "user", "content": "<image>" * count}, {"role": "assistant", "content": "yes"}]
+            for count in (1, 2)
+        ],
+        "unused": [1, 2],
+    }
+    dataset = datasets.Dataset.from_dict(rows)
+    return dataset.cast_column("images", datasets.List(datasets.Image()))
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_image_columns_stay_undecoded(image_dataset, pictures, tmp_path, monkeypatch, saved):
+    data, name = image_dataset, "the given dataset"
+    if saved:  # the pictures move into the saved table
+        image_dataset.save_to_disk(tmp_path / "saved")
+        data, name = tmp_path / "saved", "saved"
+        (pictures / "red.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "load", lambda *_: pytest.fail("a picture was decoded"))
+        records = load_records(data, on_bad_record="stop")
+        images = records[1].images
+    assert records[1].where == f"{name}, record 1 (id 'b')"
+    assert {type(image) for image in images} == ({PngImageFile, JpegImageFile} if saved else {str})
+    assert [open_rgb(image).size for image in images] == [(64, 48), (48, 48)]
+    assert len(pickle.loads(pickle.dumps(records))) == 2
+
+
+def test_single_image_column_and_its_bad_pictures(pictures):
+    good, bad = (pictures / "red.png").read_bytes(), (pictures / "red.png").read_bytes()[:100]
+    rows = [llava({"bytes": content, "path": None}) for content in (good, bad)]
+    features = {"image": datasets.Image(), "id": datasets.Value("string")}
+    turn = {"from": datasets.Value("string"), "value": datasets.Value("string")}
+    dataset = datasets.Dataset.from_list(rows, features=datasets.Features(features | {"conversations": [turn]}))
+    records = load_records(dataset, on_bad_record="skip")
+    assert len(records) == 1 and open_rgb(records[0].images[0]).size == (64, 48)
+    assert "record 1 (id 'abc'): image in the image column cannot be decoded" in records.skipped[0]
+
+
+def test_splits_of_saved_and_hub_datasets(tmp_path, monkeypatch):
+    def one(word: str) -> datasets.Dataset:
+        return datasets.Dataset.from_list([llava(None, word)])
+
+    datasets.DatasetDict({"train": one("from train"), "test": one("from test")}).save_to_disk(tmp_path / "saved")
+    assert load_records(tmp_path / "saved")[0].turns[0].text == "from train"
+    assert load_records(f"{tmp_path / 'saved'}:test")[0].turns[0].text == "from test"
+    with pytest.raises(ValueError, match=r"no split 'dev'; name one as .*:<split>, of \['test', 'train'\]"):
+        load_records(f"{tmp_path / 'saved'}:dev")
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(ValueError, match="was not written by datasets.save_to_disk"):
+        load_records(tmp_path / "plain")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: one(f"{name} {split}"))
+    assert load_records("owner/name")[0].turns[0].text == "owner/name train"
+    assert load_records("owner/name:test")[0].turns[0].text == "owner/name test"
+    assert load_records("owner/name:test")[0].where == "owner/name, record 0 (id 'abc')"
+
+
+def test_unsuitable_objects_are_refused():
+    split = datasets.Dataset.from_list([llava(None, "hi")])
+    for data in (datasets.DatasetDict({"train": split}), split.to_iterable_dataset()):
+        with pytest.raises(ValueError, match="expected a datasets.Dataset"):
+            load_records(data)
+
+
+def test_pictures_in_memory(pictures):
+    picture = Image.open(pictures / "red.png")
+    assert load_records([llava(picture)])[0].images == (picture,)
+    with pytest.raises(BadRecordError, match="64 x 48 pixels, more than 100"):
+        load_records([llava(picture)], max_pixels=100)
+
+
+def test_progress_only_for_many_records(pictures, write_json, capsys):
+    load_records([llava(None, "hi")] * 100)
+    assert capsys.readouterr().err == ""
+    load_records([llava(None, "hi")] * 10_001)
+    assert "checking the given list" in capsys.readouterr().err
+
+
+def test_records_need_neither_torch_nor_transformers():
+    code = "import sys, evomoe.data.records, evomoe.data.easy_vqa; print({'torch', 'transformers'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
