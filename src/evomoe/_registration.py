@@ -22,9 +22,10 @@ def install() -> None:
 def _register() -> None:
     from transformers import AutoConfig
 
-    from evomoe.configuration import MODEL_TYPE, EvoMoEConfig
+    from evomoe.configuration import MODEL_TYPE
+    from evomoe.families import AnyEvoMoEConfig
 
-    AutoConfig.register(MODEL_TYPE, EvoMoEConfig, exist_ok=True)
+    AutoConfig.register(MODEL_TYPE, AnyEvoMoEConfig, exist_ok=True)
 
 
 class _AutoClassesFinder(MetaPathFinder):

@@ -11,13 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from evomoe.aux_losses import AUX_LOSSES, LayerRecord
-from evomoe.configuration import EvoMoEConfig, MoEConfig, family_config_class
+from evomoe.configuration import EvoMoEConfig, MoEConfig
 from evomoe.experts import Experts
 from evomoe.modality import ForwardPass, Modality, checkpoint_with_pass, current_pass, modality_of_inputs, running
 from evomoe.routers import ROUTERS, Router
@@ -191,28 +188,3 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "base_class": base,
     }
     return type(f"EvoMoE{base.__name__}", (EvoMoEMixin, base), members)
-
-
-def register_family(base_config: type[PreTrainedConfig], family: type[EvoMoEConfig]) -> None:
-    """Makes transformers' auto classes load the sparse models of one family."""
-    for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
-        if base_config in auto._model_mapping:
-            base = auto._model_mapping[base_config]
-            sparse = model_class(base)
-            sparse.config_class = family
-            auto.register(family, sparse, exist_ok=True)
-
-
-def __getattr__(name: str):
-    """Finds a sparse model class by name, so that models can be pickled."""
-    for mapping in (
-        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    ):
-        for model_type, class_name in mapping.items():
-            if name == f"EvoMoE{class_name}":
-                family_config_class(model_type)
-                base = type(AutoConfig.for_model(model_type))
-                auto = AutoModelForImageTextToText if base in AutoModelForImageTextToText._model_mapping else AutoModelForCausalLM
-                return model_class(auto._model_mapping[base])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,9 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.accounting import count_parameters, readable
-from evomoe.configuration import MoEConfig, sparse_config
+from evomoe.configuration import MoEConfig
 from evomoe.expert_init import INITS
+from evomoe.families import sparse_config
 from evomoe.files import new_folder
 from evomoe.loading import load_model, load_processor
 from evomoe.modeling import EvoMoEBlock, EvoMoEMixin, model_class

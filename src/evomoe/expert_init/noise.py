@@ -9,9 +9,7 @@ from torch import nn
 from evomoe.expert_init.replicate import replicate
 
 
-def noise(
-    ffn: nn.Module, num_experts: int, layer: int, generator: torch.Generator, std: float = 1e-3
-) -> list[nn.Module]:
+def noise(ffn: nn.Module, num_experts: int, layer: int, generator: torch.Generator, std: float = 1e-3) -> list[nn.Module]:
     """Adds Gaussian noise to every expert but the first.
 
     Args:

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from evomoe.accounting import count_parameters, readable
-from evomoe.configuration import EvoMoEConfig, MoEConfig, sparse_config
+from evomoe.configuration import EvoMoEConfig, MoEConfig
 from evomoe.data.records import load_records
+from evomoe.families import sparse_config
 from evomoe.loading import empty_model, load_config
 from evomoe.recipe import STAGES, Recipe
 from evomoe.stages.common import planned_steps, trainer_options

@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-all lint bench gpu docs clean
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("EvoMoE needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "Setting up $(VENV), once ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/evomoe demo
+
+test: $(READY) lint
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2
+
+test-all: $(READY)
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m 'not gpu'
+
+lint: $(READY)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/pyrefly check --summary=none
+	@$(BIN)/lint-imports --no-logo
+
+bench: $(READY)
+	@$(BIN)/python benchmarks/run.py
+
+gpu: $(READY)
+	@$(PYTEST) -m gpu -rs
+	@$(BIN)/python benchmarks/run.py
+
+docs: $(READY)
+	@$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,143 @@
+"""``evomoe demo``: Stages II and III on easy-VQA, the fair control, the scores, the report."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import torch
+from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.accounting import count_parameters
+from evomoe.analysis.interventions import only_expert
+from evomoe.analysis.report import ReportInput, write_report
+from evomoe.analysis.routing import routing_statistics
+from evomoe.data import easy_vqa
+from evomoe.evaluation import BENCHMARKS, Score, evaluate
+from evomoe.evaluation.base import Prompts, score_table
+from evomoe.files import write_text
+from evomoe.loading import load_model, load_processor
+from evomoe.recipe import MoEOptions, Recipe, StageOptions
+from evomoe.stages import open_run, run
+from evomoe.stages.trainable import set_trainable
+
+DENSE_MODEL = Path(__file__).parent / "dense_vlm"
+BENCHMARK = BENCHMARKS["easy-vqa"]
+
+EVOLUTION_STEPS, ROUTING_STEPS = 300, 150
+
+
+def demo_recipe(output: Path) -> Recipe:
+    """Stages II and III of the demo."""
+    stage = StageOptions(
+        learning_rate=2e-3,
+        batch_size=32,
+        accumulation=1,
+        trainer={"train_sampling_strategy": "random", "save_steps": 50},
+    )
+    return Recipe(
+        model=str(DENSE_MODEL),
+        data=str(output / "data" / "train_full.json"),
+        output=str(output),
+        stages=(2, 3),
+        moe=MoEOptions(router_options={"hypernet_width": 16, "rank": 4}),
+        stage1=dataclasses.replace(stage, steps=EVOLUTION_STEPS + ROUTING_STEPS, train="text+projector"),
+        stage2=dataclasses.replace(stage, steps=EVOLUTION_STEPS, train="ffn"),
+        stage3=dataclasses.replace(stage, steps=ROUTING_STEPS, train="router"),
+        max_length=128,
+    )
+
+
+def control_recipe(output: Path) -> Recipe:
+    """The fair control: the dense model fine-tuned on the same data for as many steps as Stages II and III together."""
+    return demo_recipe(output).but(output=str(output / "control"), stages=(1,))
+
+
+def run_demo(output: str | Path = "runs/demo", resume: bool = True) -> str:
+    """Runs the demo and returns its table.
+
+    Args:
+        output: run folder. If it holds a finished run, a new folder beside it is taken.
+        resume: go on with an unfinished run there.
+    """
+    begin = time.monotonic()
+    folder = _free_folder(Path(output))
+    if folder.exists() and not resume:
+        raise ValueError(
+            f"output: {folder} holds an unfinished demo; leave out --no-resume to go on with it, or name another folder."
+        )
+    if not torch.cuda.is_available():
+        torch.set_flush_denormal(True)
+    recipe = demo_recipe(folder)
+    sparse_folder, control_folder = _run(recipe), _run(control_recipe(folder))
+    report = _measure(folder, sparse_folder, control_folder)
+    write_report(folder, recipe, report)
+    return (
+        f"{report.scores}\n\nReport with pictures: {folder / 'report.md'}\nSparse model: {sparse_folder}\n"
+        f"Took {time.monotonic() - begin:.0f} s."
+    )
+
+
+def _run(recipe: Recipe) -> Path:
+    open_run(recipe, resume=True)
+    data = Path(recipe.data)
+    if not data.is_file():
+        data.parent.mkdir(exist_ok=True)
+        easy_vqa.export("train", data, "full")
+    return run(recipe, resume=True)
+
+
+def _measure(folder: Path, sparse_folder: Path, control_folder: Path) -> ReportInput:
+    """Scores all models on the test split, and looks at routers and experts."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dense, control, sparse = (load_model(path).to(device) for path in (DENSE_MODEL, control_folder, sparse_folder))
+    prompts = Prompts(list(BENCHMARK.items()), load_processor(sparse_folder))
+    scores = _Scores(folder / "scores.json", prompts)
+    scores.add("dense, as shipped (Stage I)", dense)
+    scores.add("dense, fine-tuned (control)", control)
+    for expert in range(sparse.config.moe.num_experts):
+        with only_expert(sparse, expert):
+            scores.add(f"expert {expert + 1} alone", sparse)
+    scores.add("EvoMoE", sparse)
+    layers = sparse.config.moe.moe_layers
+    parameters = {
+        "dense, as shipped": count_parameters(dense, []),
+        "dense, fine-tuned (control)": count_parameters(control, set_trainable(control, "text+projector", layers)),
+        "EvoMoE, Stage II": count_parameters(dense, set_trainable(dense, "ffn", layers)),
+        "EvoMoE, Stage III": count_parameters(sparse, set_trainable(sparse, "router", layers)),
+    }
+    probe = [inputs.to(device) for _, inputs in prompts.batches[::20]]
+    return ReportInput(
+        parameters,
+        routing_statistics(sparse, probe),
+        f"{sum(len(inputs['input_ids']) for inputs in probe)} questions of the test split",
+        score_table("easy-VQA test", scores.by_name),
+        f"The control is the shipped model fine-tuned densely on the same data for {EVOLUTION_STEPS + ROUTING_STEPS} steps, as "
+        f"many as Stage II ({EVOLUTION_STEPS}) and Stage III ({ROUTING_STEPS}) together. One seed; docs/log.md has the spread.",
+    )
+
+
+class _Scores:
+    """Scores by model name, kept in a file, so that an interrupted demo does not score a model twice."""
+
+    def __init__(self, path: Path, prompts: Prompts) -> None:
+        self.path, self.prompts = path, prompts
+        stored = json.loads(path.read_text()) if path.is_file() else {}
+        self.by_name = {name: Score(**values) for name, values in stored.items()}
+
+    def add(self, name: str, model: PreTrainedModel) -> None:
+        if name not in self.by_name:
+            self.by_name[name] = evaluate(model, self.prompts, BENCHMARK, name)
+            write_text(
+                self.path,
+                json.dumps({n: dataclasses.asdict(score) for n, score in self.by_name.items()}, indent=1) + "\n",
+            )
+
+
+def _free_folder(wanted: Path) -> Path:
+    """``wanted``, or ``wanted``-2, -3 ... if a finished run is there."""
+    folder, number = wanted, 1
+    while (folder / "report.md").is_file():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
