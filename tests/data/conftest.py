@@ -126,7 +126,7 @@ def processor(request):
     return MAKERS[request.param]()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_processor():
     """Makes a processor by the name of its family."""
     return lambda family="llava", **options: MAKERS[family](**options)

@@ -54,6 +54,15 @@ def test_per_token_tensors_are_padded(make_processor, records, side):
             assert (rest == padding.get(key, 0)).all()
 
 
+def test_missing_token_types_are_text(make_processor, records):
+    processor = make_processor("qwen2_vl")
+    items = [item for item in ConversationDataset(records, processor)]
+    assert items[1].pop("mm_token_type_ids").sum() == 0
+    batch = Collator(processor)(items)
+    assert batch["mm_token_type_ids"].shape == batch["input_ids"].shape
+    assert (batch["mm_token_type_ids"][1] == 0).all() and (batch["mm_token_type_ids"][0] == 1).any()
+
+
 def test_vision_tensors_are_joined(make_processor, records):
     qwen = make_processor("qwen2_vl")
     items = [item for item in ConversationDataset(records, qwen)]

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
-from transformers import LlavaProcessor, TrainingArguments
+from transformers import LlavaProcessor
 
 from evomoe.data import conversations
-from evomoe.data.conversations import ConversationDataset, LabelMismatchError, length_grouped_sampler, messages_of
+from evomoe.data.conversations import ConversationDataset, LabelMismatchError, messages_of
 from evomoe.data.images import open_rgb
-from evomoe.data.labels import IGNORED, align
+from evomoe.data.labels import IGNORED
 from evomoe.data.records import BadRecordError, Record, Turn
 
 END = "</s>\n"
@@ -164,7 +164,14 @@ def test_unsuitable_template_is_an_error_at_once(make_processor, cases, old, new
     assert str(caught.value).startswith("data, record 0: ")
 
 
-def test_answer_in_the_wrong_place_is_an_error(make_processor, cases):
+def test_lost_turn_is_found_even_if_another_says_the_same(make_processor):
+    processor = change(make_processor, "for message in messages", "for message in messages[:2] + messages[3:]")
+    twice = record(("user", "again"), ("assistant", "one"), ("user", "again"), ("assistant", "two"))
+    with pytest.raises(LabelMismatchError, match=r"loses or rewrites the text of turn 2 \(user\): 'again'"):
+        ConversationDataset([twice], processor)
+
+
+def test_answer_in_the_wrong_place_is_an_error(make_processor):
     # The words of the answer are in the text, but before the prompt that asks for it.
     template = (
         "{% for m in messages if m['role'] == 'user' %}Q{% for p in m['content'] %}{{ p['text'] }}{% endfor %}"
@@ -183,6 +190,10 @@ def test_template_that_refuses_or_is_missing(make_processor, cases):
     dataset = ConversationDataset([cases["no image"], cases["several turns"]], processor)
     with pytest.raises(BadRecordError, match="record 0: the chat template refuses the conversation: no system turn"):
         dataset[1]
+    skipping = ConversationDataset([cases["several turns"], cases["no image"]], processor, on_bad_record="skip")
+    assert torch.equal(skipping[0]["input_ids"], dataset[0]["input_ids"])
+    with pytest.raises(BadRecordError, match="no system turn"):
+        ConversationDataset([cases["several turns"]], processor)
     processor.chat_template = None
     with pytest.raises(ValueError, match="LlavaProcessor has no chat template; set processor.chat_template"):
         ConversationDataset([cases["no image"]], processor)
@@ -252,38 +263,10 @@ def test_answer_outside_of_the_vocabulary_is_an_error(make_processor):
         dataset[0]
 
 
-M = 9  # a placeholder
-
-
-@pytest.mark.parametrize(
-    ("own", "ids", "origins"),
-    [
-        ([1, 2], [1, 2], [0, 1]),
-        ([1, M, 2], [1, M, M, M, 2], [0, None, None, None, 2]),
-        ([1, M, 2], [1, 5, M, 2, M, 6, 2], [0, None, None, None, None, None, 2]),
-        ([M, 1, 2, M, 3], [M, M, 1, 2, M, 3], [None, None, 1, 2, None, 4]),
-        ([M, M, 3], [7, M, 7, M, 7, 3], [None] * 5 + [2]),
-        ([1, M], [1, M, M], [0, None, None]),
-    ],
-)
-def test_align_walks_over_pictures(own, ids, origins):
-    assert align(own, ids, M) == origins
-
-
-@pytest.mark.parametrize(
-    ("own", "ids"), [([1, M, 2], [1, M]), ([1, M, 2], [1, M, 3]), ([1, 2], [1, 2, 3]), ([M, 1, M, 2], [M, 3, M, 2])]
-)
-def test_align_finds_differences(own, ids):
-    with pytest.raises(Exception, match=r"\d, \d"):
-        align(own, ids, M)
-
-
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
-def test_labels_decode_to_exactly_the_answers(data):
-    from conftest import make_llava
-
-    processor = make_llava()
+def test_labels_decode_to_exactly_the_answers(make_processor, data):
+    processor = make_processor()
     words = st.text(st.characters(codec="utf-8", exclude_characters="<\0"), min_size=1, max_size=20).filter(str.strip)
     turns, spoken, marks = [], [], 0
     if data.draw(st.booleans()):
@@ -317,6 +300,7 @@ def test_long_text_is_cut_and_counted(processor, cases):
         assert torch.equal(item[key], whole[0][key][: size - 30])
     assert torch.equal(item["pixel_values"], whole[0]["pixel_values"])
     assert whole.cut == 0 and dataset.cut == 1
+    assert ConversationDataset([long], processor, max_length=whole.lengths()[0]).cut == 0
     assert dataset.lengths()[0] == size - 30
     assert abs(whole.lengths()[0] - size) <= tolerance(processor)
 
@@ -394,20 +378,6 @@ def test_lengths_stop_or_go_on_at_a_bad_record(make_processor, cases, pictures):
         ConversationDataset(records, make_processor()).lengths()
     dataset = ConversationDataset(records, make_processor(), on_bad_record="skip")
     assert dataset.lengths() == [len(dataset[0]["input_ids"]), 1]
-
-
-def test_sampler_groups_by_length_without_items(make_processor, cases, tmp_path, monkeypatch):
-    short, long = cases["no image"], record(("user", "why " * 30), ("assistant", "so"))
-    dataset = ConversationDataset([short, long] * 64, make_processor())
-    monkeypatch.setattr(ConversationDataset, "__getitem__", lambda *_: pytest.fail("an item was made"))
-    arguments = TrainingArguments(
-        str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, use_cpu=True, report_to=[]
-    )
-    order = list(length_grouped_sampler(dataset, arguments))
-    assert sorted(order) == list(range(128))
-    lengths = dataset.lengths()
-    mixed = [len({lengths[index] for index in order[start : start + 8]}) > 1 for start in range(0, 128, 8)]
-    assert sum(mixed) <= 5  # one for each of the 4 groups that are sorted, and one for the longest moved to the front
 
 
 def test_nothing_is_logged_for_good_records(make_processor, cases, caplog):

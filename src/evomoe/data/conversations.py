@@ -1,0 +1,300 @@
+"""Conversations as tensors: one item per record with labels on the answers alone, and batches of items."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import ProcessorMixin
+
+from evomoe.data.chat_template import ChatTemplate, LabelMismatchError, RenderedConversation, messages_of
+from evomoe.data.images import BadImageError, open_rgb, read_size
+from evomoe.data.labels import IGNORED, place_labels
+from evomoe.data.records import BadRecordError, Record
+
+__all__ = ["Collator", "ConversationDataset", "LabelMismatchError", "messages_of"]
+
+_Size = tuple[int, int]  # height and width, in pixels
+_Read = TypeVar("_Read")
+
+logger = logging.getLogger(__name__)
+
+_TOKEN_KEYS = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
+_TOKENISED_AT_ONCE = 1_000
+_PROGRESS_FROM = 10_000
+
+
+class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
+    """Records as token ids, pixels and labels, made by the model's own processor and chat template.
+
+    Pictures are decoded in the process that asks for the item, so in the workers of a DataLoader. Labels lie on the
+    answers and the end-of-turn text after them; they are checked against the template token by token.
+
+    Args:
+        records: What `load_records` returns.
+        processor: A transformers processor with a fast tokenizer, or such a tokenizer alone for text.
+        max_length: The most tokens of an item, image tokens included; the rest is cut. A cut through a picture, or
+            one that leaves no label, makes the record bad.
+        on_bad_record: "stop" raises on a bad record; "skip" warns once and gives the next good record instead.
+
+    Raises:
+        LabelMismatchError: The chat template does not suit the first record, so it will suit none.
+        ValueError: The processor has no chat template or no fast tokenizer, or an option has an unknown value.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        processor: Any,
+        max_length: int = 2048,
+        on_bad_record: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        if on_bad_record not in ("stop", "skip"):
+            raise ValueError(f"on_bad_record: {on_bad_record!r} is neither 'stop' nor 'skip'")
+        if max_length < 1:
+            raise ValueError(f"max_length: {max_length} must be at least 1")
+        if len(records) == 0:
+            raise ValueError("records: there are none")
+        self.records = records
+        self.processor = processor
+        self.max_length = max_length
+        self.on_bad_record = on_bad_record
+        self._template = ChatTemplate(processor)
+        self._tokenizer = self._template.tokenizer
+        if not self._tokenizer.is_fast:
+            raise ValueError(f"{type(self._tokenizer).__name__} is a slow tokenizer; labels need a fast one")
+        self._warned: set[int] = set()
+        try:
+            self._warn_of_endless_answers(self._template.render(records[0]))
+        except BadRecordError as error:
+            if on_bad_record == "stop" or isinstance(error, LabelMismatchError):
+                raise
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Makes one item.
+
+        Returns:
+            input_ids, attention_mask and labels (S,), whatever else the processor makes per token (S,), and its
+            vision tensors as they are.
+
+        Raises:
+            BadRecordError: The record is bad under "stop", or every record is under "skip".
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        for step in range(len(self)):
+            number = (index + step) % len(self)
+            try:
+                return self._encode(self.records[number])
+            except BadRecordError as error:
+                if self.on_bad_record == "stop":
+                    raise
+                if number not in self._warned:
+                    self._warned.add(number)
+                    logger.warning("skipped, the next good record takes its place: %s", error)
+        raise BadRecordError("there is no good record: each of them is bad; see the warnings above")
+
+    @property
+    def cut(self) -> int:
+        """How many records are longer than max_length, by the lengths that `lengths` finds."""
+        return sum(length > self.max_length for length in self._full_lengths)
+
+    def lengths(self) -> list[int]:
+        """The tokens of every item, image tokens included, for sampling by length. No picture is decoded.
+
+        The Trainer takes lengths only from a column of a `datasets.Dataset`; from any other dataset it would load
+        every item, pictures and all. So they must be handed to its sampler.
+
+        Text counts are exact, but for special tokens that a processor leaves out. For pictures, a blank one of the most
+        common size is counted; other sizes differ from it by what the processor reports. The count is approximate if
+        the processor cannot report and makes other numbers of tokens for other sizes, or if its tokens melt into the
+        text's. A record that cannot be rendered counts as 1 under "skip".
+
+        Raises:
+            BadRecordError: A record cannot be rendered, under "stop".
+        """
+        return [min(length, self.max_length) for length in self._full_lengths]
+
+    @cached_property
+    def _full_lengths(self) -> list[int]:
+        text_lengths: list[int] = []
+        sizes: list[list[_Size]] = []
+        known: dict[str, _Size] = {}
+        starts = range(0, len(self), _TOKENISED_AT_ONCE)
+        for start in tqdm(starts, "measuring lengths", unit="k records", disable=len(self) < _PROGRESS_FROM):
+            numbers = range(start, min(start + _TOKENISED_AT_ONCE, len(self)))
+            texts, sizes_of_texts = zip(*(self._text_and_sizes(number, known) for number in numbers), strict=True)
+            tokenised = self._tokenizer(list(texts), return_attention_mask=False, **self._special_tokens(texts[0]))
+            text_lengths += map(len, tokenised["input_ids"])
+            sizes += sizes_of_texts
+        tokens_of = self._image_tokens(Counter(size for of_record in sizes for size in of_record))
+        return [
+            max(1, length + sum(tokens_of[size] - 1 for size in of_record))  # a picture replaces its placeholder
+            for length, of_record in zip(text_lengths, sizes, strict=True)
+        ]
+
+    def _text_and_sizes(self, number: int, known: dict[str, _Size]) -> tuple[str, list[_Size]]:
+        try:
+            record = self.records[number]
+            return self._template.text(record), _pictures(record, lambda image: _size(image, known))
+        except BadRecordError:
+            if self.on_bad_record == "stop":
+                raise
+            return "", []
+
+    def _image_tokens(self, sizes: Counter[_Size]) -> dict[_Size, int]:
+        if not sizes:
+            return {}
+        common = sizes.most_common(1)[0][0]
+        try:
+            counts = self.processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])
+            reported = dict(zip(sizes, counts["num_image_tokens"], strict=True))
+        except (AttributeError, TypeError, NotImplementedError):
+            # The method is young and not complete: LLaVA's fails for image processors that do not crop.
+            reported = dict.fromkeys(sizes, 0)
+        unreported = self._measured_image_tokens(*common) - reported[common]
+        return {size: count + unreported for size, count in reported.items()}
+
+    def _measured_image_tokens(self, height: int, width: int) -> int:
+        placeholder = self._template.image_token
+        with_image = self.processor(text=[placeholder], images=[[Image.new("RGB", (width, height))]])
+        without = self._tokenizer(placeholder)
+        return len(with_image["input_ids"][0]) - len(without["input_ids"]) + 1
+
+    def _encode(self, record: Record) -> dict[str, torch.Tensor]:
+        rendered = self._template.render(record)
+        batch = self._process(record, rendered.text)
+        replacements = batch.pop("text_replacement_offsets", [None if record.images else ()])[0]
+        ids = batch["input_ids"][0].tolist()
+        placed = place_labels(record, rendered, ids, replacements, self._tokenizer, self._template.image_token)
+        self._check_cut(record, placed.labels, placed.of_image)
+        item = {key: value[0] if key in _TOKEN_KEYS else value for key, value in batch.items()}
+        item["labels"] = torch.tensor(placed.labels)
+        return {key: value[: self.max_length] if key in _TOKEN_KEYS else value for key, value in item.items()}
+
+    def _process(self, record: Record, text: str) -> Any:
+        options: dict[str, Any] = self._special_tokens(text)
+        if record.images:
+            if self.processor is self._tokenizer:
+                name = type(self.processor).__name__
+                raise BadRecordError(f"{record.where}: it has images, but {name} takes only text")
+            options["images"] = [_pictures(record, open_rgb)]
+            if _reports_replacements(self.processor):
+                options["return_text_replacement_offsets"] = True
+        try:
+            return self.processor(text=[text], return_tensors="pt", **options)
+        except (ValueError, TypeError, LookupError, ArithmeticError, OSError) as error:
+            name = type(self.processor).__name__
+            raise BadRecordError(f"{record.where}: {name} cannot process it: {error}") from error
+
+    def _special_tokens(self, text: str) -> dict[str, bool]:
+        # A template that writes the first token itself must not get a second one; otherwise the processor decides.
+        first = self._tokenizer.bos_token
+        return {"add_special_tokens": False} if first and text.startswith(first) else {}
+
+    def _check_cut(self, record: Record, labels: list[int], of_image: list[bool]) -> None:
+        if len(labels) <= self.max_length:
+            return
+        long = f"{record.where}: it has {len(labels)} tokens, and cutting it at max_length {self.max_length}"
+        if any(of_image[self.max_length :]):
+            raise BadRecordError(f"{long} would cut through its pictures")
+        if all(label == IGNORED for label in labels[: self.max_length]):
+            raise BadRecordError(f"{long} would leave no answer to learn")
+
+    def _warn_of_endless_answers(self, rendered: RenderedConversation) -> None:
+        start, end = rendered.answers[0]
+        ids = self._tokenizer(rendered.text[start:end], add_special_tokens=False)["input_ids"]
+        if not set(ids) & {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}:
+            logger.warning(
+                "the chat template puts no special token after an answer (%r): a model trained on it will not learn "
+                "where to stop",
+                rendered.text[start:end],
+            )
+
+
+class Collator:
+    """Batches items of `ConversationDataset`, with any number of pictures each.
+
+    Per-token tensors are padded. Vision tensors keep the first dimension that the processor gave them and are joined
+    along it; where other dimensions differ (pictures per record in Idefics3, tiles per picture in LLaVA-NeXT) they are
+    padded with zeros at the end, as those processors do within a batch.
+
+    Args:
+        processor: The processor or tokenizer of the items; gives the padding token.
+        padding_side: "right" or "left".
+        pad_to_multiple_of: Pads further to a multiple of so many tokens.
+
+    Raises:
+        ValueError: padding_side is neither "right" nor "left".
+    """
+
+    def __init__(
+        self, processor: Any, padding_side: Literal["right", "left"] = "right", pad_to_multiple_of: int | None = None
+    ) -> None:
+        if padding_side not in ("right", "left"):
+            raise ValueError(f"padding_side: {padding_side!r} is neither 'right' nor 'left'")
+        tokenizer = getattr(processor, "tokenizer", processor)
+        # The attention mask hides the padding, so any id will do for a tokenizer that has none of its own.
+        padding_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        self._padding = {"input_ids": padding_id, "labels": IGNORED}
+        self._left = padding_side == "left"
+        self._multiple = pad_to_multiple_of or 1
+
+    def __call__(self, items: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Returns one batch: per-token tensors (B, S), vision tensors joined along their first dimension."""
+        lengths = [len(item["input_ids"]) for item in items]
+        width = -(-max(lengths) // self._multiple) * self._multiple
+        batch: dict[str, torch.Tensor] = {}
+        for key in dict.fromkeys(key for item in items for key in item):
+            if key in _TOKEN_KEYS:
+                # Some processors give token types only to records with pictures.
+                rows = [item.get(key, torch.zeros_like(item["input_ids"])) for item in items]
+                batch[key] = torch.stack([self._pad(row, width, self._padding.get(key, 0)) for row in rows])
+            else:
+                batch[key] = _join(key, [item[key] for item in items if key in item])
+        return batch
+
+    def _pad(self, row: torch.Tensor, width: int, value: int) -> torch.Tensor:
+        missing = width - len(row)
+        return torch.nn.functional.pad(row, (missing, 0) if self._left else (0, missing), value=value)
+
+
+def _join(key: str, tensors: list[torch.Tensor]) -> torch.Tensor:
+    if len({tensor.ndim for tensor in tensors}) > 1:
+        raise ValueError(f"{key}: items with {sorted({tensor.ndim for tensor in tensors})} dimensions cannot be joined")
+    largest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    return torch.cat([_grow(tensor, largest) for tensor in tensors])
+
+
+def _grow(tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    missing = [size - own for size, own in zip(sizes, tensor.shape[1:], strict=True)]
+    return torch.nn.functional.pad(tensor, [pad for size in reversed(missing) for pad in (0, size)])
+
+
+def _reports_replacements(processor: Any) -> bool:
+    replace = getattr(type(processor), "replace_image_token", None)
+    return replace is not None and replace is not ProcessorMixin.replace_image_token
+
+
+def _pictures(record: Record, read: Callable[[str | Image.Image], _Read]) -> list[_Read]:
+    try:
+        return [read(image) for image in record.images]
+    except BadImageError as error:
+        raise BadRecordError(f"{record.where}: {error}") from error
+
+
+def _size(image: str | Image.Image, known: dict[str, _Size]) -> _Size:
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    if image not in known:
+        width, height = read_size(image)
+        known[image] = height, width
+    return known[image]

@@ -1,0 +1,125 @@
+"""Pictures: where they may lie, whether they are sound, and how they are opened."""
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+_END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
+_TAIL_BYTES = 1024
+
+
+class BadImageError(ValueError):
+    """A picture that cannot be used; the message says which and why."""
+
+
+class ImageFolder:
+    """The folder that picture paths are relative to and may not leave.
+
+    Args:
+        folder: Where relative paths start.
+        allow_absolute_outside: Whether an absolute path may point outside of `folder`.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], allow_absolute_outside: bool) -> None:
+        self.folder = os.path.realpath(folder)
+        self.allow_absolute_outside = allow_absolute_outside
+
+    def resolve(self, path: str) -> str:
+        """Returns the absolute path with all symbolic links followed.
+
+        Raises:
+            BadImageError: The path leaves the folder.
+        """
+        if "\0" in path:
+            raise BadImageError(f"the image path {path!r} holds a null character")
+        resolved = os.path.realpath(os.path.join(self.folder, path))
+        free = os.path.isabs(path) and self.allow_absolute_outside
+        if not free and not Path(resolved).is_relative_to(self.folder):
+            raise BadImageError(f"the image path {path!r} leaves the image folder {self.folder}")
+        return resolved
+
+
+def read_size(source: str | bytes) -> tuple[int, int]:
+    """Reads (width, height) in pixels from a picture's header; `source` is a path or an encoded picture.
+
+    Raises:
+        BadImageError: It is missing or not a picture.
+    """
+    with _open_file(source) as file:
+        return _open_header(file, _name(source)).size
+
+
+def check_image(source: str | bytes, max_pixels: int) -> None:
+    """Checks a picture by its header and its last bytes. It is decoded only if its end looks wrong.
+
+    Raises:
+        BadImageError: It is missing, not a picture, has more than `max_pixels` pixels, or is cut short.
+    """
+    name = _name(source)
+    with _open_file(source) as file:
+        picture = _open_header(file, name)
+        width, height = picture.size
+        if width * height > max_pixels:
+            raise BadImageError(f"image {name} has {width} x {height} pixels; the limit is {max_pixels:,} pixels")
+        end_mark = _END_MARKS.get(picture.format or "")
+        if end_mark is not None and end_mark not in _tail(file):
+            file.seek(0)
+            _decode(_open_header(file, name), name)
+
+
+def open_rgb(source: "str | Image.Image") -> Image.Image:
+    """Decodes a picture to RGB, turned upright where its EXIF data say so.
+
+    Raises:
+        BadImageError: It is missing or cannot be decoded.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, "in memory")
+    with _open_file(source) as file:
+        return _decode(_open_header(file, source), source)
+
+
+def _name(source: str | bytes) -> str:
+    return source if isinstance(source, str) else "in the image column"
+
+
+def _open_file(source: str | bytes) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    try:
+        return open(source, "rb")
+    except FileNotFoundError:
+        raise BadImageError(f"image {source} does not exist") from None
+    except OSError as error:
+        raise BadImageError(f"image {source} cannot be read: {error.strerror}") from error
+
+
+def _open_header(file: BinaryIO, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # The limit of the caller decides, not Pillow's softer one.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(file)
+    except UnidentifiedImageError:
+        raise BadImageError(f"image {name} is not a picture in a format that Pillow knows") from None
+    except Image.DecompressionBombError as error:
+        raise BadImageError(f"image {name} is too large: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadImageError(f"image {name} has a broken header: {error}") from error
+
+
+def _tail(file: BinaryIO) -> bytes:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TAIL_BYTES))
+    return file.read()
+
+
+def _decode(picture: Image.Image, name: str) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise BadImageError(f"image {name} cannot be decoded: {error}") from error

@@ -1,0 +1,178 @@
+"""Places the labels: from the characters of the answers to the token ids that the processor made.
+
+The processor puts a run of image tokens, some with structure tokens between, where the text has one placeholder. It is
+told apart in one of two ways: by the replacements that transformers' processors report (exact), else by walking along
+both sequences of ids. Either way every id outside of the runs must equal that of our own tokenisation.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from evomoe.data.chat_template import LabelMismatchError, RenderedConversation
+from evomoe.data.records import Record
+
+IGNORED = -100
+
+Replacements = Sequence[dict[str, Any]]
+
+
+class _Token(NamedTuple):
+    """A token's characters in the rendered text; none for a token of a picture or one that the tokenizer adds."""
+
+    start: int
+    end: int
+    of_image: bool = False
+
+
+class PlacedLabels(NamedTuple):
+    """Per token of the processor: its label, and whether it belongs to a picture."""
+
+    labels: list[int]
+    of_image: list[bool]
+
+
+def place_labels(
+    record: Record,
+    rendered: RenderedConversation,
+    ids: list[int],
+    replacements: Replacements | None,
+    tokenizer: Any,
+    image_token: str,
+) -> PlacedLabels:
+    """Labels the answers among the processor's token ids.
+
+    Args:
+        record: Named in errors.
+        rendered: The text and the characters of its answers.
+        ids: (S,) what the processor made of the text and its pictures.
+        replacements: What the processor put where the placeholders stood: dicts with "span" (start, end) in the text
+            and "replacement"; None if the processor does not say.
+        tokenizer: The processor's fast tokenizer.
+        image_token: The placeholder of a picture in the text.
+
+    Raises:
+        LabelMismatchError: The ids differ from the text's outside of the pictures, or an answer's borders fall into
+            tokens.
+    """
+    tokens = _tokens_of(record, rendered.text, ids, replacements, tokenizer, image_token)
+    labels = [IGNORED] * len(ids)
+    for (start, end), answer in zip(rendered.answers, _answer_texts(record), strict=True):
+        inside = [i for i, token in enumerate(tokens) if token.start < end and token.end > start]
+        if not inside:
+            raise LabelMismatchError(f"{record.where}: no token belongs to the answer {answer!r}")
+        first, last = inside[0], inside[-1]
+        outside = rendered.text[tokens[first].start : start] + rendered.text[end : max(end, tokens[last].end)]
+        if outside.strip():
+            raise LabelMismatchError(
+                f"{record.where}: a token at the border of the answer {answer!r} also holds {outside!r} of another turn"
+            )
+        labels[first : last + 1] = ids[first : last + 1]
+        decoded = tokenizer.decode(ids[first : last + 1], clean_up_tokenization_spaces=False)
+        if _letters(answer) not in _letters(decoded):
+            raise LabelMismatchError(f"{record.where}: the labels read {decoded!r} instead of the answer {answer!r}")
+    return PlacedLabels(labels, [token.of_image for token in tokens])
+
+
+def _answer_texts(record: Record) -> list[str]:
+    return [turn.text.strip() for turn in record.turns if turn.role == "assistant"]
+
+
+def _letters(text: str) -> str:
+    # Tokenizers may normalise, and place white space their own way.
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _tokens_of(
+    record: Record, text: str, ids: list[int], replacements: Replacements | None, tokenizer: Any, image_token: str
+) -> list[_Token]:
+    own_text = text if replacements is None else _expand(text, replacements)
+    placeholder = tokenizer.convert_tokens_to_ids(image_token) if replacements is None else None
+    failures = []
+    for add_special_tokens in (True, False):  # the processor keeps its own choice to itself
+        own = tokenizer(own_text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+        try:
+            origins = align(own["input_ids"], ids, placeholder)
+        except _Difference as difference:
+            failures.append((difference.at, difference.own_at, own["input_ids"]))
+            continue
+        offsets = own["offset_mapping"]
+        tokens = [_Token(0, 0, True) if origin is None else _Token(*offsets[origin]) for origin in origins]
+        return [_before_expansion(token, replacements) for token in tokens] if replacements else tokens
+    at, own_at, own_ids = max(failures)
+    raise LabelMismatchError(
+        f"{record.where}: token {at} from the processor is {_shown(ids, at, tokenizer)}, "
+        f"but the text of the chat template has {_shown(own_ids, own_at, tokenizer)} there"
+    )
+
+
+class _Difference(Exception):
+    def __init__(self, at: int, own_at: int) -> None:
+        super().__init__(at, own_at)
+        self.at, self.own_at = at, own_at
+
+
+def align(own_ids: list[int], ids: list[int], placeholder: int | None) -> list[int | None]:
+    """Finds for each of `ids` its position in `own_ids`, where one placeholder stands for a run of any ids.
+
+    Args:
+        own_ids: (S',) ids with one placeholder for each picture.
+        ids: (S,) ids with a run of one or more ids for each picture.
+        placeholder: The id of the placeholder; None if `own_ids` has none, so that both must be equal.
+
+    Returns:
+        (S,) positions in `own_ids`; None within a run.
+
+    Raises:
+        _Difference: Something differs outside of the runs.
+    """
+    borders = [i for i, own in enumerate(own_ids) if own == placeholder]
+    segments = list(zip([0, *(i + 1 for i in borders)], [*borders, len(own_ids)], strict=True))
+    origins: list[int | None] = []
+    for number, (start, end) in enumerate(segments):
+        at, segment = len(origins), own_ids[start:end]
+        if number == 0:
+            begin = 0
+        elif number == len(segments) - 1:
+            begin = max(at + 1, len(ids) - len(segment))
+        else:
+            begin = _find(segment, ids, at + 1)
+            if begin is None:
+                raise _Difference(at, start)
+        for offset, own in enumerate(segment):
+            if begin + offset >= len(ids) or ids[begin + offset] != own:
+                raise _Difference(begin + offset, start + offset)
+        origins += [None] * (begin - at) + list(range(start, end))
+    if len(origins) != len(ids):
+        raise _Difference(len(origins), len(own_ids))
+    return origins
+
+
+def _find(segment: list[int], ids: list[int], first: int) -> int | None:
+    candidates = range(first, len(ids) - len(segment) + 1)
+    return next((begin for begin in candidates if ids[begin : begin + len(segment)] == segment), None)
+
+
+def _expand(text: str, replacements: Replacements) -> str:
+    pieces, position = [], 0
+    for replacement in replacements:
+        start, end = replacement["span"]
+        pieces += [text[position:start], replacement["replacement"]]
+        position = end
+    return "".join([*pieces, text[position:]])
+
+
+def _before_expansion(token: _Token, replacements: Replacements) -> _Token:
+    gained = 0
+    for replacement in replacements:
+        start, end = replacement["new_span"]
+        if token.end <= start:
+            break
+        if token.start < end:
+            return _Token(0, 0, True)
+        gained = end - replacement["span"][1]
+    return _Token(token.start - gained, token.end - gained)
+
+
+def _shown(ids: list[int], at: int, tokenizer: Any) -> str:
+    return f"{tokenizer.convert_ids_to_tokens(ids[at])!r} (id {ids[at]})" if at < len(ids) else "nothing"

@@ -1,0 +1,143 @@
+"""Where rows of training data come from: JSON, JSON lines, saved and hub datasets, objects in memory."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    import datasets
+
+_COLUMNS = ("id", "image", "images", "conversations", "messages")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows as they stand in the source.
+
+    Attributes:
+        name: The file or dataset, for messages.
+        rows: The rows, in order; pictures of a datasets column stay encoded.
+        folder: The folder that relative picture paths start from.
+    """
+
+    name: str
+    rows: Sequence[Any]
+    folder: str
+
+
+def open_source(data: "str | os.PathLike[str] | Sequence[Any] | datasets.Dataset") -> Source:
+    """Opens what `load_records` accepts as `data`.
+
+    Raises:
+        ValueError: There is no such file or dataset, or it cannot be read.
+    """
+    if isinstance(data, str | os.PathLike):
+        return _open_named(os.fspath(data))
+    if isinstance(data, Sequence):
+        return Source("the given list", data, os.getcwd())
+    return _from_dataset(data, "the given dataset")
+
+
+def _open_named(name: str) -> Source:
+    path = Path(name)
+    suffix = path.suffix.lower()
+    if path.is_file():
+        if suffix not in (".json", ".jsonl"):
+            raise ValueError(f"{name}: data files end in .json (a list of records) or .jsonl (one record a line)")
+        rows = _read_json(path) if suffix == ".json" else _read_json_lines(path)
+        return Source(path.name, rows, str(path.resolve().parent))
+    if suffix in (".json", ".jsonl"):
+        raise ValueError(f"{name}: there is no such file")
+    folder, split = _split_name(name)
+    if path.is_dir():
+        folder, split = name, None
+    return _load_saved(folder, split) if os.path.isdir(folder) else _load_from_hub(folder, split)
+
+
+def _split_name(name: str) -> tuple[str, str | None]:
+    base, colon, split = name.rpartition(":")
+    return (base, split) if colon else (name, None)
+
+
+def _read_json(path: Path) -> list[Any]:
+    with _open_text(path) as file:
+        rows = _parse_json(file.read(), path.name, first_line=1)
+    if not isinstance(rows, list):
+        raise ValueError(f"{path.name}: the file must hold a list of records, not {_json_type(rows)}")
+    return rows
+
+
+def _read_json_lines(path: Path) -> list[Any]:
+    with _open_text(path) as file:
+        lines = ((number, line.rstrip("\n")) for number, line in enumerate(file, 1))
+        return [_parse_json(line, path.name, number) for number, line in lines if line.strip()]
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name}: the file is not UTF-8 text: {error.reason}") from error
+
+
+def _parse_json(text: str, name: str, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise ValueError(f"{name}, line {line}, column {error.colno}: broken JSON: {error.msg}") from error
+
+
+def _json_type(value: object) -> str:
+    return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+
+
+def _load_saved(folder: str, split: str | None) -> Source:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: the folder was not written by datasets.save_to_disk: {error}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        wanted = split or "train"
+        if wanted not in loaded:
+            raise ValueError(f"{folder}: no split {wanted!r}; name one as {folder}:<split>, of {sorted(loaded)}")
+        loaded = loaded[wanted]
+    elif split is not None:
+        raise ValueError(f"{folder}: the saved dataset has no splits, but split {split!r} is asked for")
+    return _from_dataset(loaded, os.path.basename(os.path.abspath(folder)))
+
+
+def _load_from_hub(name: str, split: str | None) -> Source:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, split=split or "train")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: neither a file, nor a folder, nor a dataset that can be loaded: {error}") from error
+    return _from_dataset(loaded, name)
+
+
+def _from_dataset(dataset: object, name: str) -> Source:
+    import datasets
+
+    if not isinstance(dataset, datasets.Dataset):
+        raise ValueError(
+            f"{name}: expected a datasets.Dataset (one split, not streamed) or a list of records, "
+            f"not {type(dataset).__name__}"
+        )
+    columns: Any = dataset.select_columns([column for column in dataset.column_names if column in _COLUMNS])
+    encoded = datasets.Image(decode=False)
+    for column, feature in columns.features.items():
+        if isinstance(feature, datasets.Image):
+            columns = columns.cast_column(column, encoded)
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            columns = columns.cast_column(column, datasets.List(encoded))
+    return Source(name, columns.with_format(None), os.getcwd())
