@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, make_llava
+from tiny import FAMILIES, make_llava, write_workspace
 from transformers import PreTrainedModel
 
 
@@ -24,3 +24,9 @@ def llava() -> PreTrainedModel:
     """A tiny random dense LLaVA with a Llama decoder of 4 layers, in evaluation mode."""
     torch.manual_seed(0)
     return make_llava().eval()
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    """A folder with a tiny model, three pictures and a LLaVA JSON."""
+    return write_workspace(tmp_path)

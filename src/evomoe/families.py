@@ -54,7 +54,7 @@ def config_class(base_model_type: str) -> type[EvoMoEConfig]:
 def sparse_config(dense: PreTrainedConfig, moe: MoEConfig) -> EvoMoEConfig:
     """The configuration of the sparse model made from a dense one; the dense configuration is left alone."""
     # A copy of the object rather than of its fields: transformers keeps unsaved state, such as the chosen attention, in it.
-    sparse = copy(dense)
+    sparse: Any = copy(dense)
     sparse.__class__ = config_class(moe.base_model_type)
     sparse.evomoe, sparse.architectures = asdict(moe), None
     return sparse

@@ -61,7 +61,7 @@ class EvoMoEMixin:
     config: EvoMoEConfig
 
     def __init__(self, config: EvoMoEConfig, *args, **kwargs) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # pyrefly: ignore[bad-argument-count]
         moe, layers, hidden_size = config.moe, decoder_layers(self), text_config(config).hidden_size
         for index in moe.moe_layers:
             name = find_ffn(layers[index], hidden_size)

@@ -4,7 +4,10 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +75,35 @@ class EvoMoETrainer(Trainer):
         if self.evolution and self.evolution.experts and output_dir and _internal_call:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             self.evolution.experts.save(output_dir, write=self.args.should_save)
-        super().save_model(output_dir, _internal_call)
+        with self._native_names() if _internal_call else nullcontext():
+            super().save_model(output_dir, _internal_call)
+
+    @contextmanager
+    def _native_names(self) -> Iterator[None]:
+        """Checkpoints hold the model's own tensor names: the Trainer resumes by these, and knows nothing of hub formats."""
+        self.model.save_pretrained = partial(self.model.save_pretrained, save_original_format=False)
+        try:
+            yield
+        finally:
+            del self.model.save_pretrained
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Going on from weights of which some were not found would train another model; the Trainer would only warn."""
+        super()._issue_warnings_after_load(load_result)
+        tied = set(self.model._keys_to_ignore_on_save or ()) | set(self.model.all_tied_weights_keys or ())
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"The checkpoint to resume from belongs to another model: {len(missing)} tensors of this one are missing in it and "
+                f"{len(load_result.unexpected_keys)} are unknown, e.g. {[*missing, *load_result.unexpected_keys][0]}."
+            )
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any):
         """Trains; Ctrl-C saves a checkpoint first and then raises KeyboardInterrupt."""
         if self.evolution:
             self.evolution.resume_from = resume_from_checkpoint
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with self.interrupt.listening():
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.interrupt.asked:
             raise KeyboardInterrupt
         return output
@@ -168,7 +193,8 @@ class ProgressBar(TrainerCallback):
     """One bar per stage: step, loss, time left."""
 
     def __init__(self, label: str) -> None:
-        self.label, self.bar = label, None
+        self.label = label
+        self.bar: tqdm | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if state.is_world_process_zero:
@@ -213,7 +239,20 @@ class InterruptCallback(TrainerCallback):
     """The first Ctrl-C ends training after the current step, with a checkpoint; the second ends it at once."""
 
     def __init__(self) -> None:
-        self.asked, self._previous = False, None
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes over Ctrl-C for the duration of the block."""
+        self.asked = False
+        if threading.current_thread() is not threading.main_thread():  # nobody can press Ctrl-C there
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
     def _ask(self, signum, frame) -> None:
         if self.asked:
@@ -221,18 +260,7 @@ class InterruptCallback(TrainerCallback):
         self.asked = True
         tqdm.write("Stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.", file=sys.stderr)
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.asked = False
-        try:
-            self._previous = signal.signal(signal.SIGINT, self._ask)
-        except ValueError:  # not the main thread: nobody can press Ctrl-C here
-            self._previous = None
-
     def on_step_end(self, args, state, control, **kwargs):
         if self.asked:
             control.should_save = control.should_training_stop = True
         return control
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)

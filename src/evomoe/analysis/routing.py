@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.modeling import EvoMoEBlock
+
 MODALITIES = ("text", "image")
 
 
@@ -62,7 +64,8 @@ def routing_statistics(
     generator = torch.Generator("cpu").manual_seed(seed)
     counts: dict[int, Tensor] = {}
     samples: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    was_training, blocks = model.training, model.moe_blocks
+    was_training = model.training
+    blocks: dict[int, EvoMoEBlock] = model.moe_blocks
     model.eval()
     for batch in batches:
         out = model(**batch, output_router_logits=True, logits_to_keep=1)

@@ -18,7 +18,7 @@ from evomoe.evaluation.base import Prompts, score_table
 from evomoe.files import write_text
 from evomoe.loading import load_model, load_processor
 from evomoe.recipe import MoEOptions, Recipe, StageOptions
-from evomoe.stages import open_run, run
+from evomoe.stages import check_output, run
 from evomoe.stages.trainable import set_trainable
 
 DENSE_MODEL = Path(__file__).parent / "dense_vlm"
@@ -79,12 +79,14 @@ def run_demo(output: str | Path = "runs/demo", resume: bool = True) -> str:
 
 
 def _run(recipe: Recipe) -> Path:
-    open_run(recipe, resume=True)
+    check_output(recipe, resume=True)
+    Path(recipe.output).mkdir(parents=True, exist_ok=True)
+    recipe.save(Path(recipe.output) / "recipe.json")
     data = Path(recipe.data)
     if not data.is_file():
         data.parent.mkdir(exist_ok=True)
         easy_vqa.export("train", data, "full")
-    return run(recipe, resume=True)
+    return run(recipe, resume=True, report=False)
 
 
 def _measure(folder: Path, sparse_folder: Path, control_folder: Path) -> ReportInput:

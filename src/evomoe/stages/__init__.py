@@ -1,23 +1,20 @@
 """The stages of a run, in the paper's order, from one folder on disk to the next."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from evomoe.files import write_text
-from evomoe.recipe import STAGES, Recipe
+from evomoe.recipe import Recipe
 from evomoe.stages import stage0_align, stage1_warmup, stage2_evolution, stage3_routing
-from evomoe.stages.common import StageFolder
+from evomoe.stages.common import StageFolder, is_main_process, load_data, stage_folder, trainer_options
 
 RUNNERS = {0: stage0_align.run, 1: stage1_warmup.run, 2: stage2_evolution.run, 3: stage3_routing.run}
 
 
-def stage_folder(output: str | Path, stage: int) -> StageFolder:
-    """The folder of a stage inside a run folder, e.g. ``stage2_evolution``."""
-    return StageFolder(Path(output) / f"stage{stage}_{STAGES[stage]}")
-
-
-def open_run(recipe: Recipe, resume: bool) -> None:
-    """Creates the run folder, or checks that an existing one holds this recipe's unfinished run.
+def check_output(recipe: Recipe, resume: bool) -> None:
+    """Makes sure that the output folder is new, or holds this recipe's unfinished run.
 
     Raises:
         ValueError: the folder exists and ``resume`` is off, or holds another run.
@@ -25,40 +22,66 @@ def open_run(recipe: Recipe, resume: bool) -> None:
     output, written = Path(recipe.output), Path(recipe.output) / "recipe.json"
     if output.exists() and not output.is_dir():
         raise ValueError(f"output: {output} is a file; name a folder.")
-    if output.is_dir() and any(output.iterdir()):
-        if not resume:
-            raise ValueError(
-                f"output: {output} exists and is not empty. Add --resume to go on with the run in it, or name another."
-            )
-        if not written.is_file():
-            raise ValueError(f"output: {output} holds no recipe.json, so there is no run to resume; name another folder.")
-        changed = recipe.differences(Recipe.load(written))
-        if changed:
-            raise ValueError(f"output: {output} holds a run of another recipe ({'; '.join(changed)}). Name another folder.")
+    if not output.is_dir() or not any(output.iterdir()):
         return
-    output.mkdir(parents=True, exist_ok=True)
-    recipe.save(written)
+    if not resume:
+        raise ValueError(f"output: {output} exists and is not empty. Add --resume to go on with the run in it, or name another.")
+    if not written.is_file():
+        raise ValueError(f"output: {output} holds no recipe.json, so there is no run to resume; name another folder.")
+    changed = recipe.differences(Recipe.load(written))
+    if changed:
+        raise ValueError(f"output: {output} holds a run of another recipe ({'; '.join(changed)}). Name another folder.")
 
 
-def run(recipe: Recipe, resume: bool = False) -> Path:
+def run(recipe: Recipe, resume: bool = False, report: bool = True) -> Path:
     """Runs the recipe's stages one after the other, skipping those that are done.
+
+    The data of all stages are checked before anything is written or trained.
+
+    Args:
+        recipe: the run.
+        resume: go on with the unfinished run in the output folder.
+        report: write report.md with pictures at the end.
 
     Returns:
         The folder of the last stage's model.
+
+    Raises:
+        ValueError: an option, a record, the model or the output folder is refused; the message says what to do.
     """
-    open_run(recipe, resume)
+    check_output(recipe, resume)
+    for stage in recipe.stages:
+        trainer_options(recipe, stage)
+    records = {data: load_data(recipe, data) for data in {recipe.stage(stage).data or recipe.data for stage in recipe.stages}}
+    output = Path(recipe.output)
+    output.mkdir(parents=True, exist_ok=True)
+    recipe.save(output / "recipe.json")
+    skipped = [message for loaded in records.values() for message in loaded.skipped]
+    if skipped:
+        write_text(output / "skipped_records.txt", "\n".join(skipped) + "\n")
     source: Path | str = recipe.model
     for stage in recipe.stages:
-        folder = stage_folder(recipe.output, stage)
+        folder = stage_folder(output, stage)
         if not folder.model.is_dir():
-            begin = time.monotonic()
-            extra = {}
-            if stage == 3 and 2 in recipe.stages:
-                extra["stage2"] = stage_folder(recipe.output, 2)
-            RUNNERS[stage](recipe, source, folder, **extra)
-            write_text(folder.path / "seconds.txt", f"{time.monotonic() - begin:.1f}\n")
+            folder.path.mkdir(exist_ok=True)
+            with _timed(folder.path / "seconds.txt"):
+                RUNNERS[stage](recipe, source, folder, records[recipe.stage(stage).data or recipe.data])
         source = folder.model
+    if report and is_main_process():
+        from evomoe.stages.run_report import report_run
+
+        report_run(recipe, Path(source), records)
     return Path(source)
 
 
-__all__ = ["RUNNERS", "StageFolder", "open_run", "run", "stage_folder"]
+@contextmanager
+def _timed(path: Path) -> Iterator[None]:
+    """Adds the seconds that the block takes, also when it is interrupted, to those in a file."""
+    begin, before = time.monotonic(), float(path.read_text()) if path.is_file() else 0.0
+    try:
+        yield
+    finally:
+        write_text(path, f"{before + time.monotonic() - begin:.1f}\n")
+
+
+__all__ = ["RUNNERS", "StageFolder", "check_output", "run", "stage_folder"]

@@ -14,7 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
 from evomoe.data.conversations import Collator, ConversationDataset
-from evomoe.data.records import load_records
+from evomoe.data.records import Records, load_records
 from evomoe.loading import load_model, load_processor
 from evomoe.modeling import EvoMoEMixin
 from evomoe.placement import moe_layers
@@ -45,6 +45,16 @@ class StageFolder:
         return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
+def stage_folder(output: str | Path, stage: int) -> StageFolder:
+    """The folder of a stage inside a run folder, e.g. ``stage2_evolution``."""
+    return StageFolder(Path(output) / f"stage{stage}_{STAGES[stage]}")
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the files that all processes share."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def load_dense(recipe: Recipe, source: Path | str) -> PreTrainedModel:
     """Loads the dense model that a stage starts from.
 
@@ -57,12 +67,9 @@ def load_dense(recipe: Recipe, source: Path | str) -> PreTrainedModel:
     return model
 
 
-def load_dataset(recipe: Recipe, stage: int, processor) -> ConversationDataset:
-    """The records of one stage, validated; reports what was skipped."""
-    records = load_records(
-        recipe.stage(stage).data or recipe.data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels
-    )
-    return ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record)
+def load_data(recipe: Recipe, data: str) -> Records:
+    """The records of one data set, checked."""
+    return load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
 
 
 def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
@@ -128,6 +135,7 @@ def train(
     model: PreTrainedModel,
     source: Path | str,
     folder: StageFolder,
+    records: Records,
     finish: Callable[[EvoMoETrainer], None] | None = None,
     **trainer_fields: Any,
 ) -> None:
@@ -135,12 +143,12 @@ def train(
 
     Args:
         source: where the model came from, for its processor.
+        records: what it trains on.
         finish: called with the trainer after training, before the model is written.
         trainer_fields: for ``EvoMoETrainer``.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
     processor = load_processor(source, recipe.trust_remote_code)
-    dataset = load_dataset(recipe, stage, processor)
+    dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record)
     arguments = training_arguments(recipe, stage, folder, len(dataset))
     if arguments.device.type == "cpu":
         torch.set_flush_denormal(True)  # without it, steps become several times slower as weights settle

@@ -7,11 +7,10 @@ import torch
 
 from evomoe.accounting import count_parameters, readable
 from evomoe.configuration import EvoMoEConfig, MoEConfig
-from evomoe.data.records import load_records
 from evomoe.families import sparse_config
 from evomoe.loading import empty_model, load_config
 from evomoe.recipe import STAGES, Recipe
-from evomoe.stages.common import planned_steps, trainer_options
+from evomoe.stages.common import load_data, planned_steps, trainer_options
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
 
@@ -39,7 +38,7 @@ def describe(recipe: Recipe) -> str:
         lines.append(f"Evolution: rule {recipe.evolution.rule}, beta {[list(r) for r in recipe.evolution.beta_ranges]}")
     for stage in recipe.stages:
         data, options = recipe.stage(stage).data or recipe.data, trainer_options(recipe, stage)
-        records = load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
+        records = load_data(recipe, data)
         model = empty_model(sparse_config(config, moe)) if stage == 3 else dense
         names = set_trainable(model, recipe.stage(stage).train, moe.moe_layers)
         counts, settings = count_parameters(model, names), recipe.stage(stage)

@@ -5,10 +5,11 @@ Implements: Stage I of Section 3.1.
 
 from pathlib import Path
 
+from evomoe.data.records import Records
 from evomoe.recipe import Recipe
 from evomoe.stages.common import StageFolder, load_dense, train
 
 
-def run(recipe: Recipe, source: Path | str, folder: StageFolder) -> None:
+def run(recipe: Recipe, source: Path | str, folder: StageFolder, records: Records) -> None:
     """Dense model in ``source`` -> instruction-tuned dense model in ``folder``."""
-    train(recipe, 1, load_dense(recipe, source), source, folder)
+    train(recipe, 1, load_dense(recipe, source), source, folder, records)

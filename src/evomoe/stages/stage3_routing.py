@@ -8,20 +8,22 @@ import json
 from pathlib import Path
 
 from evomoe.analysis.diversity import check_not_collapsed
+from evomoe.data.records import Records
 from evomoe.recipe import Recipe
-from evomoe.stages.common import StageFolder, load_dense, train
+from evomoe.stages.common import StageFolder, load_dense, stage_folder, train
 from evomoe.stages.stage2_evolution import EXPERTS
 from evomoe.upcycling import upcycle
 
 
-def run(recipe: Recipe, source: Path | str, folder: StageFolder, stage2: StageFolder | None = None) -> None:
-    """Dense model in ``source`` and the evolved experts in ``stage2`` -> sparse model in ``folder``.
+def run(recipe: Recipe, source: Path | str, folder: StageFolder, records: Records) -> None:
+    """Dense model in ``source`` and the run's evolved experts -> sparse model in ``folder``.
 
     Raises:
         ValueError: all evolved experts are copies of expert 1 and the recipe does not allow that.
     """
     init_options = dict(recipe.init_options)
-    if recipe.expert_init == "evolved" and stage2 is not None:
+    if recipe.expert_init == "evolved" and 2 in recipe.stages:
+        stage2 = stage_folder(recipe.output, 2)
         init_options.setdefault("experts", str(stage2.path / EXPERTS))
         if not recipe.allow_collapsed_experts:
             check_not_collapsed(json.loads((stage2.path / "diversity.json").read_text()), "cosine")
@@ -33,4 +35,4 @@ def run(recipe: Recipe, source: Path | str, folder: StageFolder, stage2: StageFo
         seed=recipe.seed,
         **dataclasses.asdict(recipe.moe),
     )
-    train(recipe, 3, model, source, folder)
+    train(recipe, 3, model, source, folder, records)

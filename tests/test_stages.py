@@ -1,0 +1,283 @@
+"""The stages of a run on a tiny model: what trains, what is written, what resuming means, what is refused."""
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import make_llava, make_llava_phi, make_records, write_workspace
+from transformers import AutoModelForImageTextToText, TrainerCallback
+
+from evomoe import upcycle
+from evomoe.recipe import EvolutionOptions, MoEOptions, Recipe, StageOptions
+from evomoe.stages import run, stage_folder
+from evomoe.stages.dry_run import describe
+from evomoe.stages.trainable import set_trainable
+from evomoe.trainer import EpochLengthSampler, EvoMoETrainer
+
+
+def make_recipe(workspace: Path, output: str = "run", steps: int = 4, **changes) -> Recipe:
+    def stage(train: str) -> StageOptions:
+        return StageOptions(learning_rate=1e-2, steps=steps, batch_size=4, accumulation=2, train=train, trainer={"save_steps": 2})
+
+    defaults = {
+        "stages": (2, 3),
+        "moe": MoEOptions(router_options={"hypernet_width": 4, "rank": 2}),
+        "stage0": stage("projector"),
+        "stage1": stage("text+projector"),
+        "stage2": stage("ffn"),
+        "stage3": stage("router"),
+        "image_root": str(workspace / "images"),
+    }
+    return Recipe(str(workspace / "model"), str(workspace / "data.json"), str(workspace / output), **defaults | changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Names of the tensors that differ between two model folders of the same architecture."""
+    old, new = weights(before), weights(after)
+    assert old.keys() == new.keys()
+    return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+def under(names: set[str], *parts: str) -> bool:
+    return bool(names) and all(any(part in name for part in parts) for name in names)
+
+
+def test_each_stage_trains_its_own_parameters_and_nothing_else(workspace):
+    recipe = make_recipe(workspace, stages=(0, 1, 2, 3))
+    final = run(recipe)
+    stages = [stage_folder(recipe.output, n) for n in range(4)]
+    assert under(changed(workspace / "model", stages[0].model), "multi_modal_projector")
+    stage1 = changed(stages[0].model, stages[1].model)
+    assert under(stage1, "multi_modal_projector", "language_model", "lm_head")
+    assert {"lm_head.weight", "model.language_model.embed_tokens.weight", "model.multi_modal_projector.linear_1.weight"} <= stage1
+    stage2 = changed(stages[1].model, stages[2].model)
+    assert stage2 == {
+        f"model.language_model.layers.{layer}.mlp.{name}.weight"
+        for layer in (0, 2)
+        for name in ("gate_proj", "up_proj", "down_proj")
+    }
+
+    sparse, evolved = weights(final), load_file(stages[2].path / "evolved_experts.safetensors")
+    dense = weights(stages[2].model)
+    for name, tensor in sparse.items():
+        if ".router." in name:
+            continue
+        layer_experts = name.replace("model.language_model.", "").replace(".mlp.", ".")
+        if ".experts." not in name:
+            assert torch.equal(tensor, dense[name]), name
+        elif ".experts.0." in name:
+            assert torch.equal(tensor, dense[name.replace(".experts.0.", ".")]), name
+        else:
+            assert torch.equal(tensor, evolved[layer_experts]), name
+    fresh = upcycle(
+        AutoModelForImageTextToText.from_pretrained(stages[2].model),
+        expert_init="evolved",
+        init_options={"experts": stages[2].path / "evolved_experts.safetensors"},
+        seed=recipe.seed,
+        **dataclasses.asdict(recipe.moe),
+    )
+    routers = {name for name in sparse if ".router." in name}
+    assert all(not torch.equal(sparse[name], fresh.state_dict()[name]) for name in routers)
+
+
+def test_a_run_leaves_what_a_person_looks_for(workspace):
+    recipe = make_recipe(workspace)
+    run(recipe)
+    output = Path(recipe.output)
+    assert Recipe.load(output / "recipe.json") == recipe
+    metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    stage2, stage3 = ([m for m in metrics if m["stage"] == name and "loss" in m] for name in ("evolution", "routing"))
+    assert [m["step"] for m in stage2] == [m["step"] for m in stage3] == [1, 2, 3, 4]
+    assert stage2[0]["distance/expert2"] == 0 < stage2[-1]["distance/expert2"]  # the first step warms up from zero
+    for m in stage3:
+        assert m["aux/balance"] > 0 and 1 <= m["effective_experts"] <= 4
+        for kind in ("text", "image"):
+            assert sum(m[f"load/{kind}/expert{n}"] for n in range(1, 5)) == pytest.approx(1)
+    report = (output / "report.md").read_text()
+    for picture in ("distances.png", "expert_load.png", "router_logits.png"):
+        assert picture in report and (output / picture).stat().st_size > 5000
+    left = {p.name for p in output.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".partial")}
+    assert not left and not list(output.glob("*/checkpoints"))
+
+
+class StopAt(TrainerCallback):
+    """Kills a run, without warning, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise RuntimeError("killed")
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Makes every stage die at the end of a step, until told otherwise."""
+    original = EvoMoETrainer.__init__
+    wanted: dict[str, int] = {}
+
+    def init(self, *args, **kwargs) -> None:
+        original(self, *args, **kwargs)
+        if kwargs["stage"] in wanted:
+            self.add_callback(StopAt(wanted[kwargs["stage"]]))
+
+    monkeypatch.setattr(EvoMoETrainer, "__init__", init)
+    return wanted
+
+
+@pytest.mark.parametrize("rule", ["scaled_update", "ema"])
+def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(workspace, kill_at, rule):
+    straight = make_recipe(workspace, "straight", evolution=EvolutionOptions(rule, stop_fraction=0.75))
+    killed = straight.but(output=str(workspace / "killed"))
+    run(straight)
+    for stage in ("evolution", "routing"):
+        kill_at[stage] = 3
+        with pytest.raises(RuntimeError, match="killed"):
+            run(killed, resume=stage == "routing")
+        del kill_at[stage]
+    run(killed, resume=True)
+    for stage in (2, 3):
+        a, b = (stage_folder(recipe.output, stage) for recipe in (straight, killed))
+        assert changed(a.model, b.model) == set()
+    evolved = [load_file(stage_folder(r.output, 2).path / "evolved_experts.safetensors") for r in (straight, killed)]
+    assert all(torch.equal(evolved[0][name], evolved[1][name]) for name in evolved[0])
+    steps = [(m["stage"], m["step"]) for m in map(json.loads, (workspace / "killed" / "metrics.jsonl").read_text().splitlines())]
+    assert len([s for s in steps if s == ("evolution", 3)]) == 1
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(workspace, kill_at):
+    recipe = make_recipe(workspace)
+    kill_at["evolution"] = 4
+    with pytest.raises(RuntimeError, match="killed"):
+        run(recipe)
+    folder = stage_folder(recipe.output, 2)
+    assert folder.last_checkpoint().name == "checkpoint-2"
+    (folder.checkpoints / "checkpoint-3").mkdir()
+    assert folder.last_checkpoint().name == "checkpoint-2"
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_from_there(workspace, monkeypatch):
+    recipe = make_recipe(workspace, stages=(2,))
+    original = EvoMoETrainer.training_step
+
+    def press_ctrl_c(self, *args, **kwargs):
+        if self.state.global_step == 2 and not self.interrupt.asked:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(EvoMoETrainer, "training_step", press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe)
+    folder = stage_folder(recipe.output, 2)
+    assert folder.last_checkpoint().name == "checkpoint-3" and not folder.model.exists()
+    monkeypatch.undo()
+    assert run(recipe, resume=True) == folder.model
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_existing_output_folder_is_refused_unless_the_same_run_is_resumed(workspace):
+    recipe = make_recipe(workspace, stages=(2,), steps=2)
+    run(recipe)
+    with pytest.raises(ValueError, match="exists and is not empty. Add --resume"):
+        run(recipe)
+    with pytest.raises(ValueError, match="another recipe .*seed: 0 -> 1"):
+        run(recipe.but(seed=1), resume=True)
+    (workspace / "other").mkdir()
+    (workspace / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no recipe.json"):
+        run(recipe.but(output=str(workspace / "other")), resume=True)
+    assert (workspace / "other" / "notes.txt").read_text() == "mine"
+
+
+def test_collapsed_experts_stop_stage_3_unless_allowed(workspace):
+    recipe = make_recipe(workspace, evolution=EvolutionOptions(beta_ranges=((0.0, 0.0),) * 3))
+    with pytest.raises(ValueError, match="copies of expert 1"):
+        run(recipe)
+    allowed = recipe.but(output=str(workspace / "allowed"), allow_collapsed_experts=True)
+    assert run(allowed).is_dir()
+
+
+def test_a_sparse_model_is_no_start(workspace):
+    from tiny import make_processor
+
+    upcycle(make_llava()).save_pretrained(workspace / "sparse")
+    make_processor().save_pretrained(workspace / "sparse")
+    recipe = make_recipe(workspace).but(model=str(workspace / "sparse"))
+    for start in (run, describe):
+        with pytest.raises(ValueError, match="EvoMoE model already"):
+            start(recipe)
+
+
+def test_bad_records_stop_the_run_before_training_or_are_skipped_and_listed(tmp_path):
+    records = make_records()
+    records[5]["image"] = "missing.png"
+    workspace = write_workspace(tmp_path, records)
+    recipe = make_recipe(workspace, stages=(2,), steps=2)
+    with pytest.raises(ValueError, match=r"record 5 .*missing.png"):
+        run(recipe)
+    assert not stage_folder(recipe.output, 2).model.exists()
+    skipping = recipe.but(output=str(workspace / "skipping"), on_bad_record="skip")
+    run(skipping)
+    assert "missing.png" in (Path(skipping.output) / "skipped_records.txt").read_text()
+
+
+@pytest.mark.parametrize("option", [{"train": "rooter"}, {"trainer": {"learning_rat": 1}}])
+def test_a_mistyped_option_is_named(workspace, option):
+    recipe = make_recipe(workspace, stages=(2,))
+    with pytest.raises(ValueError, match="no part 'rooter'|did you mean 'learning_rate'"):
+        run(recipe.but(stage2=dataclasses.replace(recipe.stage2, **option)))
+
+
+def test_dry_run_tells_what_would_train_and_loads_no_weights(workspace):
+    (workspace / "model" / "model.safetensors").unlink()
+    text = describe(make_recipe(workspace, stages=(1, 2, 3)))
+    assert "4 layers" in text and "MoE layers: 0, 2" in text
+    assert "Stage 2 (evolution): 24 records" in text and "4 steps of 4 x 2 records" in text
+    assert "trains ffn: 9.22 k of" in text and "layers.0.mlp.gate_proj.weight" in text
+    assert not (workspace / "run").exists()
+
+
+@pytest.mark.parametrize("make", [make_llava, make_llava_phi])
+@pytest.mark.parametrize(
+    ("what", "parts"),
+    [
+        ("projector", ("multi_modal_projector",)),
+        ("text", ("language_model", "lm_head")),
+        ("vision", ("vision_tower",)),
+        ("ffn", ("language_model.layers.0.mlp", "language_model.layers.2.mlp")),
+        ("ffn+projector", ("language_model.layers.0.mlp", "language_model.layers.2.mlp", "multi_modal_projector")),
+    ],
+)
+def test_parts_of_a_dense_model(make, what, parts):
+    model = make()
+    names = set(set_trainable(model, what, [0, 2]))
+    assert under(names, *parts) and names == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert names == {n for n, _ in model.named_parameters() if any(part in n for part in parts)}
+
+
+def test_parts_of_a_sparse_model():
+    model = upcycle(make_llava(), shared_expert=True)
+    assert under(set(set_trainable(model, "router", [0, 2])), ".router.", ".shared_expert_gate.")
+    assert under(set(set_trainable(model, "experts", [0, 2])), ".experts.", ".shared_expert.")
+    with pytest.raises(ValueError, match="has no parameters in 'router'"):
+        set_trainable(make_llava(), "router", [0, 2])
+
+
+def test_batches_of_similar_length_come_in_the_same_order_after_a_restart():
+    lengths = [10, 50, 11, 49, 12, 48, 13, 47] * 4
+    sampler = EpochLengthSampler(2, lengths, seed=3)
+    first, again = list(sampler), EpochLengthSampler(2, lengths, seed=3)
+    assert list(again) == first and sorted(first) == list(range(32))
+    again.set_epoch(1)
+    assert list(again) != first
+    spread = [abs(lengths[a] - lengths[b]) for a, b in zip(first[::2], first[1::2], strict=True)]
+    assert sum(gap > 5 for gap in spread) <= 3  # of 16 batches: where one length meets the other, and the longest comes first
