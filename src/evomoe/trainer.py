@@ -59,8 +59,11 @@ class EvoMoETrainer(Trainer):
         self.add_callback(self.interrupt)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        is_sparse = isinstance(self.accelerator.unwrap_model(model), EvoMoEMixin)
+        if is_sparse:
+            inputs = inputs | {"output_router_logits": True}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if isinstance(self.accelerator.unwrap_model(model), EvoMoEMixin):
+        if is_sparse:
             self.meter.update(outputs)
         return (loss, outputs) if return_outputs else loss
 
