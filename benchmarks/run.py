@@ -74,7 +74,8 @@ def block_against_dense(rounds: int) -> Iterator[Ratio]:
 
 
 def naive_dtr(router: DynamicTokenAwareRouter, x_TD: torch.Tensor, modality: Modality) -> torch.Tensor:
-    """Eq. 5-8 as printed: every token's two matrices are formed. What DTR costs without the factored form."""
+    """Eq. 5-8 with every token's two matrices formed: what DTR costs without the factored form."""
+    x_TD = x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + 1e-6)
     out_TE = x_TD.new_zeros(x_TD.shape[0], router.num_experts)
     for tokens, net in ((modality.image_tokens, router.image), (modality.text_tokens, router.text)):
         z_TD, R, H = x_TD[tokens], router.image.rank, router.image.width

@@ -80,8 +80,9 @@ def test_modalities_have_routers_of_their_own(name):
 
 
 def naive_dtr(router: DynamicTokenAwareRouter, x_TD: torch.Tensor, modality: Modality) -> torch.Tensor:
-    """Eq. 5-8 as printed: both matrices of every token written out."""
+    """Eq. 5-8 as printed, on z divided by its root mean square: both matrices of every token written out."""
     R, rows = router.image.rank, []
+    x_TD = x_TD / (x_TD.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     for z_D, image in zip(x_TD, modality.is_image_T, strict=True):
         net = router.image if image else router.text
         a_H = net.embed.weight @ z_D + net.embed.bias
@@ -112,6 +113,13 @@ def test_the_factored_form_equals_the_naive_one_in_float64_with_its_gradients(mo
         results.append([logits_TE, *torch.autograd.grad(logits_TE.sin().sum(), parameters)])
     for factored, naive in zip(*results, strict=True):
         torch.testing.assert_close(factored, naive, atol=1e-10, rtol=1e-9)
+
+
+def test_dtr_does_not_care_about_the_scale_of_its_input():
+    router = DynamicTokenAwareRouter(D, E)
+    x_TD, modality = some_tokens()
+    torch.testing.assert_close(router(100 * x_TD, modality), router(x_TD, modality), atol=1e-4, rtol=1e-4)
+    assert 0.05 < router(x_TD, modality).std() < 2
 
 
 def test_dtr_has_the_parameters_that_the_paper_s_totals_need():

@@ -102,11 +102,14 @@ class Float32Linear(nn.Linear):
 
     def forward(self, x_TD: Tensor, rows: Tensor | None = None) -> Tensor:
         """Applies the layer to all rows of ``x_TD``, or to those that ``rows`` names."""
-        bias = None if self.bias is None else self.bias.float()
+        out = self.product(x_TD, rows)
+        return out if self.bias is None else out + self.bias.float()
+
+    def product(self, x_TD: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The same without the bias."""
         if rows is None:
-            return nn.functional.linear(x_TD.float(), self.weight.float(), bias)
-        out = LinearOfRows.apply(x_TD.float(), rows, self.weight.float())
-        return out if bias is None else out + bias
+            return nn.functional.linear(x_TD.float(), self.weight.float())
+        return LinearOfRows.apply(x_TD.float(), rows, self.weight.float())
 
 
 class LinearOfRows(torch.autograd.Function):

@@ -2,7 +2,8 @@
 
 Implements: Eq. 5, Eq. 6, Eq. 7, Eq. 8, Figure 3.
 
-H hypernetwork width, R router rank. The paper's formulas, per token z of modality tau:
+H hypernetwork width, R router rank. The paper's formulas, per token z of modality tau, here divided by its
+root mean square first:
 
     a = W1 z + b1                      (H,)
     Theta = W2 a + b2                  two matrices: Theta_down (2R, D), Theta_up (D, R)
@@ -12,6 +13,10 @@ Theta is 3RD numbers a token and is never formed. W2 is linear, so with a' = [a;
 
     Theta_down z = sum_h a'_h (W2down_h z)            one matrix product (T, D) x (D, (H+1) 2R), then a contraction with a'
     phi(Theta_up s) = sum_h a'_h (phi W2up_h s)       phi W2up is ((H+1) E, R): small, computed once a pass
+
+Why the division: the logits are of fifth degree in z. The norm before the FFN lets z be a third or ten times of unit size,
+depending on the model and the layer; to the fifth power, that is a router which is blind, or one whose softmax is saturated
+before its first step (seen on easy-VQA: logits in the thousands, and no learning). The paper does not say.
 """
 
 import torch
@@ -37,20 +42,26 @@ class HyperNetwork(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Scales chosen so that, for a normalised z, a is about 1 and each of Eq. 7's intermediate values is about 1."""
+        """Scales chosen so that a is about 1 and each of Eq. 7's intermediate values is about 1."""
         D, H, R = self.embed.in_features, self.width, self.rank
         nn.init.normal_(self.embed.weight, std=D**-0.5)
         nn.init.zeros_(self.embed.bias)
         nn.init.normal_(self.down.weight, std=(D * (H + 1)) ** -0.5)
         nn.init.normal_(self.up.weight, std=(R * (H + 1)) ** -0.5)
 
-    def forward(self, z_TD: Tensor, phi_ED: Tensor, rows_N: Tensor | None = None) -> Tensor:
-        """phi(e) without phi's bias, for all tokens (T, E) or for those that ``rows_N`` names (N, E)."""
+    def forward(self, z_TD: Tensor, inverse_rms_T1: Tensor, phi_ED: Tensor, rows_N: Tensor | None = None) -> Tensor:
+        """phi(e) without phi's bias, for all tokens (T, E) or for those that ``rows_N`` names (N, E).
+
+        Each product with z is divided by z's root mean square afterwards, which spares a normalised copy of z.
+        """
         E, H, R = phi_ED.shape[0], self.width, self.rank
-        a_NH = F.pad(self.embed(z_TD, rows_N), (0, 1), value=1.0)  # H + 1 entries
+        inverse_rms_N1 = inverse_rms_T1 if rows_N is None else inverse_rms_T1[rows_N]
+        a_NH = self.embed.product(z_TD, rows_N) * inverse_rms_N1 + self.embed.bias.float()
+        a_NH = F.pad(a_NH, (0, 1), value=1.0)  # H + 1 entries
         N = a_NH.shape[0]
         down_NHP = self.down(z_TD, rows_N).view(N, H + 1, 2 * R)
-        gate_NR, value_NR = torch.bmm(a_NH.unsqueeze(1), down_NHP).squeeze(1).chunk(2, dim=-1)
+        down_NP = torch.bmm(a_NH.unsqueeze(1), down_NHP).squeeze(1) * inverse_rms_N1
+        gate_NR, value_NR = down_NP.chunk(2, dim=-1)
         s_NR = F.silu(gate_NR) * value_NR
         folded_EHR = (phi_ED @ self.up.weight.float()).view(E, H + 1, R)
         up_NHE = (s_NR @ folded_EHR.permute(2, 1, 0).reshape(R, -1)).view(N, H + 1, E)
@@ -80,10 +91,11 @@ class DynamicTokenAwareRouter(Router):
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         phi_ED, logits_TE = self.phi.weight.float(), x_TD.new_zeros(x_TD.shape[0], self.num_experts)
+        inverse_rms_T1 = torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + 1e-6)
         parts = [(modality.image_tokens, self.image), (modality.text_tokens, self.text)]
         for tokens, hypernetwork in sorted(parts, key=lambda part: -part[0].shape[0]):
             if tokens.shape[0] == x_TD.shape[0]:  # one modality only, as in every decoding step: nothing to gather
-                logits_TE = hypernetwork(x_TD, phi_ED)
+                logits_TE = hypernetwork(x_TD, inverse_rms_T1, phi_ED)
             elif tokens.shape[0] or self.training:  # an absent modality trains on no rows: DDP waits for its gradients
-                logits_TE = logits_TE.index_copy(0, tokens, hypernetwork(x_TD, phi_ED, tokens))
+                logits_TE = logits_TE.index_copy(0, tokens, hypernetwork(x_TD, inverse_rms_T1, phi_ED, tokens))
         return logits_TE + self.phi.bias.float()

@@ -10,7 +10,7 @@ from evomoe.routers.base import Float32Linear, Router
 
 
 class LinearRouter(Router):
-    """logits = W z."""
+    """One linear map for image and text tokens alike: logits = W z."""
 
     def __init__(self, hidden_size: int, num_experts: int) -> None:
         super().__init__(hidden_size, num_experts)

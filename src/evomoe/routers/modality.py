@@ -11,7 +11,7 @@ from evomoe.routers.linear import LinearRouter
 
 
 class ModalityRouter(Router):
-    """logits = W_V z for image tokens, W_T z for text tokens."""
+    """A linear map per modality: logits = W_V z for image tokens, W_T z for text tokens."""
 
     def __init__(self, hidden_size: int, num_experts: int) -> None:
         super().__init__(hidden_size, num_experts)
