@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     CLIPVisionConfig,
     Gemma2Config,
     Idefics3Config,
@@ -19,6 +20,7 @@ from transformers import (
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PhiConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     SiglipImageProcessorPil,
@@ -62,6 +64,11 @@ def make_llava(text_config=None) -> PreTrainedModel:
             vision_feature_select_strategy="default",
         )
     )
+
+
+def make_language_model(config_class: type[PreTrainedConfig] = LlamaConfig, **fields) -> PreTrainedModel:
+    """A causal language model of any family that shares Llama's names for its sizes."""
+    return AutoModelForCausalLM.from_config(config_class(**_text(**fields))).eval()
 
 
 def make_llava_phi() -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """How many parameters a model has, runs per token, and trains: for a model with or without weights.
 
-Implements: Table 8.
+Implements: Table 8 (parameter counts).
 """
 
 from collections.abc import Iterable

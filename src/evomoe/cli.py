@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments,
             config=(tyro.conf.AvoidSubcommands,),
         )
+        sys.stdout.flush()  # here, so that a reader that has gone away is noticed here
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError) as error:
@@ -56,12 +57,14 @@ def demo(output: str = "runs/demo", resume: bool = True) -> None:
     """
     from evomoe.demo import run_demo
 
+    _hide_loading_bars()
     print(run_demo(output, resume))
 
 
 def _train_from(arguments: list[str]) -> Callable[..., None]:
     """The verb ``train`` with the defaults of the recipe that the arguments name."""
-    name = next((after for before, after in itertools.pairwise(arguments) if before == "--recipe"), "evomoe")
+    pairs = itertools.pairwise([part for argument in arguments for part in argument.split("=", 1)])
+    name = next((after for before, after in pairs if before == "--recipe"), "evomoe")
     if name not in RECIPES:
         print(f"evomoe: --recipe: there is no '{name}'; choose from {', '.join(RECIPES)}.", file=sys.stderr)
         sys.exit(2)
@@ -83,6 +86,7 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
             return
         from evomoe.stages import run
 
+        _hide_loading_bars()
         print(f"Trained model: {run(options, resume)}")
 
     return train
@@ -114,6 +118,7 @@ def upcycle(
     """
     from evomoe.upcycling import upcycle_folder
 
+    _hide_loading_bars()
     print(
         upcycle_folder(
             dense, out, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed, expert_init=expert_init,
@@ -140,6 +145,7 @@ def compose(
     """
     from evomoe.composing import compose_folder
 
+    _hide_loading_bars()
     print(compose_folder(text, vision, out, seed=seed, trust_remote_code=trust_remote_code))
 
 
@@ -161,6 +167,7 @@ def evaluate(
     """
     from evomoe.evaluation.command import evaluate_checkpoint
 
+    _hide_loading_bars()
     print(evaluate_checkpoint(checkpoint, benchmarks, batch_size, limit, Path(output) if output else None))
 
 
@@ -175,6 +182,13 @@ def list_names(
     from evomoe.listing import describe_table
 
     print(describe_table(what))
+
+
+def _hide_loading_bars() -> None:
+    """Leaves the screen to the bars that tell something: transformers draws one for every file it reads or writes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

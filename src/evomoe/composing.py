@@ -1,9 +1,11 @@
 """A LLaVA of one's own parts: any language model and any vision tower, joined by a fresh projector."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -27,8 +29,9 @@ def compose(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Joins a causal language model and a vision tower into a LLaVA with a fresh projector.
 
-    The tokenizer gets an ``<image>`` token if it has none, and the embeddings a row for it. A tower with a class token
-    (CLIP) gives its patches of the last but one layer, as in LLaVA-1.5; one without (SigLIP) all of its last layer's.
+    The parts are taken, not copied; the vision tower takes on the language model's precision. The tokenizer gets an
+    ``<image>`` token if it has none, and the embeddings a row for it. A tower with a class token (CLIP) gives its patches of
+    the last but one layer, as in LLaVA-1.5; one without (SigLIP) all of its last layer's.
 
     Args:
         language_model: e.g. from ``AutoModelForCausalLM``.
@@ -49,39 +52,93 @@ def compose(
     vision_config = vision_tower.config
     if not hasattr(vision_config, "patch_size"):
         raise ValueError(f"{type(vision_tower).__name__} is no patch-based vision tower: its config has no patch_size.")
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_additional_special_tokens=False)
+    vision_tower.to(language_model.device, language_model.dtype)
+    patches, class_tokens = _features(vision_tower, image_processor)
+    strategy, layer = ("default", -2) if class_tokens else ("full", -1)
+    tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     image_token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    if language_model.get_input_embeddings().num_embeddings <= image_token:
-        language_model.resize_token_embeddings(image_token + 1)
-    has_class_token = any(name.endswith("class_embedding") for name, _ in vision_tower.named_parameters())
-    strategy, layer = ("default", -2) if has_class_token else ("full", -1)
-    config = LlavaConfig(
-        vision_config=vision_config,
-        text_config=language_model.config,
-        image_token_id=image_token,
-        vision_feature_select_strategy=strategy,
-        vision_feature_layer=layer,
-        image_seq_length=(vision_config.image_size // vision_config.patch_size) ** 2,
-        tie_word_embeddings=language_model.config.tie_word_embeddings,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(config)
-    model.model.vision_tower = vision_tower
-    model.model.language_model = language_model.get_decoder()
-    model.set_output_embeddings(language_model.get_output_embeddings())
-    model.tie_weights()
-    model.generation_config = language_model.generation_config
+        if language_model.get_input_embeddings().num_embeddings <= image_token:
+            language_model.resize_token_embeddings(image_token + 1)
+        config = LlavaConfig(
+            vision_config=deepcopy(vision_config),  # the new configuration takes its parts over and resets their attention
+            text_config=deepcopy(language_model.config),
+            image_token_id=image_token,
+            vision_feature_select_strategy=strategy,
+            vision_feature_layer=layer,
+            image_seq_length=patches,
+            tie_word_embeddings=language_model.config.tie_word_embeddings,
+        )
+        model = _join(config, language_model, vision_tower)
     processor = LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=vision_config.patch_size,
         vision_feature_select_strategy=strategy,
         image_token=IMAGE_TOKEN,
-        num_additional_image_tokens=int(has_class_token),
+        num_additional_image_tokens=class_tokens,
         chat_template=with_images(tokenizer.chat_template),
     )
     return model, processor
+
+
+@torch.no_grad()
+def _features(vision_tower: PreTrainedModel, image_processor: Any) -> tuple[int, int]:
+    """How many patches the tower makes of a picture, and how many class tokens it puts before them: tried on a blank one."""
+    size, patch = vision_tower.config.image_size, vision_tower.config.patch_size
+    pixels = image_processor(images=Image.new("RGB", (size, size)), return_tensors="pt")["pixel_values"]
+    patches = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
+    try:
+        out = vision_tower(pixels.to(vision_tower.device, vision_tower.dtype), output_hidden_states=True)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"The image processor makes pictures of {tuple(pixels.shape[-2:])} pixels, which the vision tower (image_size "
+            f"{size}) does not take: {error}"
+        ) from error
+    extra = out.hidden_states[-1].shape[1] - patches
+    if extra not in (0, 1):
+        raise ValueError(
+            f"{type(vision_tower).__name__} gives {patches + extra} features for {patches} patches; LLaVA's class takes towers "
+            "with one class token or none."
+        )
+    return patches, extra
+
+
+@torch.no_grad()
+def _join(config: LlavaConfig, language_model: PreTrainedModel, vision_tower: PreTrainedModel) -> LlavaForConditionalGeneration:
+    """The LLaVA of both parts; only the projector's weights are drawn."""
+    probe = torch.arange(1, 9, device=language_model.device).unsqueeze(0)
+    expected = language_model.eval()(input_ids=probe).logits
+    try:
+        with torch.device("meta"):
+            model = LlavaForConditionalGeneration(config)
+    except AttributeError as error:  # it looks for the embeddings where Llama has them
+        raise ValueError(f"{type(language_model).__name__} does not fit into LLaVA's class: {error}") from error
+    names = set(model.state_dict())
+    model.model.vision_tower = vision_tower
+    model.model.language_model = language_model.get_decoder()
+    model.set_output_embeddings(language_model.get_output_embeddings())
+    projector = model.model.multi_modal_projector.to_empty(device=language_model.device).to(language_model.dtype)
+    for module in projector.modules():
+        model._init_weights(module)
+    model.tie_weights()
+    model.generation_config = language_model.generation_config
+    # Both checks are about loading the model again: LLaVA's class has no place for a head with a bias or a scale of its own.
+    strangers = names.symmetric_difference(model.state_dict())
+    if strangers:
+        raise ValueError(
+            f"{type(language_model).__name__} and {type(vision_tower).__name__} do not fit into LLaVA's class, which could not "
+            f"load these tensors again: {', '.join(sorted(strangers)[:3])}."
+        )
+    if not torch.allclose(model.eval()(input_ids=probe).logits, expected, atol=1e-4, rtol=1e-2):
+        raise ValueError(
+            f"{type(language_model).__name__} computes its logits in a way that LLaVA's class does not (scaled or soft-capped): "
+            "its answers would change."
+        )
+    return model
 
 
 def with_images(template: str) -> str:

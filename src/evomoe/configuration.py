@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 from evomoe.aux_losses import AUX_LOSSES
@@ -46,8 +47,14 @@ class MoEConfig(MoEOptions):
     @classmethod
     def for_model(cls, config: PreTrainedConfig, placement: str | Sequence[int], **fields) -> "MoEConfig":
         """The MoE part for a dense model's ``config``; ``placement`` as in ``evomoe.placement``."""
-        layers = moe_layers(placement, config.get_text_config(decoder=True).num_hidden_layers)
-        return cls(base_model_type=config.model_type, moe_layers=layers, **fields)
+        text = config.get_text_config(decoder=True)
+        moe = cls(base_model_type=config.model_type, moe_layers=moe_layers(placement, text.num_hidden_layers), **fields)
+        try:
+            with torch.device("meta"):
+                ROUTERS[moe.router](text.hidden_size, moe.num_experts, **moe.router_options)
+        except TypeError as error:
+            raise ValueError(f"router_options: router '{moe.router}' does not take {moe.router_options} ({error}).") from error
+        return moe
 
 
 class EvoMoEConfig(PreTrainedConfig):

@@ -1,6 +1,6 @@
 """Expert evolution: experts 2..E follow expert 1 while it trains.
 
-Implements: Eq. 1, Table 3, Table 15.
+Implements: Eq. 1, Table 3 (evolution values), Table 15 (evolution values).
 
 theta_1 is the one trainable FFN of each MoE layer. The evolved experts are no modules: they are float32 shadows of its
 parameters, kept outside the module tree. So nothing frozen is sharded or gathered, no precision is lost, and a run with

@@ -4,6 +4,8 @@ import inspect
 from dataclasses import fields
 from importlib import import_module
 
+from evomoe.recipe import STAGES
+
 TABLES = {
     "routers": ("evomoe.routers", "ROUTERS"),
     "inits": ("evomoe.expert_init", "INITS"),
@@ -29,6 +31,7 @@ def _summary(what: str, value) -> str:
         changed = [f.name for f in fields(value.moe) if getattr(value.moe, f.name) != getattr(base.moe, f.name)]
         experts = f", experts from {value.expert_init}" if 3 in value.stages else ""
         moe = "".join(f", {name} {getattr(value.moe, name)}" for name in changed)
-        return f"stages {' '.join(map(str, value.stages))}{experts}{moe}"
+        stages = " ".join(f"{stage} ({STAGES[stage]})" for stage in value.stages)
+        return f"stages {stages}{experts}{moe}"
     documented = inspect.getmodule(value.items) if what == "benchmarks" else value
     return (inspect.getdoc(documented) or "").partition("\n")[0].strip()

@@ -1,6 +1,6 @@
 """Which token is image, which is text, which is padding.
 
-Implements: tau in {V, T} of Eq. 5-8.
+Implements: Eq. 6 (tau).
 
 The model notes the modality once per forward pass; every MoE layer of that pass reads it. The note lives in a context
 variable, so that two passes never mix, and the activation-checkpointing function carries it into the recomputation

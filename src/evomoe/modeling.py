@@ -1,6 +1,6 @@
 """The network: an MoE layer, and the model classes ``EvoMoE<Base>`` that put it into any Hugging Face VLM.
 
-Implements: Eq. 2, Eq. 3, Eq. 4, Eq. 9, Eq. 11.
+Implements: Eq. 2, Eq. 3, Eq. 4, Eq. 9, Eq. 10, Eq. 11, Table 6 (shared expert).
 """
 
 import inspect
@@ -24,7 +24,7 @@ from evomoe.structure import decoder_layers, find_ffn, image_token_ids, text_con
 class EvoMoEBlock(nn.Module):
     """The FFN of one MoE layer: a router, its experts and, if asked for, a shared expert.
 
-    Implements: Eq. 4. Takes and returns hidden states (B, S, D) as the dense FFN does; padding is not routed, gives zero.
+    Eq. 4: takes and returns hidden states (B, S, D) as the dense FFN does; padding is not routed, gives zero.
     """
 
     def __init__(self, layer: int, moe: MoEConfig, hidden_size: int, experts: Iterable[nn.Module]) -> None:
@@ -183,7 +183,7 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     forward.__doc__ = EvoMoEMixin.forward.__doc__
     members = {
         "forward": forward,
-        "__module__": __name__,
+        "__module__": "evomoe.families",  # where it is an attribute, so that it pickles
         "__doc__": f"{base.__name__} with a mixture of experts.",
         "base_class": base,
     }

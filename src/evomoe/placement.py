@@ -1,6 +1,8 @@
 """Which decoder layers become MoE layers.
 
-Implements: the placements of Table 6. Needs neither torch nor transformers.
+Implements: Table 6 (placements).
+
+Needs neither torch nor transformers.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """A run, as data. Needs neither torch nor transformers, so that it loads in milliseconds.
 
-Implements: Table 7 (the defaults of the stages).
+Implements: Table 7 (defaults of the stages).
 """
 
 import dataclasses

@@ -227,7 +227,7 @@ class MetricsFile(TrainerCallback):
         if not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may leave half a line
+        entries = [json.loads(line) for line in lines if _is_json(line)]  # a killed run may leave half a line
         kept = [entry for entry in entries if entry["stage"] != self.stage or entry["step"] <= state.global_step]
         partial = self.path.with_name(self.path.name + ".partial")
         partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
@@ -236,6 +236,14 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": state.global_step, **(logs or {})}) + "\n")
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 class InterruptCallback(TrainerCallback):

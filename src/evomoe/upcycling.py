@@ -66,7 +66,10 @@ def upcycle(
         torch.manual_seed(seed)
         for index in moe.moe_layers:
             ffn = layers[index].get_submodule(names[index])
-            experts = INITS[expert_init](ffn, moe.num_experts, index, generator, **(init_options or {}))
+            try:
+                experts = INITS[expert_init](ffn, moe.num_experts, index, generator, **(init_options or {}))
+            except TypeError as error:
+                raise ValueError(f"init_options: '{expert_init}' does not take {init_options} ({error}).") from error
             if moe.shared_expert:
                 experts.append(INITS["replicate"](ffn, 2, index, generator)[1])
             weight = next(ffn.parameters())

@@ -1,6 +1,6 @@
 """How different the evolved experts are from expert 1, and whether they collapsed.
 
-Implements: the uniformity of experts of Section 1 (challenge one), measured on weights.
+Implements: Section 1 (uniformity of weights).
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """The pictures of a run: expert load, router logits by modality, distances over the steps. Needs matplotlib.
 
-Implements: the drawings of Figure 1b and Figure 5.
+Implements: Figure 1 (drawing of b), Figure 5 (drawing).
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Where tokens went and how much the experts differ, measured on questions the model is given.
 
-Implements: Figure 1b, Figure 5, Section 1 (both challenges), measured on tokens.
+Implements: Figure 1 (b), Figure 5 (load), Section 1 (uniformity of outputs), Section 1 (rigidity).
 
 L MoE layers, M = 2 modalities (text, image), E experts, T tokens, D hidden.
 """

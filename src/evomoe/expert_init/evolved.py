@@ -1,6 +1,6 @@
 """The experts that Stage II evolved.
 
-Implements: the initialisation of Stage III in Section 3.1 and Figure 2.
+Implements: Section 3.1 (experts of Stage III).
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Every expert is a copy of the dense FFN.
 
-Implements: Table 5 (a), the baseline of Table 2 (b).
+Implements: Table 5 (a), Table 2 (replicated experts).
 """
 
 from copy import deepcopy

@@ -1,5 +1,7 @@
 """What every router shares: from logits to the chosen experts and their weights.
 
+Implements: Table 5 (d), Table 11 (top-k), Table 14 (b).
+
 T tokens, D hidden, E experts, K experts per token.
 """
 

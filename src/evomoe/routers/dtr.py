@@ -1,6 +1,6 @@
 """The Dynamic Token-aware Router: a hypernetwork per modality writes a small network for every token.
 
-Implements: Eq. 5, Eq. 6, Eq. 7, Eq. 8, Figure 3.
+Implements: Eq. 5, Eq. 6, Eq. 7, Eq. 8, Figure 3, Table 4 (DTR).
 
 H hypernetwork width, R router rank. The paper's formulas, per token z of modality tau, here divided by its
 root mean square first:

@@ -1,6 +1,6 @@
 """Always the same expert: how each expert is scored alone.
 
-Implements: Table 3 (one expert alone).
+Implements: Table 3 (no router).
 """
 
 import torch

@@ -1,6 +1,6 @@
 """One linear map for all tokens, the router of MoE-LLaVA.
 
-Implements: Table 4 (a).
+Implements: Table 4 (a), Figure 4 (a).
 """
 
 from torch import Tensor, nn

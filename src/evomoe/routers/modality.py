@@ -1,6 +1,6 @@
 """One linear router for image tokens, one for text tokens.
 
-Implements: Table 4 (b).
+Implements: Table 4 (b), Figure 4 (b).
 """
 
 from torch import Tensor

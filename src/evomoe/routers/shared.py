@@ -1,6 +1,6 @@
 """Any router plus a linear one shared by the modalities, weighted against each other.
 
-Implements: Table 4 (c), (d).
+Implements: Table 4 (c), Table 4 (d), Figure 4 (c), Figure 4 (d).
 """
 
 from collections.abc import Callable

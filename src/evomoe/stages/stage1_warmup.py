@@ -1,6 +1,6 @@
 """Stage I, understanding warm-up: the language model and the projector train; the vision tower is frozen.
 
-Implements: Stage I of Section 3.1.
+Implements: Section 3.1 (Stage I), Figure 2 (a).
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Stage II, expert evolution: the FFN of the MoE layers trains, and experts 2..E evolve from it.
 
-Implements: Stage II of Section 3.1.
+Implements: Section 3.1 (Stage II), Figure 2 (b).
 
 The model stays dense. What the stage leaves is the dense model, ``evolved_experts.safetensors`` and ``diversity.json``.
 """

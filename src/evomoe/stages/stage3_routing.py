@@ -1,6 +1,6 @@
 """Stage III, routing: the sparse model is assembled from the evolved experts, and only the router trains.
 
-Implements: Stage III of Section 3.1.
+Implements: Section 3.1 (Stage III), Figure 2 (c).
 """
 
 import dataclasses

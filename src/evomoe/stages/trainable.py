@@ -1,6 +1,6 @@
 """What trains in which stage.
 
-Implements: Section 3.1 ("Train only FFN1", "only the DTR trainable"), the trainable parameters of Table 6.
+Implements: Section 3.1 (what trains), Table 6 (trainable parameters).
 """
 
 from collections.abc import Sequence

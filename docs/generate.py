@@ -1,0 +1,133 @@
+"""Writes docs/paper-map.md from the ``Implements:`` lines of the modules. Run it with ``make docs``."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCE, OUTPUT = ROOT / "src" / "evomoe", ROOT / "docs" / "paper-map.md"
+
+ITEMS = {
+    "Section 1": "the two challenges: uniform experts, rigid routers",
+    "Section 3.1": "the three stages",
+    "Eq. 1": "expert evolution",
+    "Eq. 2": "image and text tokens enter the decoder",
+    "Eq. 3": "attention block",
+    "Eq. 4": "MoE layer in place of the FFN",
+    "Eq. 5": "a hypernetwork writes parameters for a token",
+    "Eq. 6": "one hypernetwork per modality, down and up projection",
+    "Eq. 7": "the token through its own small network",
+    "Eq. 8": "probabilities of the experts",
+    "Eq. 9": "language loss plus weighted auxiliary loss",
+    "Eq. 10": "Eq. 9 again, in the supplement",
+    "Eq. 11": "language loss",
+    "Eq. 12": "balance loss",
+    "Table 1": "comparison with other models",
+    "Table 2": "evolution and DTR, each alone and together",
+    "Table 3": "each evolved expert alone",
+    "Table 4": "designs of the router",
+    "Table 5": "ways to make experts diverse",
+    "Table 6": "placement, shared expert, trainable parameters",
+    "Table 7": "settings of the stages",
+    "Table 8": "architectures and parameter counts",
+    "Table 9": "sizes of the language model",
+    "Table 10": "eight shuffled routers",
+    "Table 11": "experts per token",
+    "Table 12": "number of experts",
+    "Table 13": "epochs",
+    "Table 14": "sizes of noise and of expert dropout",
+    "Table 15": "values of beta",
+    "Figure 1": "scores under shuffled routers (a), router logits by modality (b)",
+    "Figure 2": "the three stages",
+    "Figure 3": "the Dynamic Token-aware Router",
+    "Figure 4": "designs of the router",
+    "Figure 5": "load of each expert by modality",
+}
+"""What the paper has, in this project's words; Figure 6 shows examples of answers only."""
+
+_CLAIM = re.compile(r"((?:Eq\.|Table|Figure|Section) [\d.]*\d)(?: \(([^()]+)\))?")
+
+HEADER = """# Paper map
+
+Which file implements which part of the paper (EvoMoE, arXiv 2505.23830). Written by `make docs` from the line
+`Implements:` at the top of each module; do not edit it by hand.
+
+The rule: a claim is an item of the paper, or an item with a part in parentheses: a row, a sub-figure, an aspect. Each claim
+belongs to exactly one file. Every equation is claimed as a whole. A table with several rows is claimed row by row.
+
+No table is reproduced as a whole yet, with its rows and the published numbers. What is named here is what its rows are made
+of; "not yet" means that not even that has a file of its own.
+"""
+
+
+def claims_of(docstring: str) -> list[tuple[str, str]]:
+    """The claims in a module's docstring, as (item, part); the part of a whole item is empty.
+
+    Raises:
+        ValueError: an ``Implements:`` line does not read "claim, claim, claim.", or names an item that the paper lacks.
+    """
+    claims = []
+    for line in re.findall(r"^Implements: (.*)$", docstring, re.MULTILINE):
+        found = [(match[1], match[2] or "") for match in _CLAIM.finditer(line)]
+        written = ", ".join(f"{item} ({part})" if part else item for item, part in found)
+        if line != written + ".":
+            raise ValueError(
+                f"'Implements: {line}' must be claims such as 'Eq. 1' or 'Table 4 (a)', with commas and a full stop."
+            )
+        unknown = [item for item, _ in found if item not in ITEMS]
+        if unknown:
+            raise ValueError(f"'Implements: {line}': the paper has no {unknown[0]}.")
+        claims += found
+    return claims
+
+
+def read_claims(docstrings: Mapping[str, str]) -> dict[str, list[tuple[str, str]]]:
+    """Who claims what: by item, the (part, file) pairs in order.
+
+    Args:
+        docstrings: module docstrings by path below src/evomoe.
+
+    Raises:
+        ValueError: a line is malformed, one claim is made by two files, or an equation is claimed by none.
+    """
+    by_item: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    owner: dict[tuple[str, str], str] = {}
+    for path, docstring in docstrings.items():
+        try:
+            claims = claims_of(docstring)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        for claim in claims:
+            if claim in owner:
+                item, part = claim
+                raise ValueError(f"{item}{f' ({part})' if part else ''} is claimed by {owner[claim]} and by {path}.")
+            owner[claim] = path
+            by_item[claim[0]].append((claim[1], path))
+    unclaimed = [item for item in ITEMS if item.startswith("Eq.") and (item, "") not in owner]
+    if unclaimed:
+        raise ValueError(f"No file claims {', '.join(unclaimed)}.")
+    return {item: sorted(by_item[item]) for item in ITEMS}
+
+
+def read_docstrings(source: Path = SOURCE) -> dict[str, str]:
+    """The docstring of every module, by its path below ``source``."""
+    paths = sorted(source.rglob("*.py"))
+    return {p.relative_to(source).as_posix(): ast.get_docstring(ast.parse(p.read_text(encoding="utf-8"))) or "" for p in paths}
+
+
+def paper_map(docstrings: Mapping[str, str]) -> str:
+    """The text of docs/paper-map.md."""
+    rows = ["| item | what it is | part | file | what the file is |", "| --- | --- | --- | --- | --- |"]
+    for item, files in read_claims(docstrings).items():
+        if not files:
+            rows.append(f"| {item} | {ITEMS[item]} | | not yet | |")
+        for part, path in files:
+            summary = docstrings[path].partition("\n")[0].replace("|", "\\|")
+            rows.append(f"| {item} | {ITEMS[item]} | {part} | [{path}](../src/evomoe/{path}) | {summary} |")
+    return HEADER + "\n" + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    OUTPUT.write_text(paper_map(read_docstrings()), encoding="utf-8")

@@ -1,0 +1,264 @@
+"""The command line: its whole surface as a snapshot, its errors, and every verb end to end on a tiny model.
+
+The snapshot is tests/cli_surface.txt. When a change to it is meant, write it anew: ``PYTHONPATH=src python tests/test_cli_surface.py``
+"""
+
+import contextlib
+import inspect
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from evomoe.cli import main
+from evomoe.listing import TABLES
+from evomoe.recipes import RECIPES
+
+SNAPSHOT = Path(__file__).with_name("cli_surface.txt")
+VERBS = ("demo", "train", "upcycle", "compose", "eval", "list")
+
+
+def help_of(*verb: str) -> str:
+    """The help text of a verb: a line per heading, option and paragraph, whatever the width of the terminal."""
+    out = io.StringIO()  # knows no encoding, so tyro draws its boxes with spaces
+    with mock.patch.dict(os.environ, COLUMNS="100"), contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main([*verb, "--help"])
+    entries, after_blank = [""], True
+    for line in out.getvalue().splitlines():
+        text, indent = line.strip(), len(line) - len(line.lstrip())
+        starts_option = indent == 2 and re.match(r"-|\{|[A-Z]+( |$)", text)
+        if text and not text.strip("-"):  # a rule under a heading
+            continue
+        if indent == 1 or starts_option or text.startswith("•") or after_blank:
+            entries.append(text)
+        else:
+            entries[-1] += " " + text
+        after_blank = not text
+    return "\n".join(" ".join(entry.split()) for entry in entries if entry)
+
+
+def surface() -> str:
+    return (
+        "\n\n".join(f"evomoe {' '.join(verb)}".rstrip() + "\n" + help_of(*verb) for verb in [(), *((v,) for v in VERBS)]) + "\n"
+    )
+
+
+def test_the_surface_grows_only_by_decision():
+    assert surface() == SNAPSHOT.read_text(encoding="utf-8"), f"Changed on purpose? See the top of {__file__}."
+
+
+@pytest.mark.parametrize("width", ["40", "72", "300"])
+def test_the_snapshot_does_not_depend_on_the_terminal(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", width)
+    assert help_of("train") in SNAPSHOT.read_text(encoding="utf-8")
+
+
+def test_the_snapshot_holds_names_and_defaults():
+    text = SNAPSHOT.read_text(encoding="utf-8")
+    for line in (
+        "--num-experts INT E. Paper: 4. (default: 4)",
+        "--stage0.learning-rate FLOAT peak, after warm-up; cosine decay. (default: 0.001)",
+        "--dry-run, --no-dry-run print what would train, parameter counts and steps; load no weights. (default: False)",
+    ):
+        assert line in text.splitlines()
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import contextlib, io, sys\nfrom evomoe.cli import main\n"
+        f"for verb in {[[], *([v] for v in VERBS)]}:\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        main([*verb, '--help'])\n"
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["upcycle", "dense", "out", "--num-experts", "1"], "num_experts is 1; a mixture needs at least 2."),
+        (["train", "--model", "m", "--data", "d", "--output", "o", "--stages", "2", "1"], "stages: [2, 1] must be some of"),
+        (["eval", "model", "--benchmarks", "vqa"], "benchmarks: there is no 'vqa'; choose from easy-vqa."),
+        (["compose", "out", "--text", "no/such/text", "--vision", "no/such/tower"], "no/such/tower"),
+        (["train", "--model", "no/such", "--data", "no.json", "--output", "out"], "no.json"),
+    ],
+)
+def test_an_error_is_one_line_without_a_traceback(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("evomoe: ") and message in error and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["upcycle", "a", "b", "--num-expert", "3"], "--num-experts"),
+        (["train", "--model", "m", "--data", "d", "--output", "o", "--max-lenght", "3"], "--max-length"),
+        (["list", "router"], "routers"),
+        (["uppcycle"], "upcycle"),
+    ],
+)
+def test_a_mistyped_name_names_the_nearest(arguments, nearest, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2 and nearest in captured.err + captured.out
+
+
+def test_an_option_that_is_not_name_and_value_is_refused(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["upcycle", "a", "b", "--router-options", "rank"])
+    assert exit_.value.code == 2
+    assert "'rank' is not of the form name=value" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_an_unknown_recipe_names_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--recipe", "moe_llava"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == f"evomoe: --recipe: there is no 'moe_llava'; choose from {', '.join(RECIPES)}.\n"
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_of_every_table_is_listed_with_what_it_is(table, capsys):
+    from importlib import import_module
+
+    from evomoe.evaluation import Benchmark
+
+    module, name = TABLES[table]
+    assert main(["list", table]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0].strip() for line in lines] == list(getattr(import_module(module), name))
+    for line in lines:
+        summary = line.split("  ", 1)[1].strip()
+        assert len(summary) > 15 and summary != inspect.getdoc(Benchmark), line
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_goes_away_causes_no_noise(buffered):
+    read, write = os.pipe()
+    os.close(read)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if not buffered:
+        environment["PYTHONUNBUFFERED"] = "1"
+    command = [sys.executable, "-m", "evomoe.cli", "list", "recipes"]
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+TINY = ["--router-options", "hypernet_width=4", "rank=2"]
+
+
+def train_arguments(workspace: Path, *more: str) -> list[str]:
+    source = ["--model", str(workspace / "model"), "--data", str(workspace / "data.json")]
+    return ["train", *source, "--image-root", str(workspace / "images"), "--output", str(workspace / "run"), *more]
+
+
+def test_dry_run_shows_the_defaults_of_the_recipe(workspace, capsys):
+    assert main(train_arguments(workspace, "--recipe", "moe-llava", "--dry-run")) == 0
+    text = capsys.readouterr().out
+    assert "4 experts, 2 per token, router linear, gate normalised" in text
+    assert "Stage 1 (warmup)" in text and "Stage 3 (routing)" in text and "Stage 2" not in text
+    assert "trains router+experts" in text and not (workspace / "run").exists()
+    assert (
+        main(
+            train_arguments(
+                workspace, "--recipe", "moe-llava", "--dry-run", "--num-experts-per-tok", "1", "--gate", "probability"
+            )
+        )
+        == 0
+    )
+    assert "4 experts, 1 per token, router linear, gate probability" in capsys.readouterr().out
+    assert main(train_arguments(workspace, "--dry-run")) == 0
+    text = capsys.readouterr().out
+    assert "router dtr, gate straight_through" in text and "Evolution: rule" in text
+
+
+def test_a_recipe_can_be_named_with_an_equals_sign(workspace, capsys):
+    assert main(train_arguments(workspace, "--recipe=qwen-moe", "--dry-run")) == 0
+    assert "router linear, gate probability" in capsys.readouterr().out
+
+
+def test_dry_run_refuses_what_the_run_would_refuse(workspace, capsys):
+    for options, message in ((["--router", "dtrr"], "router: there is no 'dtrr'"), (["--router-options", "rnk=3"], "'rnk'")):
+        assert main(train_arguments(workspace, "--dry-run", *options)) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_upcycle_then_eval(workspace, capsys):
+    pytest.importorskip("easy_vqa")
+    sparse = workspace / "sparse"
+    assert main(["upcycle", str(workspace / "model"), str(sparse), "--num-experts", "2", "--moe-layers", "1,3", *TINY]) == 0
+    assert "EvoMoELlavaForConditionalGeneration, 2 experts in layers 1, 3, router dtr" in capsys.readouterr().out
+    answers = workspace / "answers.json"
+    assert main(["eval", str(sparse), "--limit", "6", "--batch-size", "4", "--output", str(answers)]) == 0
+    assert "| easy-vqa, accuracy %" in capsys.readouterr().out
+    assert len(json.loads(answers.read_text())["easy-vqa"]["answers"]) == 6
+    assert main(["upcycle", str(workspace / "model"), str(sparse)]) == 1
+    assert capsys.readouterr().err.endswith("sparse exists already; name another folder.\n")
+
+
+def test_upcycle_takes_options_of_the_initialiser(workspace, capsys):
+    out = workspace / "sparse"
+    assert (
+        main(["upcycle", str(workspace / "model"), str(out), "--expert-init", "noise", "--init-options", "std=0.5", *TINY]) == 0
+    )
+    from safetensors.torch import load_file
+
+    weights = load_file(out / "model.safetensors")
+    prefix = "model.language_model.layers.0.mlp.experts"
+    noise = weights[f"{prefix}.1.up_proj.weight"] - weights[f"{prefix}.0.up_proj.weight"]
+    assert noise.std().item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_train_runs_resumes_and_refuses_its_own_output(workspace, capsys):
+    stages = [
+        f"--stage{n}.{name}={value}" for n in (2, 3) for name, value in (("steps", 2), ("batch-size", 4), ("accumulation", 1))
+    ]
+    arguments = train_arguments(workspace, "--stages", "2", "3", *stages, *TINY, "--trainer", "logging_steps=1", "use_cpu=true")
+    assert main(arguments) == 0
+    final = workspace / "run" / "stage3_routing" / "model"
+    assert f"Trained model: {final}" in capsys.readouterr().out and (final / "model.safetensors").is_file()
+    recipe = json.loads((workspace / "run" / "recipe.json").read_text())
+    assert recipe["stage2"]["steps"] == 2 and recipe["moe"]["router_options"] == {"hypernet_width": 4, "rank": 2}
+    assert recipe["trainer"] == {"logging_steps": 1, "use_cpu": True}
+    assert main(arguments) == 1 and "--resume" in capsys.readouterr().err
+    written = (final / "model.safetensors").stat().st_mtime_ns
+    assert main([*arguments, "--resume"]) == 0 and (final / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_compose_writes_a_llava(tmp_path, capsys):
+    from test_composing import write_parts
+
+    text, vision = write_parts(tmp_path)
+    assert main(["compose", str(tmp_path / "out"), "--text", str(text), "--vision", str(vision)]) == 0
+    out = capsys.readouterr().out
+    assert "its projector" in out and f"evomoe train --model {tmp_path / 'out'} --stages 0 1 2 3" in out
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llava"
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    from evomoe import listing
+
+    def interrupt(what):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listing, "describe_table", interrupt)
+    assert main(["list", "recipes"]) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(surface(), encoding="utf-8")
