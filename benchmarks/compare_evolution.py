@@ -42,7 +42,6 @@ VARIANTS = {
     "ema": EvolutionOptions("ema"),
     "ema, stop 0.5": EvolutionOptions("ema", stop_fraction=0.5),
     "lookback": EvolutionOptions("lookback"),
-    "lookback, stop 0.5": EvolutionOptions("lookback", stop_fraction=0.5),
     "literal": EvolutionOptions("literal"),
 }
 GATES = ("straight_through", "probability")

@@ -1,24 +1,31 @@
-"""The recipe of the demo's model runs from end to end."""
+"""The recipe of the demo's dense model, and the model that ships with the package."""
 
-import importlib.util
+import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "make_demo_model.py"
+from evomoe.demo import make_dense_vlm
+from evomoe.demo.journey import DENSE_MODEL
+
+
+def test_the_shipped_model_is_small_and_knows_its_parts():
+    assert (DENSE_MODEL / "model.safetensors").stat().st_size <= 8_000_000
+    model = AutoModelForImageTextToText.from_pretrained(DENSE_MODEL)
+    assert type(model).__name__ == "LlavaForConditionalGeneration" and model.config.text_config.num_hidden_layers == 8
+    processor = AutoProcessor.from_pretrained(DENSE_MODEL)
+    assert processor.image_token_id == model.config.image_token_id
+    assert not [p.name for p in DENSE_MODEL.iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
 
 
 @pytest.mark.slow
-def test_the_recipe_of_the_demo_s_model_runs_from_end_to_end(tmp_path):
-    spec = importlib.util.spec_from_file_location("make_demo_model", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    recipe = replace(script.Recipe(), tower_steps=3, stage1_steps=2, negated_steps=2, warmup_steps=1)
-    script.make(tmp_path / "vlm", 0, recipe)
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "vlm")
-    assert model.config.text_config.num_hidden_layers == 8
+def test_the_recipe_runs_from_end_to_end(tmp_path, monkeypatch):
+    short = replace(make_dense_vlm.Recipe(), tower_steps=4, stage1_steps=4, stage1_absence_steps=4, negated_steps=4)
+    monkeypatch.setattr(make_dense_vlm, "Recipe", lambda: short)
+    monkeypatch.setattr(sys, "argv", ["make_dense_vlm", "--output", str(tmp_path / "vlm")])
+    make_dense_vlm.main()
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "vlm")
     AutoProcessor.from_pretrained(tmp_path / "vlm")
     card = (tmp_path / "vlm" / "README.md").read_text()
-    assert "| tower steps" in card and "yes/no negated (3,605)" in card
+    assert "negated steps" in card and "yes/no negated (3,605)" in card

@@ -24,13 +24,13 @@ from evomoe.stages.trainable import set_trainable
 DENSE_MODEL = Path(__file__).parent / "dense_vlm"
 BENCHMARK = BENCHMARKS["easy-vqa"]
 
-EVOLUTION_STEPS, ROUTING_STEPS = 300, 150
+EVOLUTION_STEPS, ROUTING_STEPS = 250, 150
 
 
 def demo_recipe(output: Path) -> Recipe:
     """Stages II and III of the demo."""
     stage = StageOptions(
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         batch_size=32,
         accumulation=1,
         trainer={"train_sampling_strategy": "random", "save_steps": 50},

@@ -1,0 +1,406 @@
+"""Trains the small dense vision-language model that ships with EvoMoE, from scratch, on easy-VQA's training split.
+
+The recipe is a LLaVA's in miniature. The vision tower is trained on its own, to name colour and shape of each picture as the
+training questions reveal them. In Stage I (warm-up) projector and decoder learn captions, open questions and affirmative
+yes/no questions, then questions about absence in wordings that easy-VQA does not have, and at last, for a few steps, easy-VQA's
+own negated questions of a few pictures. Those of all other pictures are left for Stages II and III. The last training pictures are a validation split; the test split is scored once, at the end.
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from evomoe.data import easy_vqa
+from evomoe.evaluation import Item, Score
+from evomoe.evaluation import evaluate as score_answers
+from evomoe.evaluation.base import Prompts, score_table
+from evomoe.evaluation.easy_vqa import BENCHMARK, items
+from evomoe.files import new_folder, write_text
+from evomoe.tables import markdown_table
+
+PAD, END, IMAGE = "<|pad|>", "<|end|>", "<image>"
+ROLES = ("system", "user", "assistant")
+CHAT_TEMPLATE = (
+    f"{{%- for message in messages -%}}{{%- if message['role'] not in {ROLES} -%}}"
+    "{{- raise_exception('unknown role ' ~ message['role'] ~ ': use system, user or assistant') -}}{%- endif -%}"
+    "{{- '<|' ~ message['role'] ~ '|>' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] | trim -}}{%- else -%}"
+    "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}{{- '<image>' -}}"
+    "{%- elif part['type'] == 'text' -%}{{- part['text'] | trim -}}{%- else -%}"
+    "{{- raise_exception('unknown content type ' ~ part['type'] ~ ': use image or text') -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{%- if message['role'] == 'assistant' -%}{{- '<|end|>' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+ABSENCE = (
+    "is the image without {}?",
+    "does the image lack {}?",
+    "is {} missing?",
+    "is {} absent from the image?",
+    "does the image fail to contain {}?",
+    "is it false that there is {}?",
+    "is it false that the image contains {}?",
+)
+CARD = """---
+license: apache-2.0
+language: en
+datasets: easy-vqa
+pipeline_tag: image-text-to-text
+---
+
+# A small dense vision-language model for EvoMoE's demo
+
+A LLaVA trained from scratch on the training split of [easy-VQA](https://pypi.org/project/easy-vqa/): coloured shapes, short
+questions, one-word answers. `evomoe demo` starts from it. `python -m evomoe.demo.make_dense_vlm` made it and wrote this card.
+
+1. The vision tower learnt colour and shape, as the training questions reveal them, from moved and mirrored pictures.
+2. Stage I trained projector and decoder together, the tower frozen: captions, open questions and affirmative yes/no questions
+   first; then also affirmative questions turned around by rule, in wordings that easy-VQA does not have ({wordings});
+   at last, for {negated_steps} steps, the negated questions of {negated_pictures} pictures. The negated questions of all other pictures were
+   left for Stages II and III.
+
+The tokenizer was trained on all training questions, the negated ones included. The loss counts answers and end tokens alone.
+The last training pictures are the validation split, by which the recipe was chosen. Other questions are beyond this model.
+
+{scores}
+
+{facts}
+"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number that shapes the model or its training: sizes in pixels, tokens or units, steps of the optimiser."""
+
+    image_size: int = 64
+    patch_size: int = 16
+    vision_width: int = 64
+    vision_layers: int = 3
+    hidden_size: int = 96
+    ffn_size: int = 256
+    layers: int = 8
+    heads: int = 4
+    max_positions: int = 1024
+    initializer_range: float = 0.1
+    validation_pictures: int = 200
+    scaling_pictures: int = 256
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    tower_steps: int = 4000
+    tower_batch_size: int = 64
+    tower_learning_rate: float = 3e-3
+    stage1_steps: int = 800
+    stage1_absence_steps: int = 1200
+    negated_steps: int = 250
+    negated_pictures: int = 200
+    stage1_batch_size: int = 32
+    stage1_learning_rate: float = 1e-3
+
+
+def absence_questions(examples: Sequence[Item]) -> list[Item]:
+    """Every affirmative yes/no question turned around, in the wordings of ABSENCE by turns.
+
+    A language model that becomes a LLaVA has met negation in its texts. This decoder has read nothing, so it learns here
+    that words can turn an answer around, without easy-VQA's "not" and "no". Else Stage II, which trains FFNs alone, would
+    find no attention that reads a negation. The tokenizer splits these words, so that they are put together before they act.
+    """
+    wordings = itertools.cycle(ABSENCE)
+    opposite = {"yes": "no", "no": "yes"}
+    turned = []
+    for example in (example for example in examples if example.type == "yes/no"):
+        question = next(wordings).format(re.findall(r"\ba (?:\w+ shape|\w+)", example.question)[0])
+        turned.append(Item(example.image_path, question, opposite[example.answer], "absence"))
+    return turned
+
+
+def balance(examples: Sequence[Item]) -> list[Item]:
+    """Repeats examples until yes and no, about colours and about shapes, are equally many.
+
+    Nine colour questions in ten are answered "no": unbalanced, the model settles on "no" and learns no more. Captions and
+    open questions, learnt within a hundred steps, get a third of the place of a yes/no stratum.
+    """
+    strata: dict[tuple[str, ...], list[Item]] = {}
+    for example in examples:
+        about = (example.answer, str(" shape" in example.question)) if example.answer in ("yes", "no") else ()
+        key = (example.type, *about)
+        strata.setdefault(key, []).append(example)
+    largest = max(map(len, strata.values()))
+    sizes = {key: largest if len(key) > 1 else largest // 3 for key in strata}
+    return [example for key, stratum in strata.items() for example in itertools.islice(itertools.cycle(stratum), sizes[key])]
+
+
+class Pictures:
+    """Pictures as the processor makes them, and the same with the figure moved and half of them mirrored.
+
+    The background is one colour and no figure crosses the frame's edge, so rolling the pixels within the free room moves
+    the figure without cutting it. No question asks for a position, so no answer changes.
+    """
+
+    def __init__(self, paths: Iterable[str], image_processor: transformers.BaseImageProcessor) -> None:
+        self.rows = {path: row for row, path in enumerate(dict.fromkeys(paths))}
+        images = [Image.open(path).convert("RGB") for path in self.rows]
+        self.pixels_NCHW: Tensor = image_processor(images, return_tensors="pt")["pixel_values"]
+        background_NC11 = self.pixels_NCHW.flatten(2).median(-1).values[..., None, None]
+        figure_NHW = (self.pixels_NCHW != background_NC11).any(1)
+        occupied = (figure_NHW.any(2).int(), figure_NHW.any(1).int())  # rows (N, H), columns (N, W)
+        self.room = [(line.argmax(1), line.flip(1).argmax(1)) for line in occupied]
+
+    def moved(self, examples: Sequence[Item]) -> Tensor:
+        """The examples' pictures (B, 3, H, W), moved at random with torch's global generator."""
+        rows_B = torch.tensor([self.rows[example.image_path] for example in examples])
+        sources = []
+        for (before_N, after_N), size in zip(self.room, self.pixels_NCHW.shape[2:], strict=True):
+            before_B, after_B = before_N[rows_B], after_N[rows_B]
+            shift_B = (torch.rand(len(rows_B)) * (before_B + after_B + 1)).long() - before_B
+            sources.append((torch.arange(size) - shift_B[:, None]) % size)
+        lines_BH, columns_BW = sources
+        columns_BW = torch.where(torch.rand(len(rows_B), 1) < 0.5, columns_BW.flip(1), columns_BW)
+        moved_BHWC = self.pixels_NCHW[rows_B[:, None, None], :, lines_BH[:, :, None], columns_BW[:, None, :]]
+        return moved_BHWC.permute(0, 3, 1, 2)
+
+
+def draw(examples: Sequence[Item], size: int) -> list[Item]:
+    """A batch drawn with replacement by torch's global generator."""
+    return [examples[row] for row in torch.randint(len(examples), (size,)).tolist()]
+
+
+def optimise(
+    title: str, parameters: list[nn.Parameter], losses: Iterator[Tensor], steps: int, rate: float, recipe: Recipe
+) -> float:
+    """Takes ``steps`` AdamW steps on the losses drawn, with linear warm-up and cosine decay; returns the seconds taken."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=recipe.weight_decay)
+    warmup = min(recipe.warmup_steps, steps // 4)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+    start = time.perf_counter()
+    for _ in (bar := tqdm(range(steps), desc=title, unit="step", mininterval=2.0)):
+        loss = next(losses)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    return time.perf_counter() - start
+
+
+def train_vision_tower(
+    pictures: Pictures, captions: Sequence[Item], recipe: Recipe
+) -> tuple[transformers.SiglipVisionModel, float]:
+    """Trains a SigLIP tower to give both words of each caption by linear heads on its mean feature; returns it and seconds."""
+    tower = transformers.SiglipVisionModel(
+        transformers.SiglipVisionConfig(
+            hidden_size=recipe.vision_width,
+            intermediate_size=2 * recipe.vision_width,
+            num_hidden_layers=recipe.vision_layers,
+            num_attention_heads=recipe.heads,
+            image_size=recipe.image_size,
+            patch_size=recipe.patch_size,
+            vision_use_head=False,
+        )
+    )
+
+    def words(examples: Sequence[Item]) -> list[tuple[str, ...]]:
+        return list(zip(*(example.answer.split()[1:] for example in examples), strict=True))  # colours, shapes
+
+    names = [sorted(set(column)) for column in words(captions)]
+    heads = nn.ModuleList(nn.Linear(recipe.vision_width, len(known)) for known in names)
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            batch = draw(captions, recipe.tower_batch_size)
+            pooled_BD = tower(pictures.moved(batch)).last_hidden_state.mean(1)
+            targets = [torch.tensor([*map(known.index, words_B)]) for known, words_B in zip(names, words(batch), strict=True)]
+            named = zip(heads, targets, strict=True)
+            yield torch.stack([functional.cross_entropy(head(pooled_BD), target_B) for head, target_B in named]).sum()
+
+    parameters = [*tower.parameters(), *heads.parameters()]
+    return tower, optimise("vision tower", parameters, losses(), recipe.tower_steps, recipe.tower_learning_rate, recipe)
+
+
+def build_processor(texts: Sequence[str], recipe: Recipe) -> transformers.LlavaProcessor:
+    """A processor with a byte-level BPE tokenizer trained on ``texts``, so that any text can be encoded."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=[PAD, END, IMAGE, *(f"<|{role}|>" for role in ROLES)],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(texts, trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        pad_token=PAD,
+        eos_token=END,
+        extra_special_tokens={"image_token": IMAGE, **{f"{role}_token": f"<|{role}|>" for role in ROLES}},
+        model_max_length=recipe.max_positions,
+        padding_side="left",
+    )
+    return transformers.LlavaProcessor(
+        image_processor=transformers.SiglipImageProcessorPil(size={"height": recipe.image_size, "width": recipe.image_size}),
+        tokenizer=tokenizer,
+        patch_size=recipe.patch_size,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@torch.no_grad()
+def scale_projector(model: transformers.LlavaForConditionalGeneration, pixels_NCHW: Tensor) -> None:
+    """Scales the fresh projector so that image tokens enter the decoder at the size of its word embeddings.
+
+    The tower's features are a hundred times larger than a fresh embedding. Left so, they drown what the first layers add
+    to them, and comparing a word with a picture takes several times as many steps to learn.
+    """
+    projector = model.model.multi_modal_projector
+    features_NTD = model.model.vision_tower(pixels_NCHW, output_hidden_states=True).hidden_states[-1]
+    projector.linear_1.weight /= projector.linear_1(features_NTD).std()
+    projector.linear_2.weight *= model.get_input_embeddings().weight.std() / projector(features_NTD).std()
+
+
+def build_vlm(
+    tower: transformers.SiglipVisionModel, processor: transformers.LlavaProcessor, pixels_NCHW: Tensor, recipe: Recipe
+) -> transformers.LlavaForConditionalGeneration:
+    """Joins the trained tower, a fresh projector and a fresh Qwen2-style decoder; a few pictures set the projector's scale."""
+    tokenizer = processor.tokenizer
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    text_config = transformers.Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.ffn_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.max_positions,
+        initializer_range=recipe.initializer_range,
+        tie_word_embeddings=True,
+        **special,
+    )
+    config = transformers.LlavaConfig(
+        vision_config=tower.config,
+        text_config=text_config,
+        image_token_index=processor.image_token_id,
+        image_seq_length=(recipe.image_size // recipe.patch_size) ** 2,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+        **special,
+    )
+    model = transformers.LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    scale_projector(model, pixels_NCHW)
+    model.generation_config = transformers.GenerationConfig(do_sample=False, max_new_tokens=16, **special)
+    return model
+
+
+def encode(processor: transformers.LlavaProcessor, image_tokens: int, examples: Sequence[Item]) -> dict[str, Tensor]:
+    """Right-padded ids, mask and labels (B, S); the loss counts answers and end tokens alone."""
+    ids, labels = [], []
+    for example in examples:
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.question}]}
+        text = processor.apply_chat_template([turn], add_generation_prompt=True)
+        prompt = processor.tokenizer(text.replace(IMAGE, IMAGE * image_tokens))["input_ids"]
+        answer = processor.tokenizer(example.answer + END)["input_ids"]
+        ids.append(torch.tensor(prompt + answer))
+        labels.append(torch.tensor([-100] * len(prompt) + answer))
+    pad = processor.tokenizer.pad_token_id
+    ids_BS = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad)
+    labels_BS = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+    return {"input_ids": ids_BS, "attention_mask": (ids_BS != pad).long(), "labels": labels_BS}
+
+
+def warm_up(
+    model: transformers.LlavaForConditionalGeneration,
+    processor: transformers.LlavaProcessor,
+    pictures: Pictures,
+    lessons: Sequence[tuple[Sequence[Item], int]],
+    recipe: Recipe,
+) -> float:
+    """Stage I: trains all but the tower on each lesson's examples for its number of steps; returns the seconds taken."""
+    model.model.vision_tower.requires_grad_(False)
+
+    def losses() -> Iterator[Tensor]:
+        for examples, steps in lessons:
+            for _ in range(steps):
+                batch = draw(examples, recipe.stage1_batch_size)
+                yield model(pixel_values=pictures.moved(batch), **encode(processor, model.config.image_seq_length, batch)).loss
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    steps = sum(steps for _, steps in lessons)
+    return optimise("Stage I", trained, losses(), steps, recipe.stage1_learning_rate, recipe)
+
+
+def evaluate(model: nn.Module, processor: transformers.LlavaProcessor, items: Sequence[Item]) -> Score:
+    """Accuracy of greedy answers by question type."""
+    return score_answers(model, Prompts(items, processor), BENCHMARK)
+
+
+def render_card(model: nn.Module, recipe: Recipe, run: dict[str, object], scores: dict[str, Score]) -> str:
+    """The model card. ``run`` maps facts about this run, such as seconds, to their values; ``scores`` is by split."""
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.model.named_children()}
+    count["all"] = sum(count.values())  # the output layer is tied to the decoder's embedding
+    facts = run | {f"parameters, {name.replace('_', ' ')}": f"{number:,}" for name, number in count.items()}
+    facts |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "easy-vqa")}
+    facts |= {name.replace("_", " "): value for name, value in asdict(recipe).items()}
+    return CARD.format(
+        negated_steps=recipe.negated_steps,
+        negated_pictures=recipe.negated_pictures,
+        wordings=", ".join(f'"{wording.format("a red shape")}"' for wording in ABSENCE),
+        scores="\n\n".join(score_table(f"easy-VQA {name}", {"this model": score}) for name, score in scores.items()),
+        facts=markdown_table(["Fact", "Value"], [(name, str(value)) for name, value in facts.items()]),
+    )
+
+
+def main() -> None:
+    """Makes the model, its processor and its card, in a new folder, from nothing but easy-VQA."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(1)  # the order of sums, and so the weights, depend on the number of threads
+    torch.set_flush_denormal(True)
+    recipe = Recipe()
+    with new_folder(arguments.output) as folder:
+        asked = list(items("train"))
+        told = easy_vqa.captions(easy_vqa.questions("train"))
+        captions = [Item(path, easy_vqa.CAPTION_REQUEST, text, "caption") for path, text in told.items()]
+        processor = build_processor([text for item in [*asked, *captions] for text in (item.question, item.answer)], recipe)
+        pictures = Pictures((item.image_path for item in asked), processor.image_processor)
+        held_back = set(list(pictures.rows)[-recipe.validation_pictures :])
+        captions = [item for item in captions if item.image_path not in held_back]
+        tower, tower_seconds = train_vision_tower(pictures, captions, recipe)
+        model = build_vlm(tower, processor, pictures.pixels_NCHW[: recipe.scaling_pictures], recipe)
+        mix = [item for item in asked if item.image_path not in held_back and item.type != "yes/no negated"] + captions
+        absence = balance([*mix, *absence_questions(mix)])
+        lessons = [(balance(mix), recipe.stage1_steps), (absence, recipe.stage1_absence_steps)]
+        stage1_seconds = warm_up(model, processor, pictures, lessons, recipe)
+        few = set(list(pictures.rows)[: recipe.negated_pictures])
+        negated = [item for item in asked if item.type == "yes/no negated" and item.image_path in few]
+        torch.manual_seed(arguments.seed)  # so that this last lesson can be given again to the same model
+        stage1_seconds += warm_up(model, processor, pictures, [([*mix, *negated], recipe.negated_steps)], recipe)
+        splits = {"validation split": [item for item in asked if item.image_path in held_back], "test split": items("test")}
+        scores = {name: evaluate(model, processor, split) for name, split in splits.items()}
+        run = {"seed": arguments.seed, "vision tower, seconds": int(tower_seconds), "Stage I, seconds": int(stage1_seconds)}
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        write_text(folder / "README.md", render_card(model, recipe, run, scores))
+
+
+if __name__ == "__main__":
+    main()
