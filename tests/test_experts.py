@@ -77,9 +77,10 @@ def test_an_expert_without_tokens_is_not_run_unless_it_trains():
     x_TD, weight = torch.randn(5, D), torch.ones(5, 1)
     index_TK = torch.full((5, 1), 2)
     for trains, expected in ((False, [2]), (True, [0, 1, 2, 3])):
-        experts, ran = make_experts().requires_grad_(trains), []
+        experts = make_experts().requires_grad_(trains)
+        ran: list[int] = []
         for e, expert in enumerate(experts):
-            expert.register_forward_hook(lambda *_, e=e: ran.append(e))
+            expert.register_forward_hook(lambda *_, e=e, ran=ran: ran.append(e))
         experts(x_TD, index_TK, weight)
         assert ran == expected
 

@@ -53,6 +53,13 @@ RULES: dict[str, Callable[[Tensors, "Step", float], None]] = {
 }
 """The four readings of Eq. 1: each updates one expert's shadow in place, all layers in one fused call."""
 
+
+def check_rule(options: EvolutionOptions) -> None:
+    """Raises ValueError if the rule does not exist."""
+    if options.rule not in RULES:
+        raise ValueError(f"evolution rule: there is no '{options.rule}'; choose from {', '.join(RULES)}.")
+
+
 _NEEDS_BACK = {"scaled_update", "lookback"}
 _NEEDS_GRADIENT = {"literal"}
 
@@ -84,8 +91,7 @@ class ExpertEvolution:
     def __init__(self, ffns: Mapping[int, nn.Module], config: EvolutionOptions, total_steps: int) -> None:
         if total_steps < 1:
             raise ValueError(f"Expert evolution needs at least one step, got {total_steps}.")
-        if config.rule not in RULES:
-            raise ValueError(f"evolution rule: there is no '{config.rule}'; choose from {', '.join(RULES)}.")
+        check_rule(config)
         self.ffns, self.config, self.total_steps, self.step = dict(ffns), config, total_steps, 0
         self.names = [(layer, name) for layer, ffn in self.ffns.items() for name, _ in ffn.named_parameters()]
         start = self.local_values()

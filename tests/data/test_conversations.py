@@ -75,8 +75,7 @@ def test_messages_keep_the_order_of_the_marks():
     assert messages_of(turns) == [
         {
             "role": "user",
-            "content": [image, {"type": "text", "text": "first "}, image, {"type": "text", "text": " second"}]
-            + [image, image],
+            "content": [image, {"type": "text", "text": "first "}, image, {"type": "text", "text": " second"}] + [image, image],
         },
         {"role": "assistant", "content": [{"type": "text", "text": "a\nb\n"}]},
     ]

@@ -30,11 +30,7 @@ def test_llava_json_is_read(pictures, write_json):
         llava(),
         llava(["red.png", "green.jpg"], "<image><image> which?"),
         llava(None, "hello", id=7),
-        {
-            "conversations": turns(
-                ("system", "be brief"), ("human", "hi"), ("gpt", "ho"), ("human", "ha"), ("gpt", "hu")
-            )
-        },
+        {"conversations": turns(("system", "be brief"), ("human", "hi"), ("gpt", "ho"), ("human", "ha"), ("gpt", "hu"))},
     ]
     records = load_records(write_json(rows), pictures)
     assert len(records) == 4 and records.skipped == []
@@ -274,8 +270,7 @@ def image_dataset(pictures) -> datasets.Dataset:
         "id": ["a", "b"],
         "images": [[str(pictures / "red.png")], [str(pictures / "red.png"), str(pictures / "green.jpg")]],
         "messages": [
-            [{"role": "user", "content": "<image>" * count}, {"role": "assistant", "content": "yes"}]
-            for count in (1, 2)
+            [{"role": "user", "content": "<image>" * count}, {"role": "assistant", "content": "yes"}] for count in (1, 2)
         ],
         "unused": [1, 2],
     }

@@ -7,6 +7,7 @@ L MoE layers, M = 2 modalities (text, image), E experts, T tokens, D hidden.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def routing_statistics(
     counts: dict[int, Tensor] = {}
     samples: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
     was_training = model.training
-    blocks: dict[int, EvoMoEBlock] = model.moe_blocks
+    blocks = cast(dict[int, EvoMoEBlock], model.moe_blocks)
     model.eval()
     for batch in batches:
         out = model(**batch, output_router_logits=True, logits_to_keep=1)
@@ -99,12 +100,17 @@ def routing_statistics(
 
 
 def output_cka(outputs: list[Tensor]) -> Tensor:
-    """Linear CKA (Kornblith et al. 2019) between every two experts' outputs (T, D) on the same tokens: (E, E), 0 to 1."""
+    """Linear CKA (Kornblith et al. 2019) between every two experts' outputs (T, D) on the same tokens: (E, E), 0 to 1.
+
+    An expert whose output is constant resembles nothing, not even itself: 0.
+    """
     centred = [(out_TD - out_TD.mean(0)).double().cpu() for out_TD in outputs]
     norms = [(c.T @ c).norm() for c in centred]
     return torch.stack(
         [
-            torch.stack([(a.T @ b).norm() ** 2 / (norm_a * norm_b) for b, norm_b in zip(centred, norms, strict=True)])
+            torch.stack(
+                [(a.T @ b).norm() ** 2 / (norm_a * norm_b).clamp(min=1e-300) for b, norm_b in zip(centred, norms, strict=True)]
+            )
             for a, norm_a in zip(centred, norms, strict=True)
         ]
     )

@@ -138,8 +138,7 @@ class ChatTemplate:
                 position = start + len(words.strip())
         if record.images and (shown := text.count(self.image_token)) != len(record.images):
             raise LabelMismatchError(
-                f"{record.where}: the text after the chat template has {shown} {self.image_token} "
-                f"for {len(record.images)} images"
+                f"{record.where}: the text after the chat template has {shown} {self.image_token} for {len(record.images)} images"
             )
 
 

@@ -130,8 +130,7 @@ def _from_dataset(dataset: object, name: str) -> Source:
 
     if not isinstance(dataset, datasets.Dataset):
         raise ValueError(
-            f"{name}: expected a datasets.Dataset (one split, not streamed) or a list of records, "
-            f"not {type(dataset).__name__}"
+            f"{name}: expected a datasets.Dataset (one split, not streamed) or a list of records, not {type(dataset).__name__}"
         )
     columns: Any = dataset.select_columns([column for column in dataset.column_names if column in _COLUMNS])
     encoded = datasets.Image(decode=False)

@@ -8,29 +8,16 @@ from pathlib import Path
 from evomoe.files import write_text
 from evomoe.recipe import Recipe
 from evomoe.stages import stage0_align, stage1_warmup, stage2_evolution, stage3_routing
-from evomoe.stages.common import StageFolder, is_main_process, load_data, stage_folder, trainer_options
+from evomoe.stages.common import (
+    StageFolder,
+    check_output,
+    check_recipe,
+    is_main_process,
+    load_data,
+    stage_folder,
+)
 
 RUNNERS = {0: stage0_align.run, 1: stage1_warmup.run, 2: stage2_evolution.run, 3: stage3_routing.run}
-
-
-def check_output(recipe: Recipe, resume: bool) -> None:
-    """Makes sure that the output folder is new, or holds this recipe's unfinished run.
-
-    Raises:
-        ValueError: the folder exists and ``resume`` is off, or holds another run.
-    """
-    output, written = Path(recipe.output), Path(recipe.output) / "recipe.json"
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output: {output} is a file; name a folder.")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not resume:
-        raise ValueError(f"output: {output} exists and is not empty. Add --resume to go on with the run in it, or name another.")
-    if not written.is_file():
-        raise ValueError(f"output: {output} holds no recipe.json, so there is no run to resume; name another folder.")
-    changed = recipe.differences(Recipe.load(written))
-    if changed:
-        raise ValueError(f"output: {output} holds a run of another recipe ({'; '.join(changed)}). Name another folder.")
 
 
 def run(recipe: Recipe, resume: bool = False, report: bool = True) -> Path:
@@ -50,8 +37,7 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True) -> Path:
         ValueError: an option, a record, the model or the output folder is refused; the message says what to do.
     """
     check_output(recipe, resume)
-    for stage in recipe.stages:
-        trainer_options(recipe, stage)
+    check_recipe(recipe)
     records = {data: load_data(recipe, data) for data in {recipe.stage(stage).data or recipe.data for stage in recipe.stages}}
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)

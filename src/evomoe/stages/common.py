@@ -3,23 +3,26 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
+from evomoe.configuration import EvoMoEConfig, MoEConfig
 from evomoe.data.conversations import Collator, ConversationDataset
 from evomoe.data.records import Records, load_records
-from evomoe.loading import load_model, load_processor
+from evomoe.evolution import check_rule
+from evomoe.loading import load_config, load_model, load_processor
 from evomoe.modeling import EvoMoEMixin
 from evomoe.placement import moe_layers
 from evomoe.recipe import STAGES, Recipe
-from evomoe.stages.trainable import set_trainable
+from evomoe.stages.trainable import check_parts, set_trainable
 from evomoe.structure import text_config
 from evomoe.trainer import EvoMoETrainer
 
@@ -67,6 +70,44 @@ def load_dense(recipe: Recipe, source: Path | str) -> PreTrainedModel:
     return model
 
 
+def check_output(recipe: Recipe, resume: bool) -> None:
+    """Makes sure that the output folder is new, or holds this recipe's unfinished run.
+
+    Raises:
+        ValueError: the folder exists and ``resume`` is off, or holds another run.
+    """
+    output, written = Path(recipe.output), Path(recipe.output) / "recipe.json"
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output: {output} is a file; name a folder.")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not resume:
+        raise ValueError(f"output: {output} exists and is not empty. Add --resume to go on with the run in it, or name another.")
+    if not written.is_file():
+        raise ValueError(f"output: {output} holds no recipe.json, so there is no run to resume; name another folder.")
+    changed = recipe.differences(Recipe.load(written))
+    if changed:
+        raise ValueError(f"output: {output} holds a run of another recipe ({'; '.join(changed)}). Name another folder.")
+
+
+def check_recipe(recipe: Recipe) -> tuple[PreTrainedConfig, MoEConfig]:
+    """Refuses, before anything is loaded, what a later stage would refuse: names, placement, a model that is sparse already.
+
+    Returns:
+        The dense model's configuration and the MoE part of the sparse one.
+    """
+    config = load_config(recipe.model, recipe.trust_remote_code)
+    if isinstance(config, EvoMoEConfig):
+        raise ValueError(f"{recipe.model} is an EvoMoE model already; training starts from a dense model.")
+    moe = MoEConfig.for_model(config, recipe.placement(), expert_init=recipe.expert_init, **asdict(recipe.moe))
+    if 2 in recipe.stages:
+        check_rule(recipe.evolution)
+    for stage in recipe.stages:
+        trainer_options(recipe, stage)
+        check_parts(recipe.stage(stage).train)
+    return config, moe
+
+
 def load_data(recipe: Recipe, data: str) -> Records:
     """The records of one data set, checked."""
     return load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
@@ -100,7 +141,7 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
         "per_device_train_batch_size": options.batch_size,
         "gradient_accumulation_steps": options.accumulation,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.03,
+        "warmup_steps": int(0.03 * steps),
         "weight_decay": 0.0,
         "logging_steps": max(1, steps // 50),
         "save_strategy": "steps",

@@ -1,16 +1,12 @@
 """What a run would do: what trains, how many parameters, how many steps. Loads no weights."""
 
-import dataclasses
-from pathlib import Path
-
 import torch
 
 from evomoe.accounting import count_parameters, readable
-from evomoe.configuration import EvoMoEConfig, MoEConfig
 from evomoe.families import sparse_config
-from evomoe.loading import empty_model, load_config
+from evomoe.loading import empty_model
 from evomoe.recipe import STAGES, Recipe
-from evomoe.stages.common import load_data, planned_steps, trainer_options
+from evomoe.stages.common import check_output, check_recipe, load_data, planned_steps, trainer_options
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
 
@@ -21,12 +17,8 @@ def describe(recipe: Recipe) -> str:
     Raises:
         ValueError: what the run itself would refuse before training.
     """
-    config = load_config(recipe.model, recipe.trust_remote_code)
-    if isinstance(config, EvoMoEConfig):
-        raise ValueError(f"{recipe.model} is an EvoMoE model already; training starts from a dense model.")
-    if Path(recipe.output).exists():
-        raise ValueError(f"output: {recipe.output} exists already; the run would need --resume or another folder.")
-    moe = MoEConfig.for_model(config, recipe.placement(), expert_init=recipe.expert_init, **dataclasses.asdict(recipe.moe))
+    config, moe = check_recipe(recipe)
+    check_output(recipe, resume=False)
     dense, num_layers = empty_model(config), text_config(config).num_hidden_layers
     lines = [
         f"Model: {recipe.model} ({type(dense).__name__}, {readable(count_parameters(dense).total)} parameters, "

@@ -37,6 +37,7 @@ def report_run(recipe: Recipe, final: Path, records: Mapping[str, Records]) -> P
         trained = set_trainable(model, recipe.stage(stage).train, layers)
         counts[f"stage {stage} ({STAGES[stage]})"] = count_parameters(model, trained)
     statistics, probe = None, ""
+    model = load_model(final, recipe.dtype, recipe.trust_remote_code)
     if isinstance(model, EvoMoEMixin):
         processor = load_processor(final, recipe.trust_remote_code)
         chosen = records[recipe.stage(recipe.stages[-1]).data or recipe.data][:PROBE_RECORDS]

@@ -28,6 +28,7 @@ def set_trainable(model: nn.Module, what: str, moe_layers: Sequence[int]) -> lis
     Raises:
         ValueError: there is no such part, or this model has none of it.
     """
+    check_parts(what)
     chosen: set[str] = set()
     part_by_name = part_of(model)
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, EvoMoEBlock)}
@@ -40,16 +41,21 @@ def set_trainable(model: nn.Module, what: str, moe_layers: Sequence[int]) -> lis
             names = _below(part_by_name, [f"{prefix}.{index}.{ffns[index]}" for index in moe_layers])
         elif part == "router":
             names = _below(part_by_name, [f"{b}.{m}" for b in blocks for m in ("router", "shared_expert_gate")])
-        elif part == "experts":
-            names = _below(part_by_name, [f"{b}.{m}" for b in blocks for m in ("experts", "shared_expert")])
         else:
-            raise ValueError(f"train: there is no part '{part}'; choose from {', '.join(PARTS)}, joined by '+'.")
+            names = _below(part_by_name, [f"{b}.{m}" for b in blocks for m in ("experts", "shared_expert")])
         if not names:
             raise ValueError(f"train: this model ({type(model).__name__}) has no parameters in '{part}'.")
         chosen |= names
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     return [name for name in part_by_name if name in chosen]
+
+
+def check_parts(what: str) -> None:
+    """Raises ValueError if ``what`` names a part that does not exist."""
+    for part in what.split("+"):
+        if part not in PARTS:
+            raise ValueError(f"train: there is no part '{part}'; choose from {', '.join(PARTS)}, joined by '+'.")
 
 
 def _below(names: Sequence[str] | dict, prefixes: Sequence[str]) -> set[str]:
