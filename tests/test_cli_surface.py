@@ -88,7 +88,7 @@ def test_help_does_not_import_torch():
         (["train", "--model", "m", "--data", "d", "--output", "o", "--stages", "2", "1"], "stages: [2, 1] must be some of"),
         (["eval", "model", "--benchmarks", "vqa"], "benchmarks: there is no 'vqa'; choose from easy-vqa."),
         (["compose", "out", "--text", "no/such/text", "--vision", "no/such/tower"], "no/such/tower"),
-        (["train", "--model", "no/such", "--data", "no.json", "--output", "out"], "no.json"),
+        (["train", "--model", "no/such", "--data", "no.json", "--output", "out"], "no/such is neither a folder"),
     ],
 )
 def test_an_error_is_one_line_without_a_traceback(arguments, message, capsys, tmp_path, monkeypatch):

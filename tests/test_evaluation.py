@@ -66,7 +66,7 @@ def test_a_prompt_is_a_picture_then_the_question_then_the_assistant_s_turn(items
     processor = make_processor()
     (_, inputs), *_ = Prompts(items[:1], processor).batches
     words = [token for token in processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]) if token != "<unk>"]  # spaces
-    assert words == ["<|user|>", *["<image>"] * 4, "\n", "what", "color", "is", "the", "shape", "?", "<|assistant|>"]
+    assert words == ["<|user|>", *["<image>"] * 4, "what", "color", "is", "the", "shape", "?", "<|assistant|>"]
     assert inputs["pixel_values"][0, 0].mean() > 0.9 > -0.9 > inputs["pixel_values"][0, 1].mean()  # red, without blue and green
 
 

@@ -23,8 +23,16 @@ def auto_model(config: PreTrainedConfig) -> type:
 
 
 def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Loads the configuration of a folder or hub name."""
-    return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    """Loads the configuration of a folder or hub name.
+
+    Raises:
+        ValueError: there is no such model, or no way to it.
+    """
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{source} is neither a folder with a model nor a hub name that can be reached: {reason}") from error
 
 
 def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:

@@ -1,9 +1,9 @@
 """Trains the small dense vision-language model that ships with EvoMoE, from scratch, on easy-VQA's training split.
 
-The recipe is a LLaVA's in miniature. The vision tower is trained on its own, to name colour and shape of each picture as the
-training questions reveal them. In Stage I (warm-up) projector and decoder learn captions, open questions and affirmative
-yes/no questions, then questions about absence in wordings that easy-VQA does not have, and at last, for a few steps, easy-VQA's
-own negated questions of a few pictures. Those of all other pictures are left for Stages II and III. The last training pictures are a validation split; the test split is scored once, at the end.
+The recipe is a LLaVA's in miniature. The vision tower learns on its own to name colour and shape of each picture, as the training
+questions reveal them. In Stage I projector and decoder learn captions, open and affirmative yes/no questions, then questions about
+absence in wordings that easy-VQA does not have, at last easy-VQA's own negated questions of a few pictures; those of all others
+are left for Stages II and III. The last training pictures are a validation split.
 """
 
 import argparse
@@ -24,8 +24,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from evomoe.data import easy_vqa
-from evomoe.evaluation import Item, Score
-from evomoe.evaluation import evaluate as score_answers
+from evomoe.evaluation import Item, Score, evaluate
 from evomoe.evaluation.base import Prompts, score_table
 from evomoe.evaluation.easy_vqa import BENCHMARK, items
 from evomoe.files import new_folder, write_text
@@ -68,11 +67,10 @@ questions, one-word answers. `evomoe demo` starts from it. `python -m evomoe.dem
 1. The vision tower learnt colour and shape, as the training questions reveal them, from moved and mirrored pictures.
 2. Stage I trained projector and decoder together, the tower frozen: captions, open questions and affirmative yes/no questions
    first; then also affirmative questions turned around by rule, in wordings that easy-VQA does not have ({wordings});
-   at last, for {negated_steps} steps, the negated questions of {negated_pictures} pictures. The negated questions of all other pictures were
-   left for Stages II and III.
+   at last, for {negated_steps} steps, the negated questions of {negated_pictures} pictures; the others were left for Stages II and III.
 
-The tokenizer was trained on all training questions, the negated ones included. The loss counts answers and end tokens alone.
-The last training pictures are the validation split, by which the recipe was chosen. Other questions are beyond this model.
+The tokenizer was trained on all training questions. The loss counts answers and end tokens alone. The last training pictures
+are the validation split, by which the recipe was chosen. Other questions are beyond this model.
 
 {scores}
 
@@ -182,8 +180,7 @@ def optimise(
 ) -> float:
     """Takes ``steps`` AdamW steps on the losses drawn, with linear warm-up and cosine decay; returns the seconds taken."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=recipe.weight_decay)
-    warmup = min(recipe.warmup_steps, steps // 4)
-    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, min(recipe.warmup_steps, steps // 4), steps)
     start = time.perf_counter()
     for _ in (bar := tqdm(range(steps), desc=title, unit="step", mininterval=2.0)):
         loss = next(losses)
@@ -345,11 +342,6 @@ def warm_up(
     return optimise("Stage I", trained, losses(), steps, recipe.stage1_learning_rate, recipe)
 
 
-def evaluate(model: nn.Module, processor: transformers.LlavaProcessor, items: Sequence[Item]) -> Score:
-    """Accuracy of greedy answers by question type."""
-    return score_answers(model, Prompts(items, processor), BENCHMARK)
-
-
 def render_card(model: nn.Module, recipe: Recipe, run: dict[str, object], scores: dict[str, Score]) -> str:
     """The model card. ``run`` maps facts about this run, such as seconds, to their values; ``scores`` is by split."""
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.model.named_children()}
@@ -358,8 +350,7 @@ def render_card(model: nn.Module, recipe: Recipe, run: dict[str, object], scores
     facts |= {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", "easy-vqa")}
     facts |= {name.replace("_", " "): value for name, value in asdict(recipe).items()}
     return CARD.format(
-        negated_steps=recipe.negated_steps,
-        negated_pictures=recipe.negated_pictures,
+        **asdict(recipe),
         wordings=", ".join(f'"{wording.format("a red shape")}"' for wording in ABSENCE),
         scores="\n\n".join(score_table(f"easy-VQA {name}", {"this model": score}) for name, score in scores.items()),
         facts=markdown_table(["Fact", "Value"], [(name, str(value)) for name, value in facts.items()]),
@@ -390,12 +381,12 @@ def main() -> None:
         absence = balance([*mix, *absence_questions(mix)])
         lessons = [(balance(mix), recipe.stage1_steps), (absence, recipe.stage1_absence_steps)]
         stage1_seconds = warm_up(model, processor, pictures, lessons, recipe)
-        few = set(list(pictures.rows)[: recipe.negated_pictures])
+        few = list(pictures.rows)[: recipe.negated_pictures]
         negated = [item for item in asked if item.type == "yes/no negated" and item.image_path in few]
         torch.manual_seed(arguments.seed)  # so that this last lesson can be given again to the same model
         stage1_seconds += warm_up(model, processor, pictures, [([*mix, *negated], recipe.negated_steps)], recipe)
         splits = {"validation split": [item for item in asked if item.image_path in held_back], "test split": items("test")}
-        scores = {name: evaluate(model, processor, split) for name, split in splits.items()}
+        scores = {name: evaluate(model, Prompts(split, processor), BENCHMARK) for name, split in splits.items()}
         run = {"seed": arguments.seed, "vision tower, seconds": int(tower_seconds), "Stage I, seconds": int(stage1_seconds)}
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -9,6 +9,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.data.chat_template import messages_of
+from evomoe.data.records import IMAGE_MARK, Turn
 from evomoe.tables import markdown_table
 
 
@@ -62,10 +64,8 @@ class Prompts:
         self.batches = [(chunk, self._inputs([texts[i] for i in chunk], [self.items[i] for i in chunk])) for chunk in chunks]
 
     def _render(self, question: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": f"\n{question}"}]
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        messages = messages_of((Turn("user", f"{IMAGE_MARK}\n{question}"),))  # as in training
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _inputs(self, texts: list[str], items: list[Item]):
         images = [[_open(item.image_path)] for item in items]
