@@ -29,10 +29,12 @@ def evolved_tensors(layer: int = 0) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", INITS)
-def test_every_initialiser_gives_E_modules_of_the_ffn_s_class_and_keeps_the_ffn_itself(name):
+def test_every_initialiser_gives_E_modules_of_the_ffn_s_class_and_leaves_the_ffn_alone(name):
     ffn = make_ffn()
     experts = make(name, ffn=ffn, **({"experts": evolved_tensors()} if name == "evolved" else {}))
-    assert len(experts) == E and experts[0] is ffn and all(type(expert) is type(ffn) for expert in experts)
+    untouched = make_ffn()
+    assert all(torch.equal(a, b) for a, b in zip(ffn.parameters(), untouched.parameters(), strict=True))
+    assert len(experts) == E and all(type(expert) is type(ffn) for expert in experts)
     assert len({p.data_ptr() for expert in experts for p in expert.parameters()}) == 3 * E
 
 

@@ -38,7 +38,7 @@ def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page,
     for verb in ("demo", "upcycle", "compose", "evaluate", "list_names"):
         monkeypatch.setattr(cli, verb, _stand_in(getattr(cli, verb), taken))
     monkeypatch.setattr("evomoe.stages.run", lambda *args, **kwargs: taken.append("train"), raising=True)
-    monkeypatch.setattr("evomoe.stages.dry_run.describe", lambda recipe: taken.append("train") or "")
+    monkeypatch.setattr("evomoe.stages.dry_run.describe", lambda recipe, resume: taken.append("train") or "")
     lines = [line for line in commands(page) if "..." not in line]
     for line in lines:
         assert cli.main(shlex.split(line)[1:]) == 0, line

@@ -82,7 +82,7 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
         if dry_run:
             from evomoe.stages.dry_run import describe
 
-            print(describe(options))
+            print(describe(options, resume))
             return
         from evomoe.stages import run
 

@@ -153,16 +153,15 @@ class ExpertEvolution:
     def save(self, folder: str | Path, write: bool = True) -> None:
         """Writes experts, Stage I weights and position to ``folder``; every process must call, those with ``write`` write."""
         tensors = self.expert_tensors()
-        for label, values in (("stage1", self.stage1), ("previous", self._old)):
-            for (layer, name), tensor, parameter in zip(self.names, values, self._parameters(), strict=False):
-                tensors[f"layers.{layer}.{label}.{name}"] = self._whole(tensor, parameter)
+        for (layer, name), tensor, parameter in zip(self.names, self.stage1, self._parameters(), strict=True):
+            tensors[f"layers.{layer}.stage1.{name}"] = self._whole(tensor, parameter)
         if not write:
             return
         state = {"step": self.step, "total_steps": self.total_steps, "config": asdict(self.config)}
         write_tensors(Path(folder) / "evolution_state.safetensors", tensors, {"evolution": json.dumps(state)})
 
     def load(self, folder: str | Path) -> None:
-        """Continues from what ``save`` wrote.
+        """Continues from what ``save`` wrote; theta_1 must hold the checkpoint's weights already.
 
         Raises:
             ValueError: no state there, or it belongs to another run.
@@ -181,7 +180,6 @@ class ExpertEvolution:
             for n, shadow in enumerate(self.shadows, start=1):
                 self._fill(shadow, file, f"experts.{n}")
             self._fill(self.stage1, file, "stage1")
-            self._fill(self._old, file, "previous")
         self.step = state["step"]
 
     def _fill(self, targets: Tensors, file, label: str) -> None:

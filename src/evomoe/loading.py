@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -39,7 +40,10 @@ def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool 
     """Loads a model from a folder or hub name; ``dtype`` is "auto" or the name of a torch dtype."""
     auto = auto_model(load_config(source, trust_remote_code))
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
-    return auto.from_pretrained(source, dtype=precision, trust_remote_code=trust_remote_code)
+    try:
+        return auto.from_pretrained(source, dtype=precision, trust_remote_code=trust_remote_code)
+    except SafetensorError as error:
+        raise ValueError(f"{source}: its weights cannot be read ({error}); the file is truncated or damaged.") from error
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:

@@ -112,9 +112,12 @@ def _is_real(attention_mask: Tensor | dict[str, Tensor] | None, length: int, pas
         return None
     if attention_mask.ndim == 2:
         return attention_mask[:, -length:] != 0
-    # A ready-made mask: the last query sees every real key. Additive masks hold 0 where attention is allowed.
-    visible_BS = attention_mask[:, 0, -1, past_length : past_length + length]
-    return visible_BS if visible_BS.dtype == torch.bool else visible_BS == 0
+    # A ready-made mask: a real token sees itself. Additive masks hold 0 where attention is allowed. The keys of a growing or
+    # static cache start with the past; a sliding one holds the newest keys at its end.
+    keys = attention_mask.shape[-1]
+    first = past_length if past_length + length <= keys else keys - length
+    itself_BS = attention_mask[:, 0].diagonal(offset=first, dim1=-2, dim2=-1)
+    return itself_BS if itself_BS.dtype == torch.bool else itself_BS == 0
 
 
 @dataclass

@@ -91,8 +91,8 @@ class EvolutionOptions:
         """Raises ValueError unless there is one range per evolved expert."""
         if len(self.beta_ranges) != num_experts - 1:
             raise ValueError(
-                f"beta_ranges has {len(self.beta_ranges)} entries; {num_experts} experts need {num_experts - 1}: one for each "
-                "expert that evolves from the first."
+                f"evolution.beta_ranges has {len(self.beta_ranges)} entries; {num_experts} experts need {num_experts - 1}, a low and a "
+                f"high for each expert that evolves from the first: --evolution.beta-ranges{' 0.8 0.9' * (num_experts - 1)}"
             )
 
 
@@ -229,14 +229,17 @@ class Recipe:
     def load(cls, path: str | Path) -> "Recipe":
         """Reads recipe.json."""
         values = json.loads(Path(path).read_text(encoding="utf-8"))
+        missing = {f.name for f in dataclasses.fields(cls)} - set(values)
+        if missing:
+            raise ValueError(f"{path} is no recipe of this version: it lacks {', '.join(sorted(missing))}.")
         parts = {"moe": MoEOptions, "evolution": EvolutionOptions} | {f"stage{n}": StageOptions for n in STAGES}
         for name, part in parts.items():
             values[name] = part(**_tuples(values[name]))
         return cls(**_tuples(values))
 
     def differences(self, other: "Recipe") -> list[str]:
-        """Names the fields in which two recipes differ."""
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        """Names the fields in which two recipes differ, but for where the run lies and how many processes read its pictures."""
+        mine, theirs = ({**dataclasses.asdict(recipe), "output": "", "workers": 0} for recipe in (self, other))
         return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in mine if mine[name] != theirs[name]]
 
 

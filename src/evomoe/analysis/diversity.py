@@ -3,11 +3,13 @@
 Implements: Section 1 (uniformity of weights).
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.evolution import ExpertEvolution
+from evomoe.modeling import EvoMoEBlock
 
 COLLAPSED = 1e-3
 """Experts nearer to expert 1 than this share of the way that expert 1 went in Stage II count as copies of it."""
@@ -66,4 +68,23 @@ def check_not_collapsed(report: dict[str, Any], schedule: str) -> None:
         f"{max(report['relative_distance'].values()):.1e}): rule '{report['rule']}' with stop_fraction {report['stop_fraction']} "
         f"under a {schedule} learning rate lets them catch up. The language loss would give the router no gradient. Use rule "
         "'scaled_update', or 'ema' with a stop_fraction below 1; allow_collapsed_experts=True goes on all the same."
+    )
+
+
+@torch.no_grad()
+def check_experts_differ(model: PreTrainedModel, expert_init: str) -> None:
+    """Refuses a sparse model all of whose experts are equal, wherever they came from.
+
+    Raises:
+        ValueError: only the router would train, and it would get no gradient that tells the experts apart.
+    """
+    for block in cast(dict[int, EvoMoEBlock], model.moe_blocks).values():
+        first, *others = block.experts
+        for other in others:
+            if any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True)):
+                return
+    raise ValueError(
+        f"All experts are equal (expert_init '{expert_init}'), and only the router would train: it could not tell them apart. "
+        "Start from evolved experts, from expert_init noise or drop_upcycling, or train the experts too: "
+        "--stage3.train router+experts. allow_collapsed_experts=True goes on all the same."
     )

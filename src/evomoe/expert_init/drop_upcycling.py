@@ -25,18 +25,20 @@ def drop_upcycling(
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"expert init 'drop_upcycling': ratio must lie in [0, 1], got {ratio}.")
-    experts = replicate(ffn, num_experts, layer, generator)
+    # Copies only: the dense FFN itself stays whole until the whole model is converted.
+    experts = replicate(ffn, num_experts + 1, layer, generator)[1:]
     with torch.no_grad():
         for expert in experts:
             linears = [module for module in expert.modules() if isinstance(module, nn.Linear)]
-            hidden = linears[-1].out_features  # the last map leads back to the hidden size
-            inner = linears[-1].in_features
+            hidden = linears[0].in_features  # the first map leads inward, the one that takes another width leads back
+            back = next((linear for linear in linears if linear.in_features != hidden), linears[-1])
+            inner = back.in_features
             count = round(ratio * inner)
             units = torch.randperm(inner, generator=generator, device="cpu")[:count]
             if count == 0:
                 continue
             for linear in linears:
-                is_down = linear.in_features == inner and linear.out_features == hidden and linear is linears[-1]
+                is_down = linear is back
                 # A fused gate_up map holds the inner width more than once: the same units are re-drawn in each part.
                 parts = 1 if is_down else linear.out_features // inner
                 rows = torch.cat([units + part * inner for part in range(parts)]).to(linear.weight.device)

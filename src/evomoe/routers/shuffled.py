@@ -24,6 +24,8 @@ class ShuffledRouter(Router):
         if isinstance(inner, str):
             from evomoe.routers import ROUTERS  # the table imports this file
 
+            if inner not in ROUTERS:
+                raise ValueError(f"router 'shuffled': there is no inner router '{inner}'; choose from {', '.join(ROUTERS)}.")
             inner = ROUTERS[inner](hidden_size, num_experts, **kwargs)
         self.inner = inner
         generator = torch.Generator("cpu").manual_seed(seed)

@@ -1,5 +1,6 @@
 """The stages of a run, in the paper's order, from one folder on disk to the next."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from evomoe.stages.common import (
     load_data,
     stage_folder,
 )
+
+logger = logging.getLogger(__name__)
 
 RUNNERS = {0: stage0_align.run, 1: stage1_warmup.run, 2: stage2_evolution.run, 3: stage3_routing.run}
 
@@ -36,20 +39,23 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True) -> Path:
     Raises:
         ValueError: an option, a record, the model or the output folder is refused; the message says what to do.
     """
-    check_output(recipe, resume)
+    if is_main_process():  # the others would meet the folder that this one makes
+        check_output(recipe, resume)
     check_recipe(recipe)
     records = {data: load_data(recipe, data) for data in {recipe.stage(stage).data or recipe.data for stage in recipe.stages}}
     output = Path(recipe.output)
-    output.mkdir(parents=True, exist_ok=True)
-    recipe.save(output / "recipe.json")
-    skipped = [message for loaded in records.values() for message in loaded.skipped]
-    if skipped:
-        write_text(output / "skipped_records.txt", "\n".join(skipped) + "\n")
+    if is_main_process():
+        output.mkdir(parents=True, exist_ok=True)
+        recipe.save(output / "recipe.json")
+        skipped = [message for loaded in records.values() for message in loaded.skipped]
+        if skipped:
+            write_text(output / "skipped_records.txt", "\n".join(skipped) + "\n")
+            logger.warning("%d bad records are left out; %s lists them.", len(skipped), output / "skipped_records.txt")
     source: Path | str = recipe.model
     for stage in recipe.stages:
         folder = stage_folder(output, stage)
         if not folder.model.is_dir():
-            folder.path.mkdir(exist_ok=True)
+            folder.path.mkdir(parents=True, exist_ok=True)
             with _timed(folder.path / "seconds.txt"):
                 RUNNERS[stage](recipe, source, folder, records[recipe.stage(stage).data or recipe.data])
         source = folder.model
@@ -67,7 +73,8 @@ def _timed(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        write_text(path, f"{before + time.monotonic() - begin:.1f}\n")
+        if is_main_process():
+            write_text(path, f"{before + time.monotonic() - begin:.1f}\n")
 
 
 __all__ = ["RUNNERS", "StageFolder", "check_output", "run", "stage_folder"]

@@ -1,5 +1,8 @@
 """What the stages share: loading, the Trainer's arguments, folders that can be resumed."""
 
+import inspect
+import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -10,21 +13,26 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
 from evomoe.configuration import EvoMoEConfig, MoEConfig
+from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.conversations import Collator, ConversationDataset
 from evomoe.data.records import Records, load_records
 from evomoe.evolution import check_rule
-from evomoe.loading import load_config, load_model, load_processor
+from evomoe.expert_init import INITS
+from evomoe.expert_init.base import INIT_ARGUMENTS
+from evomoe.families import sparse_config
+from evomoe.loading import empty_model, load_config, load_model, load_processor
 from evomoe.modeling import EvoMoEMixin
 from evomoe.placement import moe_layers
 from evomoe.recipe import STAGES, Recipe
-from evomoe.stages.trainable import check_parts, set_trainable
-from evomoe.structure import text_config
+from evomoe.stages.trainable import set_trainable
+from evomoe.structure import ffn_names, text_config
 from evomoe.trainer import EvoMoETrainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,22 +98,43 @@ def check_output(recipe: Recipe, resume: bool) -> None:
         raise ValueError(f"output: {output} holds a run of another recipe ({'; '.join(changed)}). Name another folder.")
 
 
-def check_recipe(recipe: Recipe) -> tuple[PreTrainedConfig, MoEConfig]:
-    """Refuses, before anything is loaded, what a later stage would refuse: names, placement, a model that is sparse already.
+def check_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Refuses, before weights are loaded or anything is written, what a later stage would refuse.
 
     Returns:
-        The dense model's configuration and the MoE part of the sparse one.
+        The dense and the sparse model, without weights.
+
+    Raises:
+        ValueError: names the option, or says why the model cannot be used.
     """
     config = load_config(recipe.model, recipe.trust_remote_code)
     if isinstance(config, EvoMoEConfig):
         raise ValueError(f"{recipe.model} is an EvoMoE model already; training starts from a dense model.")
     moe = MoEConfig.for_model(config, recipe.placement(), expert_init=recipe.expert_init, **asdict(recipe.moe))
+    dense = empty_model(config)
+    ffn_names(dense)
+    sparse = empty_model(sparse_config(config, moe))
     if 2 in recipe.stages:
         check_rule(recipe.evolution)
+    if 3 in recipe.stages:
+        _check_init_options(recipe)
     for stage in recipe.stages:
         trainer_options(recipe, stage)
-        check_parts(recipe.stage(stage).train)
-    return config, moe
+        set_trainable(sparse if stage == 3 else dense, recipe.stage(stage).train, moe.moe_layers)
+    ChatTemplate(load_processor(recipe.model, recipe.trust_remote_code))
+    return dense, sparse
+
+
+def _check_init_options(recipe: Recipe) -> None:
+    taken = [name for name in inspect.signature(INITS[recipe.expert_init]).parameters if name not in INIT_ARGUMENTS]
+    for name in recipe.init_options:
+        if name not in taken:
+            raise ValueError(
+                f"init_options: '{recipe.expert_init}' takes no '{name}'; it takes {', '.join(taken) if taken else 'none'}."
+            )
+    experts = recipe.init_options.get("experts")
+    if experts and not Path(experts).is_file():
+        raise ValueError(f"init_options: experts={experts} is no file.")
 
 
 def load_data(recipe: Recipe, data: str) -> Records:
@@ -132,7 +161,7 @@ def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
 def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_records: int) -> TrainingArguments:
     """The Trainer's arguments for a stage: the recipe's, then the user's."""
     options = recipe.stage(stage)
-    steps = options.steps or planned_steps(recipe, stage, num_records)
+    steps = planned_steps(recipe, stage, num_records)
     arguments = {
         "output_dir": str(folder.checkpoints),
         "learning_rate": options.learning_rate,
@@ -162,12 +191,14 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
 
 def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
     """Optimiser steps of a stage, as the Trainer will count them."""
-    options = recipe.stage(stage)
-    if options.steps:
-        return options.steps
+    options, given = recipe.stage(stage), trainer_options(recipe, stage)
+    steps = given.get("max_steps", options.steps)
+    if steps > 0:
+        return steps
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batches = -(-num_records // (options.batch_size * processes))
-    return max(1, int(-(-batches // options.accumulation) * options.epochs))
+    batches = math.ceil(num_records / (given.get("per_device_train_batch_size", options.batch_size) * processes))
+    per_epoch = math.ceil(batches / given.get("gradient_accumulation_steps", options.accumulation))
+    return max(1, math.ceil(per_epoch * given.get("num_train_epochs", options.epochs)))
 
 
 def train(
@@ -191,6 +222,15 @@ def train(
     processor = load_processor(source, recipe.trust_remote_code)
     dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record)
     arguments = training_arguments(recipe, stage, folder, len(dataset))
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {arguments.n_gpu} GPUs. Start one process per GPU: torchrun --nproc-per-node {arguments.n_gpu} "
+            "-m evomoe.cli train ..., or show it one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
+    if dataset.cut and is_main_process():
+        logger.warning(
+            "%d of %d records are longer than max_length (%d) and are cut.", dataset.cut, len(dataset), recipe.max_length
+        )
     if arguments.device.type == "cpu":
         torch.set_flush_denormal(True)  # without it, steps become several times slower as weights settle
     set_seed(recipe.seed)

@@ -3,23 +3,21 @@
 import torch
 
 from evomoe.accounting import count_parameters, readable
-from evomoe.families import sparse_config
-from evomoe.loading import empty_model
 from evomoe.recipe import STAGES, Recipe
 from evomoe.stages.common import check_output, check_recipe, load_data, planned_steps, trainer_options
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
 
 
-def describe(recipe: Recipe) -> str:
+def describe(recipe: Recipe, resume: bool = False) -> str:
     """Checks recipe, model and data, and tells for every stage what trains, over how many records and steps.
 
     Raises:
         ValueError: what the run itself would refuse before training.
     """
-    config, moe = check_recipe(recipe)
-    check_output(recipe, resume=False)
-    dense, num_layers = empty_model(config), text_config(config).num_hidden_layers
+    dense, sparse = check_recipe(recipe)
+    check_output(recipe, resume)
+    moe, num_layers = sparse.config.moe, text_config(dense.config).num_hidden_layers
     lines = [
         f"Model: {recipe.model} ({type(dense).__name__}, {readable(count_parameters(dense).total)} parameters, "
         f"{num_layers} layers)",
@@ -31,7 +29,7 @@ def describe(recipe: Recipe) -> str:
     for stage in recipe.stages:
         data, options = recipe.stage(stage).data or recipe.data, trainer_options(recipe, stage)
         records = load_data(recipe, data)
-        model = empty_model(sparse_config(config, moe)) if stage == 3 else dense
+        model = sparse if stage == 3 else dense
         names = set_trainable(model, recipe.stage(stage).train, moe.moe_layers)
         counts, settings = count_parameters(model, names), recipe.stage(stage)
         lines += [
