@@ -86,6 +86,59 @@ def test_ready_made_masks_are_read_as_transformers_writes_them():
         assert torch.equal(found.position_T, expected.position_T)
 
 
+def test_packed_documents_are_all_real():
+    ids = torch.full((1, 6), 7)
+    document = torch.tensor([0, 0, 0, 1, 1, 1])
+    packed = (torch.ones(6, 6).tril().bool() & (document[:, None] == document[None]))[None, None]
+    assert modality_of_inputs((IMAGE_TOKEN,), ids, None, packed, embed_nothing).position_T is None
+
+
+@pytest.mark.parametrize(("keys", "past"), [(8, 0), (8, 4), (4, 0), (4, 6)])
+def test_static_and_sliding_caches_keep_the_padding(keys, past):
+    ids = torch.full((2, 4), 7)
+    first = past if past + 4 <= keys else keys - 4
+    mask = torch.zeros(2, 1, 4, keys, dtype=torch.bool)
+    for query in range(4):
+        mask[1, 0, query, first + query] = True
+        mask[0, 0, query, first + query] = query >= 2
+    found = modality_of_inputs((IMAGE_TOKEN,), ids, None, mask, embed_nothing, past_length=past)
+    assert found.position_T.tolist() == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_static_cache_with_a_sliding_window_generates_what_a_growing_one_does():
+    from tiny import _text, make_llava
+    from transformers import MistralConfig
+
+    torch.manual_seed(0)
+    dense = make_llava(MistralConfig(**_text(), sliding_window=4)).eval()
+    model = upcycle(dense, expert_init="noise", init_options={"std": 0.1})
+    inputs = inputs_for(model, images=(1, 1), text=8, padding="left")
+    options = {
+        "max_new_tokens": 5,
+        "min_new_tokens": 5,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    growing = model.generate(**inputs, **options)
+    static = model.generate(**inputs, **options, cache_implementation="static", disable_compile=True)
+    torch.testing.assert_close(torch.stack(static.logits), torch.stack(growing.logits), atol=1e-5, rtol=1e-4)
+
+
+def test_a_recomputed_layer_leaves_the_records_of_its_first_run():
+    model = sparse_llava(router="linear", aux_losses={"balance": 1.0}).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    inputs = inputs_for(model)
+    out = model(**inputs, labels=inputs["input_ids"], output_router_logits=True)
+    records = dict(out["records"])
+    forward_passes = []
+    for block in model.moe_blocks.values():
+        block.register_forward_pre_hook(lambda *_: forward_passes.append(current_pass()))
+    out.loss.backward()
+    assert forward_passes and all(not forward_pass.recording for forward_pass in forward_passes)
+    assert all(out["records"][layer] is record for layer, record in records.items())
+
+
 def test_the_mask_of_a_cached_step_covers_its_own_tokens_only():
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     found = modality_of_inputs((IMAGE_TOKEN,), torch.tensor([[7], [8]]), None, mask, embed_nothing, past_length=4)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -196,6 +198,85 @@ def test_an_existing_output_folder_is_refused_unless_the_same_run_is_resumed(wor
     with pytest.raises(ValueError, match="no recipe.json"):
         run(recipe.but(output=str(workspace / "other")), resume=True)
     assert (workspace / "other" / "notes.txt").read_text() == "mine"
+
+
+def test_experts_evolve_once_per_optimiser_step_that_happened(workspace, monkeypatch):
+    """Two micro-batches make a step; a step that the gradient scaler skipped does not count."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    from evomoe.evolution import ExpertEvolution
+
+    calls: list[int] = []
+    original = ExpertEvolution.after_step
+    monkeypatch.setattr(ExpertEvolution, "after_step", lambda self: calls.append(self.step) or original(self))
+    run(make_recipe(workspace, stages=(2,)), report=False)
+    assert calls == [0, 1, 2, 3]
+    calls.clear()
+    monkeypatch.setattr(AcceleratedOptimizer, "step_was_skipped", property(lambda self: True))
+    run(make_recipe(workspace, "skipped", stages=(2,)), report=False)
+    assert calls == []
+
+
+def test_equal_experts_of_any_initialiser_stop_stage_3_when_only_the_router_trains(workspace):
+    recipe = make_recipe(workspace, stages=(3,), steps=2, expert_init="replicate")
+    with pytest.raises(ValueError, match="All experts are equal .*'replicate'.*router\\+experts"):
+        run(recipe)
+    both = dataclasses.replace(recipe.stage3, train="router+experts")
+    assert run(recipe.but(output=str(workspace / "both"), stage3=both)).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"expert_init": "noise", "init_options": {"sdt": 0.1}}, "'noise' takes no 'sdt'; it takes std"),
+        ({"init_options": {"experts": "/nowhere.safetensors"}}, "experts=/nowhere.safetensors is no file"),
+        ({"stage2": StageOptions(train="router")}, "has no parameters in 'router'"),
+    ],
+)
+def test_what_stage_3_would_refuse_is_refused_before_stage_1(workspace, change, message):
+    with pytest.raises(ValueError, match=message):
+        run(make_recipe(workspace, stages=(1, 2, 3)).but(**change))
+    assert not (workspace / "run").exists()
+
+
+def test_a_model_without_chat_template_is_refused_at_once(workspace):
+    (workspace / "model" / "chat_template.jinja").unlink()
+    recipe = make_recipe(workspace)
+    for start in (run, describe):
+        with pytest.raises(ValueError, match="chat template"):
+            start(recipe)
+    assert not (workspace / "run").exists()
+
+
+def test_records_that_are_cut_are_counted(tmp_path, caplog):
+    records = make_records(8)
+    records[3]["conversations"][1]["value"] = "?.," * 30
+    workspace = write_workspace(tmp_path, records)
+    run(make_recipe(workspace, stages=(2,), steps=2, max_length=60), report=False)
+    assert "1 of 8 records are longer than max_length (60) and are cut" in caplog.text
+
+
+@pytest.mark.slow
+def test_two_processes_train_through_the_command_line(workspace):
+    options = ["--model", "model", "--data", "data.json", "--image-root", "images", "--output", "run", "--stages", "2", "3"]
+    small = [f"--stage{n}.{option}" for n in (2, 3) for option in ("steps=2", "batch-size=2", "accumulation=1")]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29731",
+        "-m",
+        "evomoe.cli",
+    ]
+    done = subprocess.run(
+        [*torchrun, "train", *options, *small, "--trainer", "ddp_backend=gloo"], cwd=workspace, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (workspace / "run" / "stage3_routing" / "model" / "model.safetensors").is_file()
+    assert (workspace / "run" / "report.md").is_file()
 
 
 def test_collapsed_experts_stop_stage_3_unless_allowed(workspace):

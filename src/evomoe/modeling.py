@@ -6,6 +6,7 @@ Implements: Eq. 2, Eq. 3, Eq. 4, Eq. 9, Eq. 10, Eq. 11, Table 6 (shared expert).
 import inspect
 from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import make_dataclass
 from functools import cache
 from typing import Any
 
@@ -116,14 +117,17 @@ class EvoMoEMixin:
         inputs = {name: value for name, value in inputs.items() if value is not None}
         with running(forward_pass):
             out = super().forward(attention_mask=attention_mask, return_dict=True, **inputs, **kwargs)
+        added: dict[str, Any] = {}
         if coefficients:
             aux_losses = self.aux_losses(forward_pass)
             weight = _share_of_batch(labels, kwargs.get("num_items_in_batch"))
-            out["loss"] = out["loss"] + weight * sum(coefficients[name] * loss for name, loss in aux_losses.items())
-            out["aux_loss"] = {name: loss.detach() for name, loss in aux_losses.items()}
+            added["loss"] = out["loss"] + weight * sum(coefficients[name] * loss for name, loss in aux_losses.items())
+            added["aux_loss"] = {name: loss.detach() for name, loss in aux_losses.items()}
         if output_router_logits:
-            out["router_logits"] = tuple(record.routing.logits_TE for record in forward_pass.records.values())
-            out["records"] = dict(forward_pass.records)
+            added["router_logits"] = tuple(record.routing.logits_TE for record in forward_pass.records.values())
+            added["records"] = dict(forward_pass.records)
+        if added:
+            out = output_class(type(out))(**{**out, **added})
         return out if return_dict else out.to_tuple()
 
     def aux_losses(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
@@ -163,6 +167,13 @@ def _share_of_batch(labels: Tensor, num_items_in_batch: Tensor | int | None) -> 
     if num_items_in_batch is None:
         return 1.0
     return (labels[..., 1:] != -100).sum() / num_items_in_batch
+
+
+@cache
+def output_class(base: type) -> type:
+    """A model's output class with the fields that EvoMoE adds; as true fields, so that wrappers such as DDP can rebuild it."""
+    added = [(name, Any, None) for name in ("aux_loss", "router_logits", "records")]
+    return make_dataclass(f"EvoMoE{base.__name__}", added, bases=(base,))
 
 
 @cache
