@@ -18,6 +18,12 @@ class Ratio:
     spread: tuple[float, float]
     limit: float | None = None
 
+    @classmethod
+    def of(cls, name: str, ratios: Sequence[float], limit: float | None = None) -> "Ratio":
+        """The median of several measurements, with their quartiles."""
+        quartiles = statistics.quantiles(ratios, n=4)
+        return cls(name, statistics.median(ratios), (quartiles[0], quartiles[2]), limit)
+
     def __str__(self) -> str:
         low, high = self.spread
         verdict = "" if self.limit is None else f"   limit {self.limit:.2f}: {'ok' if self.value <= self.limit else 'EXCEEDED'}"
@@ -37,23 +43,20 @@ def compare(
     ratios = []
     for i in range(rounds):
         pair = (work, against) if i % 2 == 0 else (against, work)
-        seconds = {function: _seconds(function) for function in pair}
-        ratios.append(seconds[work] / seconds[against])
-    quartiles = statistics.quantiles(ratios, n=4)
-    return Ratio(name, statistics.median(ratios), (quartiles[0], quartiles[2]), limit)
+        taken = {}
+        for function in pair:
+            begin = seconds()
+            function()
+            taken[function] = seconds() - begin
+        ratios.append(taken[work] / taken[against])
+    return Ratio.of(name, ratios, limit)
 
 
-def _seconds(function: Callable[[], object]) -> float:
-    _synchronise()
-    begin = time.perf_counter()
-    function()
-    _synchronise()
-    return time.perf_counter() - begin
-
-
-def _synchronise() -> None:
+def seconds() -> float:
+    """The clock, once the device has done its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def machine() -> str:

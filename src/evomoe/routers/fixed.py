@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from evomoe.modality import Modality
-from evomoe.routers.base import Router
+from evomoe.routers.base import Router, Routing
 
 
 class FixedRouter(Router):
@@ -31,3 +31,12 @@ class FixedRouter(Router):
         logits_TE = torch.full((x_TD.shape[0], self.num_experts), torch.finfo(torch.float32).min, device=x_TD.device)
         logits_TE[:, self.expert] = 0.0
         return logits_TE
+
+    def route(self, x_TD: Tensor, modality: Modality, top_k: int, gate: str, dropout: float = 0.0) -> Routing:
+        if top_k > 1:
+            return super().route(x_TD, modality, top_k, gate, dropout)
+        # Known beforehand, whatever the gate; there is no other expert to fall back on, so nothing is dropped.
+        logits_TE = self(x_TD, modality)
+        ones_TK = logits_TE.new_ones(x_TD.shape[0], 1)
+        index_TK = torch.full((x_TD.shape[0], 1), self.expert, device=x_TD.device)
+        return Routing(logits_TE, (logits_TE == 0).float(), index_TK, ones_TK)
