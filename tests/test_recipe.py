@@ -260,3 +260,9 @@ def test_what_exists_is_not_written_over(tmp_path, make):
     with pytest.raises(ValueError, match="out exists already; name another folder"), new_folder(tmp_path / "out"):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("coefficient", ["x", -0.1, None])
+def test_a_coefficient_that_is_no_number_is_named(coefficient):
+    with pytest.raises(ValueError, match="aux_losses: balance="):
+        MoEOptions(aux_losses={"balance": coefficient})

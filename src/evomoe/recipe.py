@@ -52,6 +52,9 @@ class MoEOptions:
                 f"num_experts_per_tok (top-k) is {self.num_experts_per_tok}; it must lie between 1 and num_experts "
                 f"({self.num_experts})."
             )
+        for name, coefficient in self.aux_losses.items():
+            if not isinstance(coefficient, int | float) or coefficient < 0:
+                raise ValueError(f"aux_losses: {name}={coefficient!r} must be a number that is not negative.")
         if not 0 <= self.expert_dropout < 1:
             raise ValueError(f"expert_dropout is {self.expert_dropout}; it must lie in [0, 1).")
 
