@@ -169,7 +169,7 @@ def test_a_half_written_checkpoint_is_not_resumed_from(workspace, kill_at):
 
 def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_from_there(workspace, monkeypatch):
     recipe = make_recipe(workspace, stages=(2,))
-    original = EvoMoETrainer.training_step
+    original, handler = EvoMoETrainer.training_step, signal.getsignal(signal.SIGINT)
 
     def press_ctrl_c(self, *args, **kwargs):
         if self.state.global_step == 2 and not self.interrupt.asked:
@@ -183,7 +183,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_from_there(workspace, mon
     assert folder.last_checkpoint().name == "checkpoint-3" and not folder.model.exists()
     monkeypatch.undo()
     assert run(recipe, resume=True) == folder.model
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_an_existing_output_folder_is_refused_unless_the_same_run_is_resumed(workspace):
