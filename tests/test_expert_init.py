@@ -95,6 +95,10 @@ def test_evolved_says_what_does_not_fit(tmp_path):
         make("evolved", experts=tmp_path / "missing.safetensors")
     with pytest.raises(ValueError, match=r"has no tensor 'layers\.2\.experts\.1\."):
         make("evolved", layer=2, experts=evolved_tensors(layer=0))
+    for held, wanted in ((4, 3), (4, 5)):
+        save_file(evolved_tensors(), tmp_path / "four.safetensors")
+        with pytest.raises(ValueError, match=rf"four.safetensors has {held - 1} evolved experts .* num_experts {wanted} needs"):
+            INITS["evolved"](make_ffn(), wanted, 0, torch.Generator(), experts=tmp_path / "four.safetensors")
     wrong = evolved_tensors()
     wrong["layers.0.experts.1.up_proj.weight"] = torch.zeros(2, 2)
     with pytest.raises(ValueError, match="belong to another model"):

@@ -229,7 +229,7 @@ def test_equal_experts_of_any_initialiser_stop_stage_3_when_only_the_router_trai
     ("change", "message"),
     [
         ({"expert_init": "noise", "init_options": {"sdt": 0.1}}, "'noise' takes no 'sdt'; it takes std"),
-        ({"init_options": {"experts": "/nowhere.safetensors"}}, "experts=/nowhere.safetensors is no file"),
+        ({"init_options": {"experts": "/nowhere.safetensors"}}, "got '/nowhere.safetensors'"),
         ({"stage2": StageOptions(train="router")}, "has no parameters in 'router'"),
     ],
 )
@@ -323,11 +323,41 @@ def test_a_wrong_name_is_refused_before_the_first_stage(workspace, change):
     assert not (workspace / "run").exists()
 
 
-@pytest.mark.parametrize("option", [{"train": "rooter"}, {"trainer": {"learning_rat": 1}}])
-def test_a_mistyped_option_is_named(workspace, option):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"train": "rooter"}, "no part 'rooter'"),
+        ({"trainer": {"learning_rat": 1}}, "did you mean 'learning_rate'"),
+        ({"trainer": {"bf16": "maybe"}}, "stage 2: Field 'bf16' expected bool, got str"),
+        ({"trainer": {"max_steps": 1.5}}, "stage 2: Field 'max_steps' expected int, got float"),
+        ({"trainer": {"lr_scheduler_type": "cosin"}}, "stage 2: cosin is not a valid SchedulerType"),
+    ],
+)
+def test_a_mistyped_option_is_named_before_anything_is_written(workspace, option, message):
     recipe = make_recipe(workspace, stages=(2,))
-    with pytest.raises(ValueError, match="no part 'rooter'|did you mean 'learning_rate'"):
+    with pytest.raises(ValueError, match=message):
         run(recipe.but(stage2=dataclasses.replace(recipe.stage2, **option)))
+    assert not (workspace / "run").exists()
+
+
+def test_whole_numbers_will_do_for_fractions(workspace):
+    recipe = make_recipe(workspace, stages=(2,)).but(trainer={"max_grad_norm": 1})
+    assert describe(recipe)
+
+
+def test_records_that_training_would_refuse_stop_the_run_before_it_or_are_left_out(tmp_path):
+    records = make_records(8)
+    records[3]["conversations"][0]["value"] = "?.," * 60
+    records[3].pop("image")
+    workspace = write_workspace(tmp_path, records)
+    recipe = make_recipe(workspace, stages=(2,), steps=2, max_length=60)
+    for start in (run, describe):
+        with pytest.raises(ValueError, match=r"record 3 .*max_length 60 would leave no answer to learn"):
+            start(recipe)
+    assert not Path(recipe.output).exists()
+    assert "1 bad records would be left out" in describe(recipe.but(on_bad_record="skip"))
+    run(recipe.but(on_bad_record="skip"), report=False)
+    assert "leave no answer" in (Path(recipe.output) / "skipped_records.txt").read_text()
 
 
 def test_dry_run_tells_what_would_train_and_loads_no_weights(workspace):

@@ -313,6 +313,69 @@ def test_cut_through_a_picture_or_before_the_answer_is_an_error(make_processor, 
         ConversationDataset([record(("user", "why " * 40), ("assistant", "so"))], make_processor(), max_length=20)[0]
 
 
+def test_check_finds_before_training_what_training_would_refuse(processor, cases):
+    image, filler = cases["one image"].images, "why " * 60
+    bad = {
+        1: record(("user", filler), ("assistant", "so"), where="d, record 1"),
+        3: record(
+            ("user", "a"), ("assistant", "b"), ("user", filler + "<image>"), ("assistant", "c"), images=image, where="d, record 3"
+        ),
+    }
+    good = {
+        0: cases["one image"],
+        2: record(("user", "<image>what?"), ("assistant", "blue " * 60), images=image, where="d, record 2"),
+    }
+    records = [(bad | good)[number] for number in range(4)]
+    max_length = len(ConversationDataset([good[0]], processor)[0]["input_ids"]) + 30
+    dataset = ConversationDataset(records, processor, max_length=max_length)
+    for number in bad:
+        with pytest.raises(BadRecordError, match="cutting it at max_length"):
+            dataset[number]
+    with pytest.raises(BadRecordError, match="2 of 4 records are bad") as caught:
+        dataset.check()
+    assert "d, record 1: it has" in str(caught.value) and "would leave no answer to learn" in str(caught.value)
+    assert "d, record 3: it has" in str(caught.value) and "would cut through its pictures" in str(caught.value)
+    skipping = ConversationDataset(records, processor, max_length=max_length, on_bad_record="skip")
+    skipping.check()
+    assert len(skipping) == len(skipping.lengths()) == 2 and skipping.cut == 1
+    assert [message.split(":")[0] for message in skipping.skipped] == ["d, record 1", "d, record 3"]
+    assert torch.equal(skipping[1]["input_ids"], dataset[2]["input_ids"])
+
+
+def test_check_agrees_with_the_cut_token_by_token(make_processor, cases):
+    """For every max_length: what `check` lets pass, training can use, and nothing else."""
+    conversation = record(
+        ("user", "hi <image> there"),
+        ("assistant", "ho"),
+        ("user", "<image>"),
+        ("assistant", "it"),
+        images=cases["one image"].images * 2,
+    )
+    whole = len(ConversationDataset([conversation], make_processor())[0]["input_ids"])
+    verdicts = []
+    for max_length in range(1, whole + 2):
+        dataset = ConversationDataset([conversation], make_processor(), max_length=max_length)
+        verdict = []
+        for attempt in (dataset.check, lambda dataset=dataset: dataset[0]):
+            try:
+                attempt()
+                verdict.append("good")
+            except BadRecordError as error:
+                verdict.append(str(error).rpartition("would ")[2].splitlines()[0])
+        verdicts.append(tuple(verdict))
+    assert all(checked == used.split("\n")[0] for checked, used in verdicts)
+    assert {checked for checked, _ in verdicts} == {"good", "cut through its pictures"}
+
+
+def test_check_finds_labels_that_cannot_be_placed(make_processor):
+    template = "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}"
+    fine = record(("user", "ab "), ("assistant", "rectangle"))
+    joined = record(("user", "ab"), ("assistant", "cd"), where="d, record 1")
+    dataset = ConversationDataset([fine, joined], make_processor(template=template))
+    with pytest.raises(BadRecordError, match="d, record 1: a token at the border of the answer 'cd' also holds 'ab'"):
+        dataset.check()
+
+
 @pytest.fixture
 def broken(pictures):
     """A picture that only decoding finds out about."""
@@ -370,11 +433,11 @@ def test_lengths_are_right_and_decode_nothing(processor, cases, monkeypatch):
         assert abs(length - real) <= tolerance(processor) * len(conversation.images)
 
 
-def test_lengths_stop_or_go_on_at_a_bad_record(make_processor, cases, pictures):
+def test_check_and_lengths_at_a_picture_that_has_gone(make_processor, cases, pictures):
     (pictures / "wide.png").unlink()
     records = [cases["one image"], cases["several images"]]
     with pytest.raises(BadRecordError, match="data, record 0: image .*wide.png does not exist"):
-        ConversationDataset(records, make_processor()).lengths()
+        ConversationDataset(records, make_processor()).check()
     dataset = ConversationDataset(records, make_processor(), on_bad_record="skip")
     assert dataset.lengths() == [len(dataset[0]["input_ids"]), 1]
 

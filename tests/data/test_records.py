@@ -44,7 +44,7 @@ def test_llava_json_is_read(pictures, write_json):
     assert [turn.role for turn in records[3].turns] == ["system", "user", "assistant", "user", "assistant"]
     assert records[-1].where == "train.json, record 3"
     assert [record.where for record in records[1:3]] == [records[1].where, records[2].where]
-    assert "4 of 4 records are used, 0 were skipped" in records.report()
+    assert len(records) == 4 and not records.skipped
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,6 @@ def test_skip_counts_and_lists(pictures, write_json):
     assert [record.where for record in records] == ["train.json, record 1 (id 'b')", "train.json, record 3 (id 'd')"]
     assert len(records.skipped) == 2
     assert "record 0 (id 'a')" in records.skipped[0] and "does not exist" in records.skipped[0]
-    assert "2 of 4 records are used, 2 were skipped" in records.report()
-    assert all(message in records.report() for message in records.skipped)
 
 
 def test_nothing_left_is_an_error(pictures, write_json):

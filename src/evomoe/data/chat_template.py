@@ -49,12 +49,14 @@ class ChatTemplate:
 
     def __init__(self, processor: Any) -> None:
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        self._takes_images = processor is not self.tokenizer
         owner = processor if getattr(processor, "chat_template", None) else self.tokenizer
         if not getattr(owner, "chat_template", None):
             raise ValueError(
                 f"{type(processor).__name__} has no chat template; set processor.chat_template, "
                 "or put chat_template.jinja into the model's folder"
             )
+        self.owner = type(owner).__name__
         self._apply = owner.apply_chat_template
         self.image_token: str = str(getattr(processor, "image_token", IMAGE_MARK))
         self._structured = self._accepts(messages_of(_PROBE))
@@ -87,7 +89,10 @@ class ChatTemplate:
         for number, turn in enumerate(record.turns):
             if turn.role == "assistant":
                 asked = self._prefix(record, text, messages[:number], add_generation_prompt=True)
-                answered = self._prefix(record, text, messages[: number + 1], add_generation_prompt=False)
+                is_last = number + 1 == len(messages)  # then the whole is no other rendering
+                answered = (
+                    len(text) if is_last else self._prefix(record, text, messages[: number + 1], add_generation_prompt=False)
+                )
                 answers.append((asked, answered))
         return RenderedConversation(text, tuple(answers))
 
@@ -126,6 +131,8 @@ class ChatTemplate:
         return len(prefix)
 
     def _check_complete(self, record: Record, messages: list[Message], text: str) -> None:
+        if record.images and not self._takes_images:
+            raise BadRecordError(f"{record.where}: it has images, but {type(self.tokenizer).__name__} takes only text")
         position = 0
         for number, message in enumerate(messages):
             for words in _texts(message):

@@ -1,32 +1,25 @@
 """Conversations as tensors: one item per record with labels on the answers alone, and batches of items."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from PIL import Image
-from torch.utils.data import Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset, Subset
 from transformers import ProcessorMixin
 
 from evomoe.data.chat_template import ChatTemplate, LabelMismatchError, RenderedConversation, messages_of
-from evomoe.data.images import BadImageError, open_rgb, read_size
+from evomoe.data.images import open_rgb
 from evomoe.data.labels import IGNORED, place_labels
-from evomoe.data.records import BadRecordError, Record
+from evomoe.data.records import BadRecordError, Record, bad_summary
+from evomoe.data.survey import Surveyed, cut_fault, read_pictures, survey
 
 __all__ = ["Collator", "ConversationDataset", "LabelMismatchError", "messages_of"]
-
-_Size = tuple[int, int]  # height and width, in pixels
-_Read = TypeVar("_Read")
 
 logger = logging.getLogger(__name__)
 
 _TOKEN_KEYS = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
-_TOKENISED_AT_ONCE = 1_000
-_PROGRESS_FROM = 10_000
 
 
 class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
@@ -36,7 +29,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     answers and the end-of-turn text after them; they are checked against the template token by token.
 
     Args:
-        records: What `load_records` returns.
+        records: What `load_records` returns; its `skipped` messages are taken over.
         processor: A transformers processor with a fast tokenizer, or such a tokenizer alone for text.
         max_length: The most tokens of an item, image tokens included; the rest is cut. A cut through a picture, or
             one that leaves no label, makes the record bad.
@@ -60,7 +53,8 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
             raise ValueError(f"max_length: {max_length} must be at least 1")
         if len(records) == 0:
             raise ValueError("records: there are none")
-        self.records = records
+        self.records: Any = records
+        self.skipped: list[str] = list(getattr(records, "skipped", ()))
         self.processor = processor
         self.max_length = max_length
         self.on_bad_record = on_bad_record
@@ -102,72 +96,42 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
                     logger.warning("skipped, the next good record takes its place: %s", error)
         raise BadRecordError("there is no good record: each of them is bad; see the warnings above")
 
+    def check(self) -> None:
+        """Looks at every record, without decoding pictures: it must suit the template, its labels and its cut.
+
+        Under "skip", bad records are left out from now on, and `skipped` lists them.
+
+        Raises:
+            BadRecordError: There are bad records under "stop", or no good one at all.
+        """
+        faults = {number: one.fault for number, one in enumerate(self._surveyed) if one.fault is not None}
+        if not faults:
+            return
+        if self.on_bad_record == "stop" or len(faults) == len(self):
+            raise BadRecordError(
+                bad_summary(f"max_length {self.max_length}, {self._template.owner}", list(faults.values()), len(self))
+            )
+        good = [number for number in range(len(self)) if number not in faults]
+        self.skipped += faults.values()
+        self._surveyed = [self._surveyed[number] for number in good]
+        self.records = Subset(self.records, good)
+
     @property
     def cut(self) -> int:
         """How many records are longer than max_length, by the lengths that `lengths` finds."""
-        return sum(length > self.max_length for length in self._full_lengths)
+        return sum(one.length > self.max_length for one in self._surveyed)
 
     def lengths(self) -> list[int]:
-        """The tokens of every item, image tokens included, for sampling by length. No picture is decoded.
+        """The tokens of every item, image tokens included, for sampling by length; see `survey` for how exact they are.
 
         The Trainer takes lengths only from a column of a `datasets.Dataset`; from any other dataset it would load
         every item, pictures and all. So they must be handed to its sampler.
-
-        Text counts are exact, but for special tokens that a processor leaves out. For pictures, a blank one of the most
-        common size is counted; other sizes differ from it by what the processor reports. The count is approximate if
-        the processor cannot report and makes other numbers of tokens for other sizes, or if its tokens melt into the
-        text's. A record that cannot be rendered counts as 1 under "skip".
-
-        Raises:
-            BadRecordError: A record cannot be rendered, under "stop".
         """
-        return [min(length, self.max_length) for length in self._full_lengths]
+        return [min(one.length, self.max_length) for one in self._surveyed]
 
     @cached_property
-    def _full_lengths(self) -> list[int]:
-        text_lengths: list[int] = []
-        sizes: list[list[_Size]] = []
-        known: dict[str, _Size] = {}
-        starts = range(0, len(self), _TOKENISED_AT_ONCE)
-        for start in tqdm(starts, "measuring lengths", unit="k records", disable=len(self) < _PROGRESS_FROM):
-            numbers = range(start, min(start + _TOKENISED_AT_ONCE, len(self)))
-            texts, sizes_of_texts = zip(*(self._text_and_sizes(number, known) for number in numbers), strict=True)
-            tokenised = self._tokenizer(list(texts), return_attention_mask=False, **self._special_tokens(texts[0]))
-            text_lengths += map(len, tokenised["input_ids"])
-            sizes += sizes_of_texts
-        tokens_of = self._image_tokens(Counter(size for of_record in sizes for size in of_record))
-        return [
-            max(1, length + sum(tokens_of[size] - 1 for size in of_record))  # a picture replaces its placeholder
-            for length, of_record in zip(text_lengths, sizes, strict=True)
-        ]
-
-    def _text_and_sizes(self, number: int, known: dict[str, _Size]) -> tuple[str, list[_Size]]:
-        try:
-            record = self.records[number]
-            return self._template.text(record), _pictures(record, lambda image: _size(image, known))
-        except BadRecordError:
-            if self.on_bad_record == "stop":
-                raise
-            return "", []
-
-    def _image_tokens(self, sizes: Counter[_Size]) -> dict[_Size, int]:
-        if not sizes:
-            return {}
-        common = sizes.most_common(1)[0][0]
-        try:
-            counts = self.processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])
-            reported = dict(zip(sizes, counts["num_image_tokens"], strict=True))
-        except (AttributeError, TypeError, NotImplementedError):
-            # The method is young and not complete: LLaVA's fails for image processors that do not crop.
-            reported = dict.fromkeys(sizes, 0)
-        unreported = self._measured_image_tokens(*common) - reported[common]
-        return {size: count + unreported for size, count in reported.items()}
-
-    def _measured_image_tokens(self, height: int, width: int) -> int:
-        placeholder = self._template.image_token
-        with_image = self.processor(text=[placeholder], images=[[Image.new("RGB", (width, height))]])
-        without = self._tokenizer(placeholder)
-        return len(with_image["input_ids"][0]) - len(without["input_ids"]) + 1
+    def _surveyed(self) -> list[Surveyed]:
+        return survey(self.records, self.processor, self._template, self._special_tokens, self.max_length)
 
     def _encode(self, record: Record) -> dict[str, torch.Tensor]:
         rendered = self._template.render(record)
@@ -183,10 +147,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     def _process(self, record: Record, text: str) -> Any:
         options: dict[str, Any] = self._special_tokens(text)
         if record.images:
-            if self.processor is self._tokenizer:
-                name = type(self.processor).__name__
-                raise BadRecordError(f"{record.where}: it has images, but {name} takes only text")
-            options["images"] = [_pictures(record, open_rgb)]
+            options["images"] = [read_pictures(record, open_rgb)]
             if _reports_replacements(self.processor):
                 options["return_text_replacement_offsets"] = True
         try:
@@ -201,13 +162,11 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         return {"add_special_tokens": False} if first and text.startswith(first) else {}
 
     def _check_cut(self, record: Record, labels: list[int], of_image: list[bool]) -> None:
-        if len(labels) <= self.max_length:
-            return
-        long = f"{record.where}: it has {len(labels)} tokens, and cutting it at max_length {self.max_length}"
-        if any(of_image[self.max_length :]):
-            raise BadRecordError(f"{long} would cut through its pictures")
-        if all(label == IGNORED for label in labels[: self.max_length]):
-            raise BadRecordError(f"{long} would leave no answer to learn")
+        first_label = next(i for i, label in enumerate(labels) if label != IGNORED)
+        pictures_end = max((i + 1 for i, is_image in enumerate(of_image) if is_image), default=0)
+        fault = cut_fault(record.where, len(labels), first_label, pictures_end, self.max_length)
+        if fault:
+            raise BadRecordError(fault)
 
     def _warn_of_endless_answers(self, rendered: RenderedConversation) -> None:
         start, end = rendered.answers[0]
@@ -282,19 +241,3 @@ def _grow(tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
 def _reports_replacements(processor: Any) -> bool:
     replace = getattr(type(processor), "replace_image_token", None)
     return replace is not None and replace is not ProcessorMixin.replace_image_token
-
-
-def _pictures(record: Record, read: Callable[[str | Image.Image], _Read]) -> list[_Read]:
-    try:
-        return [read(image) for image in record.images]
-    except BadImageError as error:
-        raise BadRecordError(f"{record.where}: {error}") from error
-
-
-def _size(image: str | Image.Image, known: dict[str, _Size]) -> _Size:
-    if isinstance(image, Image.Image):
-        return image.height, image.width
-    if image not in known:
-        width, height = read_size(image)
-        known[image] = height, width
-    return known[image]

@@ -17,7 +17,7 @@ IGNORED = -100
 Replacements = Sequence[dict[str, Any]]
 
 
-class _Token(NamedTuple):
+class Token(NamedTuple):
     """A token's characters in the rendered text; none for a token of a picture or one that the tokenizer adds."""
 
     start: int
@@ -57,6 +57,27 @@ def place_labels(
     """
     tokens = _tokens_of(record, rendered.text, ids, replacements, tokenizer, image_token)
     labels = [IGNORED] * len(ids)
+    for first, last in answer_tokens(record, rendered, ids, tokens, tokenizer):
+        labels[first : last + 1] = ids[first : last + 1]
+    return PlacedLabels(labels, [token.of_image for token in tokens])
+
+
+def answer_tokens(
+    record: Record, rendered: RenderedConversation, ids: list[int], tokens: Sequence[Token], tokenizer: Any
+) -> list[tuple[int, int]]:
+    """The first and the last token of every answer.
+
+    Args:
+        record: Named in errors.
+        rendered: The text and the characters of its answers.
+        ids: (S,) token ids.
+        tokens: (S,) their characters, in reading order.
+        tokenizer: Reads the ids back.
+
+    Raises:
+        LabelMismatchError: An answer has no token, shares one with another turn, or does not read as it should.
+    """
+    spans = []
     for (start, end), answer in zip(rendered.answers, _answer_texts(record), strict=True):
         inside = [i for i, token in enumerate(tokens) if token.start < end and token.end > start]
         if not inside:
@@ -67,11 +88,11 @@ def place_labels(
             raise LabelMismatchError(
                 f"{record.where}: a token at the border of the answer {answer!r} also holds {outside!r} of another turn"
             )
-        labels[first : last + 1] = ids[first : last + 1]
         decoded = tokenizer.decode(ids[first : last + 1], clean_up_tokenization_spaces=False)
         if _letters(answer) not in _letters(decoded):
             raise LabelMismatchError(f"{record.where}: the labels read {decoded!r} instead of the answer {answer!r}")
-    return PlacedLabels(labels, [token.of_image for token in tokens])
+        spans.append((first, last))
+    return spans
 
 
 def _answer_texts(record: Record) -> list[str]:
@@ -85,7 +106,7 @@ def _letters(text: str) -> str:
 
 def _tokens_of(
     record: Record, text: str, ids: list[int], replacements: Replacements | None, tokenizer: Any, image_token: str
-) -> list[_Token]:
+) -> list[Token]:
     own_text = text if replacements is None else _expand(text, replacements)
     placeholder = tokenizer.convert_tokens_to_ids(image_token) if replacements is None else None
     failures = []
@@ -97,7 +118,7 @@ def _tokens_of(
             failures.append((difference.at, difference.own_at, own["input_ids"]))
             continue
         offsets = own["offset_mapping"]
-        tokens = [_Token(0, 0, True) if origin is None else _Token(*offsets[origin]) for origin in origins]
+        tokens = [Token(0, 0, True) if origin is None else Token(*offsets[origin]) for origin in origins]
         return [_before_expansion(token, replacements) for token in tokens] if replacements else tokens
     at, own_at, own_ids = max(failures)
     raise LabelMismatchError(
@@ -162,16 +183,16 @@ def _expand(text: str, replacements: Replacements) -> str:
     return "".join([*pieces, text[position:]])
 
 
-def _before_expansion(token: _Token, replacements: Replacements) -> _Token:
+def _before_expansion(token: Token, replacements: Replacements) -> Token:
     gained = 0
     for replacement in replacements:
         start, end = replacement["new_span"]
         if token.end <= start:
             break
         if token.start < end:
-            return _Token(0, 0, True)
+            return Token(0, 0, True)
         gained = end - replacement["span"][1]
-    return _Token(token.start - gained, token.end - gained)
+    return Token(token.start - gained, token.end - gained)
 
 
 def _shown(ids: list[int], at: int, tokenizer: Any) -> str:

@@ -89,12 +89,6 @@ class Records(Sequence[Record]):
             raise BadRecordError(f"{where}: {error}") from error
         return Record(where, images, _turns_of(row))
 
-    def report(self) -> str:
-        """Says how many records are used, and names each one left out."""
-        total = len(self) + len(self.skipped)
-        head = f"{self._source.name}: {len(self):,} of {total:,} records are used, {len(self.skipped):,} were skipped"
-        return "\n".join([head, *(f"  {message}" for message in self.skipped)])
-
 
 def load_records(
     data: "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | datasets.Dataset",
@@ -138,7 +132,7 @@ def load_records(
     if not source.rows:
         raise BadRecordError(f"{source.name}: there are no records")
     if bad and (on_bad_record == "stop" or not kept):
-        raise BadRecordError(_bad_summary(source.name, bad, len(source.rows)))
+        raise BadRecordError(bad_summary(source.name, bad, len(source.rows)))
     return Records(source, images, kept, bad)
 
 
@@ -174,7 +168,14 @@ def _where(name: str, number: int, row: object) -> str:
     return f"{name}, record {number}" + ("" if identity is None else f" (id {identity!r})")
 
 
-def _bad_summary(name: str, bad: list[str], total: int) -> str:
+def bad_summary(name: str, bad: Sequence[str], total: int) -> str:
+    """One message for all bad records: how many, and the first of them.
+
+    Args:
+        name: What was checked.
+        bad: A message for every bad record.
+        total: How many records there are.
+    """
     more = len(bad) - _LISTED
     return "\n".join(
         [

@@ -34,6 +34,10 @@ def evaluate_checkpoint(
     for name in benchmarks:
         if name not in BENCHMARKS:
             raise ValueError(f"benchmarks: there is no '{name}'; choose from {', '.join(BENCHMARKS)}.")
+    if limit < 0:
+        raise ValueError(f"limit: {limit} must be 0 (all questions) or more.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} must be at least 1.")
     if output and output.exists():
         raise ValueError(f"output: {output} exists already; name another file.")
     if not torch.cuda.is_available():

@@ -3,7 +3,7 @@
 Implements: Section 3.1 (experts of Stage III).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -31,12 +31,9 @@ def evolved(
     if isinstance(experts, Mapping):
         tensors, source = experts, "the tensors given"
     else:
-        if not str(experts) or not Path(experts).is_file():
-            raise ValueError(
-                f"expert init 'evolved' needs the file that Stage II wrote (evolved_experts.safetensors), got '{experts}'."
-            )
         from safetensors import safe_open
 
+        check_experts_file(experts, [layer], num_experts)
         source, prefix = str(experts), f"layers.{layer}."
         with safe_open(experts, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
@@ -56,3 +53,28 @@ def evolved(
                     )
                 parameter.copy_(tensors[key])
     return modules
+
+
+def check_experts_file(path: str | Path, moe_layers: Sequence[int], num_experts: int) -> None:
+    """Makes sure, by its tensors' names alone, that a file of evolved experts is for these layers and so many experts.
+
+    Raises:
+        ValueError: it is not; the message names the file.
+    """
+    if not str(path) or not Path(path).is_file():
+        raise ValueError(f"expert init 'evolved' needs the file that Stage II wrote (evolved_experts.safetensors), got '{path}'.")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name.split(".") for name in file.keys()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as safetensors ({error}).") from error
+    held = {(int(name[1]), int(name[3])) for name in names if [*name[0:3:2]] == ["layers", "experts"]}
+    for layer in moe_layers:
+        evolved_experts = sorted(n for of_layer, n in held if of_layer == layer)
+        if evolved_experts != list(range(1, num_experts)):
+            raise ValueError(
+                f"{path} has {len(evolved_experts)} evolved experts for layer {layer}, but num_experts {num_experts} needs "
+                f"{num_experts - 1}: it was made for other MoE layers, another number of experts or another model."
+            )

@@ -42,12 +42,12 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True) -> Path:
     if is_main_process():  # the others would meet the folder that this one makes
         check_output(recipe, resume)
     check_recipe(recipe)
-    records = {data: load_data(recipe, data) for data in {recipe.stage(stage).data or recipe.data for stage in recipe.stages}}
+    datasets = {data: load_data(recipe, data) for data in {recipe.stage(stage).data or recipe.data for stage in recipe.stages}}
     output = Path(recipe.output)
     if is_main_process():
         output.mkdir(parents=True, exist_ok=True)
         recipe.save(output / "recipe.json")
-        skipped = [message for loaded in records.values() for message in loaded.skipped]
+        skipped = [message for loaded in datasets.values() for message in loaded.skipped]
         if skipped:
             write_text(output / "skipped_records.txt", "\n".join(skipped) + "\n")
             logger.warning("%d bad records are left out; %s lists them.", len(skipped), output / "skipped_records.txt")
@@ -57,12 +57,12 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True) -> Path:
         if not folder.model.is_dir():
             folder.path.mkdir(parents=True, exist_ok=True)
             with _timed(folder.path / "seconds.txt"):
-                RUNNERS[stage](recipe, source, folder, records[recipe.stage(stage).data or recipe.data])
+                RUNNERS[stage](recipe, source, folder, datasets[recipe.stage(stage).data or recipe.data])
         source = folder.model
     if report and is_main_process():
         from evomoe.stages.run_report import report_run
 
-        report_run(recipe, Path(source), records)
+        report_run(recipe, Path(source), datasets)
     return Path(source)
 
 

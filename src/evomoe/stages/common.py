@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from huggingface_hub.dataclasses import type_validator
 from transformers import TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
@@ -19,10 +20,11 @@ from transformers.trainer_utils import set_seed
 from evomoe.configuration import EvoMoEConfig, MoEConfig
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.conversations import Collator, ConversationDataset
-from evomoe.data.records import Records, load_records
+from evomoe.data.records import load_records
 from evomoe.evolution import check_rule
 from evomoe.expert_init import INITS
 from evomoe.expert_init.base import INIT_ARGUMENTS
+from evomoe.expert_init.evolved import check_experts_file
 from evomoe.families import sparse_config
 from evomoe.loading import empty_model, load_config, load_model, load_processor
 from evomoe.modeling import EvoMoEMixin
@@ -117,15 +119,18 @@ def check_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
     if 2 in recipe.stages:
         check_rule(recipe.evolution)
     if 3 in recipe.stages:
-        _check_init_options(recipe)
+        _check_init_options(recipe, moe)
     for stage in recipe.stages:
-        trainer_options(recipe, stage)
+        try:
+            training_arguments(recipe, stage, stage_folder(recipe.output, stage), num_records=1)
+        except ValueError as error:
+            raise ValueError(f"trainer: TrainingArguments of stage {stage}: {str(error).removeprefix('trainer: ')}") from error
         set_trainable(sparse if stage == 3 else dense, recipe.stage(stage).train, moe.moe_layers)
     ChatTemplate(load_processor(recipe.model, recipe.trust_remote_code))
     return dense, sparse
 
 
-def _check_init_options(recipe: Recipe) -> None:
+def _check_init_options(recipe: Recipe, moe: MoEConfig) -> None:
     taken = [name for name in inspect.signature(INITS[recipe.expert_init]).parameters if name not in INIT_ARGUMENTS]
     for name in recipe.init_options:
         if name not in taken:
@@ -133,28 +138,41 @@ def _check_init_options(recipe: Recipe) -> None:
                 f"init_options: '{recipe.expert_init}' takes no '{name}'; it takes {', '.join(taken) if taken else 'none'}."
             )
     experts = recipe.init_options.get("experts")
-    if experts and not Path(experts).is_file():
-        raise ValueError(f"init_options: experts={experts} is no file.")
+    if experts:
+        check_experts_file(experts, moe.moe_layers, moe.num_experts)
 
 
-def load_data(recipe: Recipe, data: str) -> Records:
-    """The records of one data set, checked."""
-    return load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
+def load_data(recipe: Recipe, data: str) -> ConversationDataset:
+    """One data set, every record of it checked but for its pictures' pixels.
+
+    Raises:
+        ValueError: it cannot be opened, or has bad records that the recipe does not let pass.
+    """
+    records = load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
+    processor = load_processor(recipe.model, recipe.trust_remote_code)
+    dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record)
+    dataset.check()
+    return dataset
 
 
 def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
     """The user's TrainingArguments for a stage.
 
     Raises:
-        ValueError: there is no such argument; the nearest name is suggested.
+        ValueError: there is no such argument, with the nearest name; or its value is of another type.
     """
-    options = recipe.trainer | recipe.stage(stage).trainer
-    for name in options:
+    options, types = recipe.trainer | recipe.stage(stage).trainer, get_type_hints(TrainingArguments)
+    for name, value in options.items():
         if name not in TrainingArguments.__dataclass_fields__:
             nearest = get_close_matches(name, TrainingArguments.__dataclass_fields__, 1)
             raise ValueError(
                 f"trainer: TrainingArguments has no '{name}'" + (f"; did you mean '{nearest[0]}'?" if nearest else ".")
             )
+        is_number = types[name] is float and type(value) is int  # JSON's 1 will do for 1.0
+        try:
+            type_validator(name, float(value) if is_number else value, types[name])
+        except TypeError as error:
+            raise ValueError(f"trainer: {error}") from error
     return options
 
 
@@ -205,22 +223,19 @@ def train(
     recipe: Recipe,
     stage: int,
     model: PreTrainedModel,
-    source: Path | str,
     folder: StageFolder,
-    records: Records,
+    dataset: ConversationDataset,
     finish: Callable[[EvoMoETrainer], None] | None = None,
     **trainer_fields: Any,
 ) -> None:
     """Trains one stage and leaves its model in ``folder``, resuming from the last whole checkpoint there.
 
     Args:
-        source: where the model came from, for its processor.
-        records: what it trains on.
+        dataset: what it trains on.
         finish: called with the trainer after training, before the model is written.
         trainer_fields: for ``EvoMoETrainer``.
     """
-    processor = load_processor(source, recipe.trust_remote_code)
-    dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record)
+    processor = dataset.processor
     arguments = training_arguments(recipe, stage, folder, len(dataset))
     if arguments.n_gpu > 1:
         raise ValueError(

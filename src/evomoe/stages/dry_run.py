@@ -28,21 +28,26 @@ def describe(recipe: Recipe, resume: bool = False) -> str:
         lines.append(f"Evolution: rule {recipe.evolution.rule}, beta {[list(r) for r in recipe.evolution.beta_ranges]}")
     for stage in recipe.stages:
         data, options = recipe.stage(stage).data or recipe.data, trainer_options(recipe, stage)
-        records = load_data(recipe, data)
+        dataset = load_data(recipe, data)
         model = sparse if stage == 3 else dense
         names = set_trainable(model, recipe.stage(stage).train, moe.moe_layers)
         counts, settings = count_parameters(model, names), recipe.stage(stage)
         lines += [
             "",
-            f"Stage {stage} ({STAGES[stage]}): {len(records)} records of {data}",
-            f"  {planned_steps(recipe, stage, len(records))} steps of {settings.batch_size} x {settings.accumulation} records, "
+            f"Stage {stage} ({STAGES[stage]}): {len(dataset)} records of {data}",
+            f"  {planned_steps(recipe, stage, len(dataset))} steps of {settings.batch_size} x {settings.accumulation} records, "
             f"learning rate {settings.learning_rate:g}",
             f"  trains {settings.train}: {readable(counts.trained)} of {readable(counts.total)} parameters, {len(names)} tensors"
             + (f"; {readable(counts.activated)} run per token" if stage == 3 else ""),
             f"  {_shorten(names)}",
         ]
-        if records.skipped:
-            lines.append(f"  {records.report()}")
+        if dataset.cut:
+            lines.append(f"  {dataset.cut} records are longer than max_length ({recipe.max_length}) and would be cut")
+        if dataset.skipped:
+            lines += [
+                f"  {len(dataset.skipped)} bad records would be left out:",
+                *(f"    {message}" for message in dataset.skipped),
+            ]
         if options:
             lines.append(f"  TrainingArguments: {options}")
     device = "CUDA" if torch.cuda.is_available() else "CPU"

@@ -9,8 +9,7 @@ from evomoe.accounting import count_parameters
 from evomoe.analysis.report import ReportInput, write_report
 from evomoe.analysis.routing import routing_statistics
 from evomoe.data.conversations import Collator, ConversationDataset
-from evomoe.data.records import Records
-from evomoe.loading import load_model, load_processor
+from evomoe.loading import load_model
 from evomoe.modeling import EvoMoEMixin
 from evomoe.placement import moe_layers
 from evomoe.recipe import STAGES, Recipe
@@ -21,13 +20,13 @@ from evomoe.structure import text_config
 PROBE_RECORDS, BATCH = 64, 8
 
 
-def report_run(recipe: Recipe, final: Path, records: Mapping[str, Records]) -> Path:
+def report_run(recipe: Recipe, final: Path, datasets: Mapping[str, ConversationDataset]) -> Path:
     """Writes report.md into the run folder.
 
     Args:
         recipe: the run.
         final: folder of the last stage's model.
-        records: the run's data, by name.
+        datasets: the run's data, by name.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     counts = {}
@@ -39,10 +38,8 @@ def report_run(recipe: Recipe, final: Path, records: Mapping[str, Records]) -> P
     statistics, probe = None, ""
     model = load_model(final, recipe.dtype, recipe.trust_remote_code)
     if isinstance(model, EvoMoEMixin):
-        processor = load_processor(final, recipe.trust_remote_code)
-        chosen = records[recipe.stage(recipe.stages[-1]).data or recipe.data][:PROBE_RECORDS]
-        dataset, collate = ConversationDataset(chosen, processor, recipe.max_length, recipe.on_bad_record), Collator(processor)
-        items = [dataset[i] for i in range(len(dataset))]
+        dataset = datasets[recipe.stage(recipe.stages[-1]).data or recipe.data]
+        collate, items = Collator(dataset.processor), [dataset[i] for i in range(min(PROBE_RECORDS, len(dataset)))]
         batches = [collate(items[i : i + BATCH]) for i in range(0, len(items), BATCH)]
         moved = ({name: tensor.to(device) for name, tensor in batch.items() if name != "labels"} for batch in batches)
         statistics = routing_statistics(model.to(device), moved)

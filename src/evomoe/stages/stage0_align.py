@@ -5,11 +5,11 @@ Needed by those who join a language model and a vision tower of their own (``evo
 
 from pathlib import Path
 
-from evomoe.data.records import Records
+from evomoe.data.conversations import ConversationDataset
 from evomoe.recipe import Recipe
 from evomoe.stages.common import StageFolder, load_dense, train
 
 
-def run(recipe: Recipe, source: Path | str, folder: StageFolder, records: Records) -> None:
+def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: ConversationDataset) -> None:
     """Dense model in ``source`` -> dense model with an aligned projector in ``folder``."""
-    train(recipe, 0, load_dense(recipe, source), source, folder, records)
+    train(recipe, 0, load_dense(recipe, source), folder, dataset)

@@ -5,11 +5,11 @@ Implements: Section 3.1 (Stage I), Figure 2 (a).
 
 from pathlib import Path
 
-from evomoe.data.records import Records
+from evomoe.data.conversations import ConversationDataset
 from evomoe.recipe import Recipe
 from evomoe.stages.common import StageFolder, load_dense, train
 
 
-def run(recipe: Recipe, source: Path | str, folder: StageFolder, records: Records) -> None:
+def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: ConversationDataset) -> None:
     """Dense model in ``source`` -> instruction-tuned dense model in ``folder``."""
-    train(recipe, 1, load_dense(recipe, source), source, folder, records)
+    train(recipe, 1, load_dense(recipe, source), folder, dataset)

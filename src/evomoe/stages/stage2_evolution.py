@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from evomoe.analysis.diversity import diversity_report
-from evomoe.data.records import Records
+from evomoe.data.conversations import ConversationDataset
 from evomoe.files import write_tensors, write_text
 from evomoe.recipe import Recipe
 from evomoe.stages.common import StageFolder, load_dense, train
@@ -17,7 +17,7 @@ from evomoe.stages.common import StageFolder, load_dense, train
 EXPERTS = "evolved_experts.safetensors"
 
 
-def run(recipe: Recipe, source: Path | str, folder: StageFolder, records: Records) -> None:
+def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: ConversationDataset) -> None:
     """Dense model in ``source`` -> dense model, evolved experts and their diversity report in ``folder``."""
 
     def finish(trainer) -> None:
@@ -27,4 +27,4 @@ def run(recipe: Recipe, source: Path | str, folder: StageFolder, records: Record
             write_tensors(folder.path / EXPERTS, tensors)
             write_text(folder.path / "diversity.json", json.dumps(report, indent=2) + "\n")
 
-    train(recipe, 2, load_dense(recipe, source), source, folder, records, finish, evolution=recipe.evolution)
+    train(recipe, 2, load_dense(recipe, source), folder, dataset, finish, evolution=recipe.evolution)

@@ -8,14 +8,14 @@ import json
 from pathlib import Path
 
 from evomoe.analysis.diversity import check_experts_differ, check_not_collapsed
-from evomoe.data.records import Records
+from evomoe.data.conversations import ConversationDataset
 from evomoe.recipe import Recipe
 from evomoe.stages.common import StageFolder, load_dense, stage_folder, train, trainer_options
 from evomoe.stages.stage2_evolution import EXPERTS
 from evomoe.upcycling import upcycle
 
 
-def run(recipe: Recipe, source: Path | str, folder: StageFolder, records: Records) -> None:
+def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: ConversationDataset) -> None:
     """Dense model in ``source`` and the run's evolved experts -> sparse model in ``folder``.
 
     Raises:
@@ -38,4 +38,4 @@ def run(recipe: Recipe, source: Path | str, folder: StageFolder, records: Record
     )
     if recipe.stage3.train == "router" and not recipe.allow_collapsed_experts:
         check_experts_differ(model, recipe.expert_init)
-    train(recipe, 3, model, source, folder, records)
+    train(recipe, 3, model, folder, dataset)

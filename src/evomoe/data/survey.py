@@ -1,0 +1,176 @@
+"""A look at every record before training, without decoding a picture: its length, and whether its labels can be placed."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from PIL import Image
+from tqdm import tqdm
+
+from evomoe.data.chat_template import ChatTemplate
+from evomoe.data.images import BadImageError, read_size
+from evomoe.data.labels import Token, answer_tokens
+from evomoe.data.records import BadRecordError, Record
+
+_AT_ONCE = 1_000
+_PROGRESS_FROM = 10_000
+
+_Size = tuple[int, int]  # height and width, in pixels
+_Read = TypeVar("_Read")
+
+
+class Surveyed(NamedTuple):
+    """What is known of a record before training.
+
+    Attributes:
+        length: Its tokens, image tokens included, before any cut; 1 for a record that cannot be rendered.
+        fault: Why it cannot be trained on, naming the record; None for a good one.
+    """
+
+    length: int
+    fault: str | None = None
+
+
+class _Measured(NamedTuple):
+    where: str
+    length: int  # in tokens, pictures as single placeholders
+    first_label: int
+    placeholders: list[int]
+    sizes: list[_Size]
+
+
+def survey(
+    records: Sequence[Record],
+    processor: Any,
+    template: ChatTemplate,
+    special_tokens: Callable[[str], dict[str, bool]],
+    max_length: int,
+) -> list[Surveyed]:
+    """Renders and tokenises every record, places its labels and finds whether it can be cut.
+
+    Text counts are exact, but for special tokens that a processor leaves out. For pictures, a blank one of the most common
+    size is counted; other sizes differ from it by what the processor reports. The count is approximate if the processor
+    cannot report and makes other numbers of tokens for other sizes, or if its tokens melt into the text's.
+
+    Args:
+        records: What `load_records` returns.
+        processor: What will make tensors of them.
+        template: Its chat template.
+        special_tokens: The tokenizer's options for a rendered text.
+        max_length: The tokens that an item may have.
+    """
+    known: dict[str, _Size] = {}
+    measured: list[_Measured | Surveyed] = []
+    with tqdm(
+        total=len(records), desc="checking labels and lengths", unit="record", disable=len(records) < _PROGRESS_FROM
+    ) as progress:
+        for start in range(0, len(records), _AT_ONCE):
+            numbers = range(start, min(start + _AT_ONCE, len(records)))
+            measured += _measure(records, numbers, template, special_tokens, known)
+            progress.update(len(numbers))
+    sizes = Counter(size for one in measured if isinstance(one, _Measured) for size in one.sizes)
+    tokens_of = _image_tokens(sizes, processor, template)
+    return [_judge(one, tokens_of, max_length) if isinstance(one, _Measured) else one for one in measured]
+
+
+def cut_fault(where: str, length: int, first_label: int, pictures_end: int, max_length: int) -> str | None:
+    """Why a record cannot be cut at `max_length`, if so.
+
+    Args:
+        where: Names the record.
+        length: Its tokens.
+        first_label: The position of its first label.
+        pictures_end: The position after its last image token; 0 without pictures.
+        max_length: The tokens that stay.
+    """
+    if length <= max_length or (pictures_end <= max_length and first_label < max_length):
+        return None
+    would = "cut through its pictures" if pictures_end > max_length else "leave no answer to learn"
+    return f"{where}: it has {length} tokens, and cutting it at max_length {max_length} would {would}"
+
+
+def read_pictures(record: Record, read: Callable[[str | Image.Image], _Read]) -> list[_Read]:
+    """What `read` makes of each picture of a record.
+
+    Raises:
+        BadRecordError: A picture is bad.
+    """
+    try:
+        return [read(image) for image in record.images]
+    except BadImageError as error:
+        raise BadRecordError(f"{record.where}: {error}") from error
+
+
+def _measure(
+    records: Sequence[Record],
+    numbers: range,
+    template: ChatTemplate,
+    special_tokens: Callable[[str], dict[str, bool]],
+    known: dict[str, _Size],
+) -> list[_Measured | Surveyed]:
+    results: dict[int, _Measured | Surveyed] = {}
+    rendered = {}
+    for number in numbers:
+        try:
+            record = records[number]
+            rendered[number] = record, template.render(record), read_pictures(record, lambda image: _size(image, known))
+        except BadRecordError as error:
+            results[number] = Surveyed(1, str(error))
+    texts = [conversation.text for _, conversation, _ in rendered.values()]
+    options = special_tokens(texts[0]) if texts else {}
+    encodings = template.tokenizer(texts, **options).encodings if texts else []
+    for (number, (record, conversation, sizes)), encoding in zip(rendered.items(), encodings, strict=True):
+        ids, tokens = encoding.ids, list(itertools.starmap(Token, encoding.offsets))
+        try:
+            spans = answer_tokens(record, conversation, ids, tokens, template.tokenizer)
+        except BadRecordError as error:
+            results[number] = Surveyed(len(ids), str(error))
+            continue
+        shown = template.image_token
+        placeholders = (
+            [i for i, token in enumerate(tokens) if shown in conversation.text[token.start : token.end]] if sizes else []
+        )
+        results[number] = _Measured(record.where, len(ids), spans[0][0], placeholders, sizes)
+    return [results[number] for number in numbers]
+
+
+def _judge(one: _Measured, tokens_of: dict[_Size, int], max_length: int) -> Surveyed:
+    counts = [tokens_of[size] for size in one.sizes]
+    length = max(1, one.length + sum(count - 1 for count in counts))  # a picture replaces its placeholder
+    first_label, pictures_end, gained = one.first_label, 0, 0
+    for placeholder, count in zip(one.placeholders, counts, strict=False):
+        gained += count - 1
+        pictures_end = placeholder + gained + 1
+        if placeholder < one.first_label:
+            first_label = one.first_label + gained
+    return Surveyed(length, cut_fault(one.where, length, first_label, pictures_end, max_length))
+
+
+def _image_tokens(sizes: Counter[_Size], processor: Any, template: ChatTemplate) -> dict[_Size, int]:
+    if not sizes:
+        return {}
+    common = sizes.most_common(1)[0][0]
+    try:
+        counts = processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])
+        reported = dict(zip(sizes, counts["num_image_tokens"], strict=True))
+    except (AttributeError, TypeError, NotImplementedError):
+        # The method is young and not complete: LLaVA's fails for image processors that do not crop.
+        reported = dict.fromkeys(sizes, 0)
+    unreported = _measured_image_tokens(*common, processor, template) - reported[common]
+    return {size: count + unreported for size, count in reported.items()}
+
+
+def _measured_image_tokens(height: int, width: int, processor: Any, template: ChatTemplate) -> int:
+    with_image = processor(text=[template.image_token], images=[[Image.new("RGB", (width, height))]])
+    without = template.tokenizer(template.image_token)
+    return len(with_image["input_ids"][0]) - len(without["input_ids"]) + 1
+
+
+def _size(image: str | Image.Image, known: dict[str, _Size]) -> _Size:
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    if image not in known:
+        width, height = read_size(image)
+        known[image] = height, width
+    return known[image]
