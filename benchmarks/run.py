@@ -3,21 +3,28 @@
 All comparisons are made in one process, alternating. float32 on the CPU, bfloat16 on a GPU.
 """
 
+import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
 import torch
+from PIL import Image
 from timing import Ratio, compare, machine, saved_bytes, seconds
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from evomoe.configuration import MoEConfig
+from evomoe.data.conversations import ConversationDataset
+from evomoe.data.records import load_records
+from evomoe.demo.journey import DENSE_MODEL
 from evomoe.evolution import ExpertEvolution
+from evomoe.loading import load_processor
 from evomoe.modality import ForwardPass, Modality, running
 from evomoe.modeling import EvoMoEBlock
 from evomoe.placement import moe_layers
@@ -155,6 +162,26 @@ def evolution_step(rounds: int) -> Iterator[Ratio]:
     yield Ratio.of(f"{label}, with / without evolution", [step() for _ in range(rounds)], 1.02)
 
 
+def data_check(number: int = 100_000) -> Iterator[str]:
+    """CPU time to check records before training, each with one of 4,000 pictures: the records alone, then their labels too."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for n in range(4_000):
+            Image.new("RGB", (64, 64), (n % 256, n // 256, 0)).save(folder / f"{n}.png")
+        asked = {"from": "human", "value": "<image>\nwhat color is the shape?"}
+        rows = [{"image": f"{n % 4_000}.png", "conversations": [asked, {"from": "gpt", "value": "blue"}]} for n in range(number)]
+        (folder / "data.json").write_text(json.dumps(rows))
+        begin = time.process_time()
+        records = load_records(folder / "data.json", folder)
+        loaded = time.process_time()
+        ConversationDataset(records, load_processor(DENSE_MODEL)).check()
+        checked = time.process_time()
+    yield (
+        f"{number:,} records with pictures checked: {loaded - begin:.1f} s of CPU (limit 60); with chat template, labels and "
+        f"lengths {checked - begin:.1f} s"
+    )
+
+
 def command_line() -> Iterator[str]:
     """CPU time of ``evomoe --help``, and what ``import evomoe`` loads."""
     import resource
@@ -181,7 +208,7 @@ def main() -> None:
     for benchmark in (block_against_dense, router_against_dense, evolution_step):
         for ratio in benchmark(rounds):
             print(ratio, flush=True)
-    for line in command_line():
+    for line in (*data_check(), *command_line()):
         print(line, flush=True)
     print(f"{Path(__file__).name}: {time.perf_counter() - begin:.0f} s")
 

@@ -40,7 +40,7 @@ class Experts(nn.ModuleList):
         if self.implementation == "grouped_mm" or self.implementation == "auto" and self._grouped_mm_pays(x_TD):
             out_of = self._run_grouped_mm
         elif T == 1:
-            return self._run_one_token(x_TD, index_TK[0].tolist(), weight_TK)
+            return self._run_one_token(x_TD, index_TK.tolist()[0], weight_TK)
         else:
             out_of = self._run_loop
         slot_of_S = torch.argsort(index_TK.reshape(-1), stable=True)
@@ -51,6 +51,8 @@ class Experts(nn.ModuleList):
         return add(torch.zeros_like(x_TD), 0, token_of_S, y_SD)
 
     def _run_one_token(self, x_TD: Tensor, index_K: list[int], weight_TK: Tensor) -> Tensor:
+        if len(index_K) == 1 and index_K[0] < len(self):  # the usual case, in as few operations as can be
+            return self[index_K[0]](x_TD) * weight_TK
         outputs = [self[e](x_TD) * weight_TK[:, k : k + 1] for k, e in enumerate(index_K) if e < len(self)]
         return sum(outputs[1:], outputs[0]) if outputs else torch.zeros_like(x_TD)
 

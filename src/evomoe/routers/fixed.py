@@ -3,6 +3,8 @@
 Implements: Table 3 (no router).
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -35,8 +37,25 @@ class FixedRouter(Router):
     def route(self, x_TD: Tensor, modality: Modality, top_k: int, gate: str, dropout: float = 0.0) -> Routing:
         if top_k > 1:
             return super().route(x_TD, modality, top_k, gate, dropout)
-        # Known beforehand, whatever the gate; there is no other expert to fall back on, so nothing is dropped.
-        logits_TE = self(x_TD, modality)
-        ones_TK = logits_TE.new_ones(x_TD.shape[0], 1)
-        index_TK = torch.full((x_TD.shape[0], 1), self.expert, device=x_TD.device)
-        return Routing(logits_TE, (logits_TE == 0).float(), index_TK, ones_TK)
+        return FixedRouting(self, x_TD, modality)
+
+
+class FixedRouting(Routing):
+    """One expert, whatever the gate; there is no other to fall back on, so nothing is dropped.
+
+    Logits and probabilities are made only for those who ask: at one decoded token they would cost more than all else that
+    an MoE layer adds to its expert.
+    """
+
+    def __init__(self, router: FixedRouter, x_TD: Tensor, modality: Modality) -> None:
+        index_TK = torch.full((x_TD.shape[0], 1), router.expert, device=x_TD.device)
+        weight_TK = torch.ones(x_TD.shape[0], 1, device=x_TD.device)
+        vars(self).update(index_TK=index_TK, weight_TK=weight_TK, _router=router, _inputs=(x_TD, modality))
+
+    @cached_property
+    def logits_TE(self) -> Tensor:  # pyrefly: ignore[bad-override]
+        return self._router(*self._inputs)
+
+    @cached_property
+    def probs_TE(self) -> Tensor:  # pyrefly: ignore[bad-override]
+        return self.logits_TE.exp()  # the softmax of these logits
