@@ -2,21 +2,20 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, make_llava, write_workspace
+from tiny import QUICK, make, make_llava, write_workspace
 from transformers import PreTrainedModel
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=QUICK)
 def family(request) -> str:
-    """Each family in turn."""
+    """A cross-section of the families in turn."""
     return request.param
 
 
 @pytest.fixture
 def dense(family) -> PreTrainedModel:
     """A tiny random dense model of each family, in evaluation mode."""
-    torch.manual_seed(0)
-    return FAMILIES[family]().eval()
+    return make(family)
 
 
 @pytest.fixture

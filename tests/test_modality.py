@@ -106,11 +106,11 @@ def test_static_and_sliding_caches_keep_the_padding(keys, past):
 
 
 def test_a_static_cache_with_a_sliding_window_generates_what_a_growing_one_does():
-    from tiny import _text, make_llava
+    from tiny.families import make_llava, text_fields
     from transformers import MistralConfig
 
     torch.manual_seed(0)
-    dense = make_llava(MistralConfig(**_text(), sliding_window=4)).eval()
+    dense = make_llava(MistralConfig(**text_fields(), sliding_window=4)).eval()
     model = upcycle(dense, expert_init="noise", init_options={"std": 0.1})
     inputs = inputs_for(model, images=(1, 1), text=8, padding="left")
     options = {

@@ -142,23 +142,6 @@ def test_video_tokens_count_as_image_tokens_and_a_text_model_has_neither():
     assert image_token_ids(make_language_model().config) == ()
 
 
-PARTS = {
-    "llava": ("multi_modal_projector", "vision_tower"),
-    "llava-phi": ("multi_modal_projector", "vision_tower"),
-    "paligemma": ("multi_modal_projector", "vision_tower"),
-    "idefics3": ("connector", "vision_model"),
-}
-
-
-def test_every_parameter_belongs_to_text_projector_or_vision(family, dense):
-    projector, vision = PARTS[family]
-    parts = part_of(dense)
-    assert parts.keys() == dict(dense.named_parameters()).keys() and set(parts.values()) == {"text", "projector", "vision"}
-    for name, part in parts.items():
-        expected = "projector" if projector in name else "vision" if vision in name else "text"
-        assert part == expected, name
-
-
 def test_parts_of_a_sparse_model_and_of_a_text_model():
     assert {part for name, part in part_of(upcycle(make_llava())).items() if "experts" in name or "router" in name} == {"text"}
     assert set(part_of(make_language_model()).values()) == {"text"}

@@ -12,7 +12,10 @@ from torch import nn
 Part = Literal["text", "projector", "vision"]
 
 _NOT_AN_FFN = re.compile(r"attn|attention|conv|norm|mixer", re.IGNORECASE)
-_PROJECTOR = re.compile(r"projector|projection|connector|merger|aligner|multi_modal|vision_proj|modality_proj", re.IGNORECASE)
+_PROJECTOR = re.compile(
+    r"projector|connector|merger|aligner|multi_modal|language_projection|embed_vision|visual_embeddings_table|image_newline",
+    re.IGNORECASE,
+)
 _SPARSE = re.compile(r"experts|\bmoe\b|router", re.IGNORECASE)
 
 
@@ -87,7 +90,8 @@ def part_of(model: nn.Module) -> dict[str, Part]:
     """Tells for every parameter name whether it belongs to the language model, the projector or the vision tower.
 
     Language model: decoder, its embeddings and the output head. Of the rest, what a name such as ``multi_modal_projector``,
-    ``connector`` or ``merger`` marks is the projector; everything else is the vision tower.
+    ``connector`` or ``merger`` marks is the projector; everything else is the vision tower. A learned line break between
+    rows of image tokens and Ovis's table of visual words lie between tower and language model too.
     """
     text = {id(p) for p in model.get_decoder().parameters()}
     for head in (model.get_input_embeddings(), model.get_output_embeddings()):
