@@ -31,6 +31,7 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python benchmarks/conversion_memory.py
 
 gpu: $(READY)
 	@$(PYTEST) -m gpu -rs

@@ -2,13 +2,16 @@
 
 import copy
 import json
+import weakref
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import IMAGE_TOKEN, inputs_for, make_language_model, make_llava, make_processor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, LlamaForCausalLM, Phi3Config
 
 from evomoe import upcycle
+from evomoe.modeling import EvoMoEBlock
 from evomoe.placement import moe_layers, parse_placement
 from evomoe.structure import UnsupportedModelError, decoder_layers
 from evomoe.upcycling import upcycle_folder
@@ -240,3 +243,39 @@ def test_a_text_only_folder_is_converted_with_its_tokenizer(tmp_path):
     upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse")
     assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path / "sparse"), LlamaForCausalLM)
     assert AutoProcessor.from_pretrained(tmp_path / "sparse").convert_tokens_to_ids("<image>") == IMAGE_TOKEN
+
+
+@pytest.mark.parametrize("options", [{"moe_layers": "all", "shared_expert": True}, {"expert_init": "noise", "seed": 3}])
+def test_a_folder_converted_layer_by_layer_equals_one_converted_in_memory(family, dense, tmp_path, options):
+    dense.save_pretrained(tmp_path / "dense")
+    make_processor().save_pretrained(tmp_path / "dense")
+    upcycle_folder(str(tmp_path / "dense"), tmp_path / "streamed", **options)
+    upcycle(AutoModelForImageTextToText.from_pretrained(tmp_path / "dense"), **options).save_pretrained(tmp_path / "whole")
+    streamed, whole = (
+        {name: t for file in (tmp_path / folder).glob("*.safetensors") for name, t in load_file(file).items()}
+        for folder in ("streamed", "whole")
+    )
+    assert streamed.keys() == whole.keys() and all(torch.equal(streamed[name], whole[name]) for name in whole)
+    for file in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "streamed" / file).read_text()) == json.loads((tmp_path / "whole" / file).read_text())
+    loaded, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "streamed", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def test_conversion_of_a_folder_holds_one_layer_s_experts_at_a_time(tmp_path, monkeypatch):
+    make_llava().save_pretrained(tmp_path / "dense")
+    make_processor().save_pretrained(tmp_path / "dense")
+    alive, most = weakref.WeakSet(), []
+    made = EvoMoEBlock.__init__
+
+    def make(block, *args) -> None:
+        made(block, *args)
+        alive.add(block)
+        most.append(len(alive))
+
+    monkeypatch.setattr(EvoMoEBlock, "__init__", make)
+    monkeypatch.setattr("evomoe.upcycling.empty_model", lambda config: make_llava())  # the report's own, without weights
+    upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse", moe_layers="all")
+    assert most == [1, 1, 1, 1]
+    index = json.loads((tmp_path / "sparse" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {f"model-{n:05d}-of-00005.safetensors" for n in range(1, 6)}

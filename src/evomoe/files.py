@@ -1,5 +1,6 @@
 """Writing files and folders so that what has the right name is whole."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,55 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
     partial = path.with_name(path.name + ".partial")
     save_file(dict(tensors), partial, metadata=dict(metadata or {}))
     os.replace(partial, path)
+
+
+class ShardWriter:
+    """Writes a model's tensors shard by shard, named and indexed as transformers expects.
+
+    Args:
+        folder: where the shards go.
+        size: bytes from which on a shard is written; tensors that were added are kept until then.
+    """
+
+    def __init__(self, folder: Path, size: int = 2 * 10**9) -> None:
+        self.folder, self.size = folder, size
+        self._waiting: dict[str, Tensor] = {}
+        self._shards: list[list[str]] = []
+        self._total = 0
+
+    def add(self, tensors: "Mapping[str, Tensor]") -> None:
+        """Adds tensors to the shard at hand, and writes it if it is large enough."""
+        self._waiting |= tensors
+        if sum(tensor.nbytes for tensor in self._waiting.values()) >= self.size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the shard at hand and forgets its tensors."""
+        if self._waiting:
+            tensors = {name: tensor.contiguous() for name, tensor in self._waiting.items()}
+            write_tensors(self._partial(len(self._shards)), tensors, {"format": "pt"})
+            self._shards.append(list(tensors))
+            self._total += sum(tensor.nbytes for tensor in tensors.values())
+            self._waiting = {}
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is not None:
+            return
+        self.flush()
+        count = len(self._shards)
+        files = [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)] if count > 1 else ["model.safetensors"]
+        for n, file in enumerate(files):
+            os.replace(self._partial(n), self.folder / file)
+        if count > 1:
+            weight_map = {name: file for file, names in zip(files, self._shards, strict=True) for name in names}
+            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+            write_text(self.folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+
+    def _partial(self, number: int) -> Path:
+        return self.folder / f"shard-{number}.safetensors"
 
 
 @contextmanager

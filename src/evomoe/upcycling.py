@@ -1,6 +1,6 @@
 """Dense model in, sparse model out, for any VLM family."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from evomoe.accounting import count_parameters, readable
 from evomoe.configuration import MoEConfig
 from evomoe.expert_init import INITS
 from evomoe.families import sparse_config
-from evomoe.files import new_folder
-from evomoe.loading import load_model, load_processor
+from evomoe.files import ShardWriter, new_folder
+from evomoe.loading import empty_model, load_model, load_processor
 from evomoe.modeling import EvoMoEBlock, EvoMoEMixin, model_class
 from evomoe.placement import parse_placement
-from evomoe.structure import UnsupportedModelError, decoder_layers, ffn_names, text_config
+from evomoe.structure import UnsupportedModelError, decoder_layers, ffn_names, module_name, text_config
 
 
 def upcycle(
@@ -50,34 +50,12 @@ def upcycle(
         UnsupportedModelError: the model is sparse already, or has no FFN that the rule can find.
         ValueError: an option is wrong; the message names it.
     """
-    if isinstance(model, EvoMoEMixin):
-        raise UnsupportedModelError("The model is an EvoMoE model already; start from the dense model.")
-    names, layers = ffn_names(model), decoder_layers(model)
-    moe = MoEConfig.for_model(model.config, moe_layers, expert_init=expert_init, **moe_fields)
-    config, sparse_class = sparse_config(model.config, moe), model_class(type(model))
-    if sparse_class.config_class is not type(config):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is not the class that transformers loads for image-text-to-text or causal language "
-            "modelling, so a converted model could not be loaded again."
-        )
-    generator, hidden_size = torch.Generator("cpu").manual_seed(seed), text_config(config).hidden_size
-    blocks: dict[int, EvoMoEBlock] = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for index in moe.moe_layers:
-            ffn = layers[index].get_submodule(names[index])
-            try:
-                experts = INITS[expert_init](ffn, moe.num_experts, index, generator, **(init_options or {}))
-            except TypeError as error:
-                raise ValueError(f"init_options: '{expert_init}' does not take {init_options} ({error}).") from error
-            if moe.shared_expert:
-                experts.append(INITS["replicate"](ffn, 2, index, generator)[1])
-            weight = next(ffn.parameters())
-            blocks[index] = EvoMoEBlock(index, moe, hidden_size, experts).to(weight.device, weight.dtype).train(ffn.training)
-    for index, block in blocks.items():
-        layers[index].set_submodule(names[index], block)
-    _swap_config(model, model.config, config)
-    model.__class__ = sparse_class
+    conversion = Conversion(model, moe_layers, expert_init, init_options, seed, moe_fields)
+    blocks = list(conversion.blocks())  # all of them before any is put in: a refusal leaves the model as it was
+    for block in blocks:
+        conversion.layers[block.layer].set_submodule(conversion.names[block.layer], block)
+    _swap_config(model, model.config, conversion.config)
+    model.__class__ = conversion.sparse_class
     return model
 
 
@@ -88,15 +66,85 @@ def _swap_config(model: nn.Module, dense, sparse) -> None:
             module.config = sparse
 
 
-def upcycle_folder(dense: str, out: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False, **options: Any) -> str:
+class Conversion:
+    """What a dense model is to become; its MoE layers are made one at a time.
+
+    Attributes:
+        layers: the decoder layers.
+        names: name of the FFN in each of them.
+        config, sparse_class: of the sparse model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        placement: str | Sequence[int],
+        expert_init: str,
+        init_options: dict[str, Any] | None,
+        seed: int,
+        moe_fields: dict[str, Any],
+    ) -> None:
+        if isinstance(model, EvoMoEMixin):
+            raise UnsupportedModelError("The model is an EvoMoE model already; start from the dense model.")
+        self.names, self.layers = ffn_names(model), decoder_layers(model)
+        self.moe = MoEConfig.for_model(model.config, placement, expert_init=expert_init, **moe_fields)
+        self.config, self.sparse_class = sparse_config(model.config, self.moe), model_class(type(model))
+        if self.sparse_class.config_class is not type(self.config):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is not the class that transformers loads for image-text-to-text or causal language "
+                "modelling, so a converted model could not be loaded again."
+            )
+        self.init_options, self.seed = init_options or {}, seed
+
+    def blocks(self) -> Iterator[EvoMoEBlock]:
+        """The MoE layers, in order; each is made when asked for and holds the dense FFN as its first expert."""
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            router_rng = torch.get_rng_state()
+        for index in self.moe.moe_layers:
+            experts = self._experts(index, generator)
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(router_rng)
+                block = EvoMoEBlock(index, self.moe, text_config(self.config).hidden_size, experts)
+                router_rng = torch.get_rng_state()
+            weight = next(experts[0].parameters())
+            block.to(weight.device, weight.dtype).train(experts[0].training)
+            del experts, weight
+            yield block
+            del block  # before the next one is made: whoever writes them one by one shall need memory for one
+
+    def _experts(self, index: int, generator: torch.Generator) -> list[nn.Module]:
+        ffn, initialise = self.layers[index].get_submodule(self.names[index]), INITS[self.moe.expert_init]
+        try:
+            experts = initialise(ffn, self.moe.num_experts, index, generator, **self.init_options)
+        except TypeError as error:
+            raise ValueError(f"init_options: '{self.moe.expert_init}' does not take {self.init_options} ({error}).") from error
+        return [*experts, INITS["replicate"](ffn, 2, index, generator)[1]] if self.moe.shared_expert else experts
+
+
+def upcycle_folder(
+    dense: str,
+    out: str | Path,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    moe_layers: str | Sequence[int] = "alternating",
+    expert_init: str = "replicate",
+    init_options: dict[str, Any] | None = None,
+    seed: int = 0,
+    **moe_fields: Any,
+) -> str:
     """Loads a dense model from a folder or the hub, converts it and writes model and processor to ``out``.
+
+    The sparse model is never whole in memory: a layer's experts are made, written and forgotten before the next layer's.
 
     Args:
         dense: folder or hub name.
         out: folder to write.
         dtype: precision of the loaded weights.
         trust_remote_code: run code from the model's repository.
-        options: as ``upcycle`` takes them.
+        moe_layers, expert_init, init_options, seed, moe_fields: as ``upcycle`` takes them.
 
     Returns:
         One line that says what was written.
@@ -107,14 +155,41 @@ def upcycle_folder(dense: str, out: str | Path, *, dtype: str = "auto", trust_re
     with new_folder(out) as folder:
         model = load_model(dense, dtype, trust_remote_code)
         before = sum(p.numel() for p in model.parameters())
-        placement = options.pop("moe_layers", "alternating")
-        model = upcycle(model, moe_layers=parse_placement(placement) if isinstance(placement, str) else placement, **options)
-        model.save_pretrained(folder)
+        conversion = Conversion(
+            model,
+            parse_placement(moe_layers) if isinstance(moe_layers, str) else moe_layers,
+            expert_init,
+            init_options,
+            seed,
+            moe_fields,
+        )
+        _write(model, conversion, folder)
         load_processor(dense, trust_remote_code).save_pretrained(folder)
-    counts = count_parameters(model)
-    moe = model.config.moe
+    counts, moe = count_parameters(empty_model(conversion.config)), conversion.moe
     return (
-        f"{out}: {type(model).__name__}, {moe.num_experts} experts in layers {', '.join(map(str, moe.moe_layers))}, router "
+        f"{out}: {conversion.sparse_class.__name__}, {moe.num_experts} experts in layers {', '.join(map(str, moe.moe_layers))}, router "
         f"{moe.router}; {readable(before)} dense parameters became {readable(counts.total)}, of which "
         f"{readable(counts.activated)} run per token."
     )
+
+
+def _write(model: PreTrainedModel, conversion: Conversion, folder: Path) -> None:
+    """Writes what ``upcycle(model).save_pretrained(folder)`` would; of the dense model, only its MoE layers' FFNs are given up."""
+    prefix = module_name(model, conversion.layers)
+    ffns = {index: f"{prefix}.{index}.{conversion.names[index]}." for index in conversion.moe.moe_layers}
+    tied = set(model.all_tied_weights_keys or ()) | set(model._keys_to_ignore_on_save or ())
+    with ShardWriter(folder) as shards:
+        for name, tensor in model.state_dict().items():
+            if name not in tied and not name.startswith(tuple(ffns.values())):
+                shards.add({name: tensor})
+        shards.flush()
+        for block in conversion.blocks():
+            shards.add({f"{ffns[block.layer]}{name}": tensor for name, tensor in block.state_dict().items()})
+            shards.flush()
+            conversion.layers[block.layer].set_submodule(conversion.names[block.layer], nn.Identity())
+            del block
+    config = conversion.config
+    config.architectures, config.dtype = [conversion.sparse_class.__name__], model.dtype
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
