@@ -274,6 +274,7 @@ def test_conversion_of_a_folder_holds_one_layer_s_experts_at_a_time(tmp_path, mo
         most.append(len(alive))
 
     monkeypatch.setattr(EvoMoEBlock, "__init__", make)
+    monkeypatch.setattr("evomoe.upcycling.SMALL", 1)
     monkeypatch.setattr("evomoe.upcycling.empty_model", lambda config: make_llava())  # the report's own, without weights
     upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse", moe_layers="all")
     assert most == [1, 1, 1, 1]

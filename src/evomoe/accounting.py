@@ -39,6 +39,14 @@ def count_parameters(model: nn.Module, trained: Iterable[str] | None = None) -> 
     return ParameterCounts(total, total - idle, router, sum(parameters[name].numel() for name in names))
 
 
+def parameter_facts(counts: ParameterCounts) -> list[tuple[str, str]]:
+    """Rows for a model card."""
+    return [
+        ("parameters", f"{readable(counts.total)}, of which {readable(counts.activated)} run per token"),
+        ("router parameters", readable(counts.router)),
+    ]
+
+
 def readable(count: int) -> str:
     """1234567 -> '1.23 M'."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):

@@ -102,6 +102,7 @@ def upcycle(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     seed: int = 0,
     trust_remote_code: bool = False,
+    remote_code: bool = False,
 ) -> None:
     """Convert a dense model into a mixture of experts, without training.
 
@@ -115,13 +116,15 @@ def upcycle(
         dtype: precision of the loaded weights.
         seed: draws the router's weights and the initialiser's noise.
         trust_remote_code: run code from the model's repository.
+        remote_code: also write the module through which transformers loads the model where evomoe is installed but not
+            imported; it runs only for those who load with trust_remote_code=True.
     """
     from evomoe.upcycling import upcycle_folder
 
     _hide_loading_bars()
     print(
         upcycle_folder(
-            dense, out, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed, expert_init=expert_init,
+            dense, out, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed, remote_code=remote_code, expert_init=expert_init,
             moe_layers=moe_layers, init_options=init_options, **asdict(moe),
         )
     )  # fmt: skip

@@ -45,12 +45,11 @@ class ShardWriter:
     def add(self, tensors: "Mapping[str, Tensor]") -> None:
         """Adds tensors to the shard at hand, and writes it if it is large enough."""
         self._waiting |= tensors
-        if sum(tensor.nbytes for tensor in self._waiting.values()) >= self.size:
-            self.flush()
+        self.flush(self.size)
 
-    def flush(self) -> None:
-        """Writes the shard at hand and forgets its tensors."""
-        if self._waiting:
+    def flush(self, at_least: int = 1) -> None:
+        """Writes the shard at hand, if it has that many bytes, and forgets its tensors."""
+        if sum(tensor.nbytes for tensor in self._waiting.values()) >= at_least:
             tensors = {name: tensor.contiguous() for name, tensor in self._waiting.items()}
             write_tensors(self._partial(len(self._shards)), tensors, {"format": "pt"})
             self._shards.append(list(tensors))

@@ -8,15 +8,18 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import make_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.aux_losses import AUX_LOSSES, LayerRecord
 from evomoe.configuration import EvoMoEConfig, MoEConfig
 from evomoe.experts import Experts
+from evomoe.hub import CARD, model_card, set_remote_code, write_remote_module
 from evomoe.modality import ForwardPass, Modality, checkpoint_with_pass, current_pass, modality_of_inputs, running
 from evomoe.routers import ROUTERS, Router
 from evomoe.structure import decoder_layers, find_ffn, image_token_ids, text_config
@@ -139,13 +142,33 @@ class EvoMoEMixin:
             for name in moe.aux_losses
         }
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory, *args, remote_code: bool | None = None, is_main_process: bool = True, **kwargs):
         """transformers' ``save_pretrained``, always in the model's own tensor names.
 
         The base family's hub format would be undone on loading for transformers' own classes only, and tensors be lost.
+
+        Args:
+            save_directory, *args, **kwargs: as transformers takes them.
+            remote_code: also write the module that imports evomoe for processes that have not, for those who load with
+                ``trust_remote_code=True``, see ``evomoe.hub``; None does what the folder did that the model came from.
+            is_main_process: as transformers takes it.
         """
         kwargs["save_original_format"] = False
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        if remote_code is not None:
+            set_remote_code(self.config, remote_code)
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        if is_main_process and hasattr(self.config, "auto_map"):
+            write_remote_module(save_directory)
+
+    def push_to_hub(self, repo_id: str, *, token: str | bool | None = None, private: bool | None = None, **kwargs):
+        """transformers' ``push_to_hub``; a repository without a model card gets EvoMoE's, or the one the model was loaded with."""
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        if not file_exists(repo_id, CARD, token=token):  # transformers would write an empty form
+            loaded_with = Path(self.name_or_path) / CARD
+            is_there = bool(self.name_or_path) and loaded_with.is_file()
+            card = loaded_with.read_text(encoding="utf-8") if is_there else model_card(self.config.moe, type(self).__name__, "")
+            ModelCard(card).push_to_hub(repo_id, token=token)
+        return super().push_to_hub(repo_id, token=token, private=private, **kwargs)
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, **kwargs) -> None:
         if gradient_checkpointing_func is not None:

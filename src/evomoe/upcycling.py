@@ -8,15 +8,20 @@ import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.accounting import count_parameters, readable
+from evomoe.accounting import count_parameters, parameter_facts, readable
 from evomoe.configuration import MoEConfig
 from evomoe.expert_init import INITS
 from evomoe.families import sparse_config
-from evomoe.files import ShardWriter, new_folder
+from evomoe.files import ShardWriter, new_folder, write_text
+from evomoe.hub import CARD, model_card, set_remote_code, write_remote_module
 from evomoe.loading import empty_model, load_model, load_processor
 from evomoe.modeling import EvoMoEBlock, EvoMoEMixin, model_class
 from evomoe.placement import parse_placement
 from evomoe.structure import UnsupportedModelError, decoder_layers, ffn_names, module_name, text_config
+
+
+SMALL = 100 * 10**6
+"""Bytes up to which MoE layers share a shard when a folder is converted; larger ones get a shard each."""
 
 
 def upcycle(
@@ -133,6 +138,7 @@ def upcycle_folder(
     expert_init: str = "replicate",
     init_options: dict[str, Any] | None = None,
     seed: int = 0,
+    remote_code: bool = False,
     **moe_fields: Any,
 ) -> str:
     """Loads a dense model from a folder or the hub, converts it and writes model and processor to ``out``.
@@ -145,6 +151,7 @@ def upcycle_folder(
         dtype: precision of the loaded weights.
         trust_remote_code: run code from the model's repository.
         moe_layers, expert_init, init_options, seed, moe_fields: as ``upcycle`` takes them.
+        remote_code: also write the module that imports evomoe for processes that have not, see ``evomoe.hub``.
 
     Returns:
         One line that says what was written.
@@ -163,9 +170,14 @@ def upcycle_folder(
             seed,
             moe_fields,
         )
+        set_remote_code(conversion.config, remote_code)
         _write(model, conversion, folder)
+        if remote_code:
+            write_remote_module(folder)
         load_processor(dense, trust_remote_code).save_pretrained(folder)
-    counts, moe = count_parameters(empty_model(conversion.config)), conversion.moe
+        counts, moe = count_parameters(empty_model(conversion.config)), conversion.moe
+        card = model_card(moe, conversion.sparse_class.__name__, dense, parameter_facts(counts))
+        write_text(folder / CARD, card)
     return (
         f"{out}: {conversion.sparse_class.__name__}, {moe.num_experts} experts in layers {', '.join(map(str, moe.moe_layers))}, router "
         f"{moe.router}; {readable(before)} dense parameters became {readable(counts.total)}, of which "
@@ -182,10 +194,10 @@ def _write(model: PreTrainedModel, conversion: Conversion, folder: Path) -> None
         for name, tensor in model.state_dict().items():
             if name not in tied and not name.startswith(tuple(ffns.values())):
                 shards.add({name: tensor})
-        shards.flush()
+        shards.flush(SMALL)
         for block in conversion.blocks():
             shards.add({f"{ffns[block.layer]}{name}": tensor for name, tensor in block.state_dict().items()})
-            shards.flush()
+            shards.flush(SMALL)
             conversion.layers[block.layer].set_submodule(conversion.names[block.layer], nn.Identity())
             del block
     config = conversion.config

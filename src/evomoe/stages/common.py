@@ -26,6 +26,8 @@ from evomoe.expert_init import INITS
 from evomoe.expert_init.base import INIT_ARGUMENTS
 from evomoe.expert_init.evolved import check_experts_file
 from evomoe.families import sparse_config
+from evomoe.files import write_text
+from evomoe.hub import CARD
 from evomoe.loading import empty_model, load_config, load_model, load_processor
 from evomoe.modeling import EvoMoEMixin
 from evomoe.placement import moe_layers
@@ -226,6 +228,7 @@ def train(
     folder: StageFolder,
     dataset: ConversationDataset,
     finish: Callable[[EvoMoETrainer], None] | None = None,
+    card: Callable[[], str] | None = None,
     **trainer_fields: Any,
 ) -> None:
     """Trains one stage and leaves its model in ``folder``, resuming from the last whole checkpoint there.
@@ -233,6 +236,7 @@ def train(
     Args:
         dataset: what it trains on.
         finish: called with the trainer after training, before the model is written.
+        card: makes the model card, after training.
         trainer_fields: for ``EvoMoETrainer``.
     """
     processor = dataset.processor
@@ -271,6 +275,8 @@ def train(
     trainer.save_model(str(partial))
     if trainer.is_world_process_zero():
         processor.save_pretrained(partial)
+        if card:
+            write_text(partial / CARD, card())
         (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.json says the same
         os.replace(partial, folder.model)
         shutil.rmtree(folder.checkpoints, ignore_errors=True)

@@ -7,11 +7,16 @@ import dataclasses
 import json
 from pathlib import Path
 
+from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.accounting import count_parameters, parameter_facts
 from evomoe.analysis.diversity import check_experts_differ, check_not_collapsed
 from evomoe.data.conversations import ConversationDataset
-from evomoe.recipe import Recipe
+from evomoe.hub import model_card
+from evomoe.recipe import STAGES, Recipe
 from evomoe.stages.common import StageFolder, load_dense, stage_folder, train, trainer_options
 from evomoe.stages.stage2_evolution import EXPERTS
+from evomoe.tables import markdown_table
 from evomoe.upcycling import upcycle
 
 
@@ -38,4 +43,33 @@ def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: Conver
     )
     if recipe.stage3.train == "router" and not recipe.allow_collapsed_experts:
         check_experts_differ(model, recipe.expert_init)
-    train(recipe, 3, model, folder, dataset)
+    train(recipe, 3, model, folder, dataset, card=lambda: _card(recipe, model))
+
+
+def _card(recipe: Recipe, model: PreTrainedModel) -> str:
+    """What the run knows of the model: how each stage trained, on what, and how it ended."""
+    metrics = Path(recipe.output) / "metrics.jsonl"
+    logged = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
+    rows = []
+    for stage in recipe.stages:
+        options, losses = recipe.stage(stage), [e for e in logged if e["stage"] == STAGES[stage] and "loss" in e]
+        last = losses[-1] if losses else {}
+        rows.append(
+            [f"{stage} ({STAGES[stage]})", options.train, Path(options.data or recipe.data).name, str(last.get("step", "")),
+             f"{options.learning_rate:g}", f"{last['loss']:.4f}" if last else ""]
+        )  # fmt: skip
+    table = markdown_table(["stage", "trains", "data", "steps", "learning rate", "loss at the end"], rows)
+    routing = [e for e in logged if "effective_experts" in e][-1:]
+    load = [
+        f"- {name.removeprefix('load/').replace('/expert', ' tokens, expert ')}: {100 * value:.1f} %"
+        for entry in routing
+        for name, value in entry.items()
+        if name.startswith("load/")
+    ]
+    sections = {"Training": f"{table}\n\nSeed {recipe.seed}. recipe.json of the run has every option."}
+    if load:
+        effective = routing[0]["effective_experts"]
+        sections["Routing at the end of training"] = f"Effective number of experts: {effective:.2f}.\n\n" + "\n".join(load)
+    facts, moe = parameter_facts(count_parameters(model)), model.config.moe
+    names = sorted({Path(recipe.stage(stage).data or recipe.data).name for stage in recipe.stages})
+    return model_card(moe, type(model).__name__, recipe.model, [*facts, ("trained on", ", ".join(names))], sections)

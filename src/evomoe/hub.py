@@ -1,0 +1,102 @@
+"""What lies beside a saved model's weights: its model card, and the module that imports evomoe for whoever has not.
+
+A saved EvoMoE model is weights and a configuration, no code: after ``import evomoe``, transformers' auto classes load it, and
+a process that did not import it gets transformers' error about the unknown model type ``evomoe``. With ``remote_code`` the
+folder also holds a module of one line that imports the installed evomoe, and ``config.json`` points to it. transformers
+runs that module only for those who say ``trust_remote_code=True``.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers.configuration_utils import PreTrainedConfig
+
+from evomoe.configuration import MoEConfig
+from evomoe.files import write_text
+from evomoe.tables import markdown_table
+
+CARD = "README.md"
+REMOTE_MODULE = "evomoe_auto"
+_AUTO_MAP = {"AutoConfig": f"{REMOTE_MODULE}.AnyEvoMoEConfig"}
+_REMOTE_CODE = '''"""Lets transformers load this EvoMoE model where evomoe is installed but not imported; pip install evomoe."""
+
+from evomoe.families import AnyEvoMoEConfig  # noqa: F401  (importing it registers EvoMoE's model classes)
+'''
+_USE = """```python
+import evomoe  # pip install evomoe; registers the model's class
+from transformers import {auto}, AutoProcessor
+
+model = {auto}.from_pretrained("<this repository or folder>")
+processor = AutoProcessor.from_pretrained("<this repository or folder>")
+```"""
+
+
+def set_remote_code(config: PreTrainedConfig, wanted: bool) -> None:
+    """Lets a configuration point to the module that imports evomoe, or not."""
+    if wanted:
+        config.auto_map = dict(_AUTO_MAP)
+    elif hasattr(config, "auto_map"):
+        del config.auto_map
+
+
+def write_remote_module(folder: str | Path) -> None:
+    """Writes the module that a configuration with remote code points to."""
+    write_text(Path(folder) / f"{REMOTE_MODULE}.py", _REMOTE_CODE)
+
+
+def model_card(
+    moe: MoEConfig,
+    class_name: str,
+    base_model: str,
+    facts: Sequence[tuple[str, str]] = (),
+    sections: Mapping[str, str] | None = None,
+    datasets: Sequence[str] = (),
+) -> str:
+    """The model card of a sparse model, with the header that the hub reads.
+
+    Args:
+        moe: its mixture of experts.
+        class_name: its class.
+        base_model: folder or hub name of the dense model; a folder's card tells the licence.
+        facts: further rows of the table, such as parameter counts.
+        sections: further Markdown by heading, such as how it was trained.
+        datasets: names of what it was trained on.
+    """
+    is_text_only = "ForCausalLM" in class_name
+    licence = _licence(base_model)
+    on_hub = bool(base_model) and not Path(base_model).exists()
+    header = ModelCardData(
+        base_model=base_model if on_hub else None,
+        license=licence,
+        library_name="transformers",
+        pipeline_tag="text-generation" if is_text_only else "image-text-to-text",
+        tags=["evomoe", "mixture-of-experts"],
+        datasets=list(datasets) or None,
+    )
+    rows = [
+        ("base model", f"{base_model or 'unknown'} ({moe.base_model_type})"),
+        ("class", class_name),
+        ("experts", f"{moe.num_experts}, {moe.num_experts_per_tok} per token" + (", one shared" if moe.shared_expert else "")),
+        ("MoE layers", ", ".join(map(str, moe.moe_layers))),
+        ("experts made by", moe.expert_init),
+        ("router, gate", f"{moe.router}, {moe.gate}"),
+        *facts,
+        ("licence", licence or "that of the base model"),
+    ]
+    auto = "AutoModelForCausalLM" if is_text_only else "AutoModelForImageTextToText"
+    body = [
+        "# " + (f"{Path(base_model).name} as EvoMoE" if base_model else class_name),
+        "A dense model turned into a sparse mixture of experts with EvoMoE.",
+        markdown_table(["", ""], [list(row) for row in rows]),
+        _USE.format(auto=auto),
+        *(f"## {heading}\n\n{text}" for heading, text in (sections or {}).items()),
+    ]
+    return f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"
+
+
+def _licence(base_model: str) -> Any:
+    """The licence that a base model's card names; None if its folder has no card or it lies on the hub."""
+    card = Path(base_model) / CARD
+    return ModelCard.load(card).data.get("license") if base_model and card.is_file() else None

@@ -1,0 +1,98 @@
+"""What lies beside the weights: the model card, and the module for processes that have not imported evomoe."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import ModelCard
+from tiny import make_language_model, make_llava, make_processor
+from transformers import AutoModelForImageTextToText
+
+import evomoe.modeling
+from evomoe import upcycle
+from evomoe.configuration import MoEConfig
+from evomoe.hub import CARD, REMOTE_MODULE, model_card
+from evomoe.upcycling import upcycle_folder
+
+MOE = MoEConfig(base_model_type="llava", moe_layers=[0, 2])
+
+
+def load_elsewhere(folder, tmp_path, options: str = "", hide_evomoe: bool = False) -> subprocess.CompletedProcess:
+    """Loads a folder in a process that does not import evomoe itself."""
+    code = (
+        "import sys\n"
+        + ("sys.modules['evomoe'] = None\n" if hide_evomoe else "")
+        + f"from transformers import AutoModelForImageTextToText as A\nprint(type(A.from_pretrained({str(folder)!r}{options})).__name__)"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf_home")}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
+
+
+def test_a_folder_with_remote_code_loads_for_those_who_trust_it_and_only_for_them(tmp_path):
+    folder = tmp_path / "model"
+    upcycle(make_llava()).save_pretrained(folder, remote_code=True)
+    trusting = load_elsewhere(folder, tmp_path, ", trust_remote_code=True")
+    assert trusting.stdout.split()[-1:] == ["EvoMoELlavaForConditionalGeneration"], trusting.stderr
+    refusing = load_elsewhere(folder, tmp_path)
+    assert refusing.returncode != 0 and "trust_remote_code=True" in refusing.stderr
+    without = load_elsewhere(folder, tmp_path, ", trust_remote_code=True", hide_evomoe=True)
+    assert without.returncode != 0 and "evomoe" in without.stderr.splitlines()[-1]
+
+
+def test_a_folder_is_without_code_unless_asked_and_keeps_it_when_saved_again(tmp_path):
+    upcycle(make_llava()).save_pretrained(tmp_path / "plain")
+    assert not list((tmp_path / "plain").glob("*.py"))
+    assert json.loads((tmp_path / "plain" / "config.json").read_text()).get("auto_map") is None
+    plain = load_elsewhere(tmp_path / "plain", tmp_path, ", trust_remote_code=True")
+    assert plain.returncode != 0 and "model type `evomoe`" in plain.stderr
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "plain")
+    model.save_pretrained(tmp_path / "with", remote_code=True)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "with")
+    again.save_pretrained(tmp_path / "kept")
+    assert (tmp_path / "kept" / f"{REMOTE_MODULE}.py").is_file()
+    again.save_pretrained(tmp_path / "without", remote_code=False)
+    assert not list((tmp_path / "without").glob("*.py"))
+    assert json.loads((tmp_path / "without" / "config.json").read_text()).get("auto_map") is None
+
+
+def test_conversion_of_a_folder_writes_card_and_remote_module(tmp_path):
+    make_llava().save_pretrained(tmp_path / "dense")
+    make_processor().save_pretrained(tmp_path / "dense")
+    (tmp_path / "dense" / CARD).write_text("---\nlicense: mit\n---\n# dense\n")
+    upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse", remote_code=True)
+    card = ModelCard.load(tmp_path / "sparse" / CARD)
+    assert card.data.license == "mit" and card.data.library_name == "transformers" and "evomoe" in card.data.tags
+    assert card.data.pipeline_tag == "image-text-to-text" and "run per token" in card.text
+    trusting = load_elsewhere(tmp_path / "sparse", tmp_path, ", trust_remote_code=True")
+    assert trusting.stdout.split()[-1:] == ["EvoMoELlavaForConditionalGeneration"], trusting.stderr
+
+
+@pytest.mark.parametrize(("base", "named"), [("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"), ("", None)])
+def test_the_card_s_header_is_what_the_hub_reads(base, named):
+    card = ModelCard(model_card(MOE, "EvoMoELlavaForConditionalGeneration", base, [("parameters", "3")], {"Training": "long"}))
+    assert card.data.base_model == named and card.data.license is None
+    for text in ("4, 1 per token |", "0, 2", "that of the base model", "## Training\n\nlong", "import evomoe"):
+        assert text in card.text
+    assert "AutoModelForCausalLM" in model_card(MOE, type(upcycle(make_language_model())).__name__, base)
+
+
+@pytest.mark.parametrize("has_card", [True, False])
+@pytest.mark.parametrize("trained", [True, False])
+def test_pushing_brings_a_card_unless_the_repository_has_one(tmp_path, monkeypatch, has_card, trained):
+    pushed, uploaded = [], []
+    monkeypatch.setattr(evomoe.modeling, "create_repo", lambda name, **_: SimpleNamespace(repo_id=f"me/{name}"))
+    monkeypatch.setattr(evomoe.modeling, "file_exists", lambda repo, file, **_: has_card)
+    monkeypatch.setattr(ModelCard, "push_to_hub", lambda card, repo, **_: pushed.append((repo, card.content)))
+    monkeypatch.setattr("transformers.utils.hub.PushToHubMixin.push_to_hub", lambda model, repo, **_: uploaded.append(repo))
+    model = upcycle(make_llava())
+    if trained:
+        model.save_pretrained(tmp_path)
+        (tmp_path / CARD).write_text("---\nlicense: mit\n---\n# trained\n")
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    model.push_to_hub("mine")
+    assert uploaded == ["me/mine"] and [repo for repo, _ in pushed] == ([] if has_card else ["me/mine"])
+    if not has_card:
+        assert ("# trained" if trained else "import evomoe") in pushed[0][1]
