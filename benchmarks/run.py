@@ -93,7 +93,7 @@ def naive_dtr(router: DynamicTokenAwareRouter, x_TD: torch.Tensor, modality: Mod
         theta_up_TDR = torch.addmm(up_HX[-1], a_TH, up_HX[:-1]).view(len(tokens), -1, R)
         gate_TR, value_TR = torch.bmm(theta_down_TPD, z_TD.unsqueeze(-1)).squeeze(-1).chunk(2, -1)
         e_TD = torch.bmm(theta_up_TDR, (nn.functional.silu(gate_TR) * value_TR).unsqueeze(-1)).squeeze(-1)
-        out_TE = out_TE.index_copy(0, tokens, router.phi(e_TD))
+        out_TE = out_TE.index_copy(0, tokens, nn.functional.linear(e_TD, *router.phi()))
     return out_TE
 
 

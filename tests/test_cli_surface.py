@@ -21,7 +21,7 @@ from evomoe.listing import TABLES
 from evomoe.recipes import RECIPES
 
 SNAPSHOT = Path(__file__).with_name("cli_surface.txt")
-VERBS = ("demo", "train", "upcycle", "compose", "eval", "list")
+VERBS = ("demo", "train", "upcycle", "params", "compose", "eval", "list")
 
 
 def help_of(*verb: str) -> str:
@@ -87,6 +87,7 @@ def test_help_does_not_import_torch():
         (["upcycle", "dense", "out", "--num-experts", "1"], "num_experts is 1; a mixture needs at least 2."),
         (["train", "--model", "m", "--data", "d", "--output", "o", "--stages", "2", "1"], "stages: [2, 1] must be some of"),
         (["eval", "model", "--benchmarks", "vqa"], "benchmarks: there is no 'vqa'; choose from easy-vqa."),
+        (["params", "no/such"], "no/such is neither a folder with a model nor a hub name"),
         (["compose", "out", "--text", "no/such/text", "--vision", "no/such/tower"], "no/such/tower"),
         (["train", "--model", "no/such", "--data", "no.json", "--output", "out"], "no/such is neither a folder"),
     ],

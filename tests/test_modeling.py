@@ -181,12 +181,6 @@ def test_tuple_output_and_generation_signature(llava):
         sparse.generate(**inputs, pixel_valuez=1, max_new_tokens=1)
 
 
-def test_reentrant_checkpointing_is_refused_while_auxiliary_losses_need_gradients(llava):
-    sparse = upcycle(llava).train()
-    with pytest.raises(ValueError, match="use_reentrant"):
-        sparse.gradient_checkpointing_enable({"use_reentrant": True})
-
-
 def test_config_json_says_what_the_network_is(llava, tmp_path):
     upcycle(llava, num_experts=3, router="linear").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

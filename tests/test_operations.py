@@ -3,9 +3,11 @@
 import copy
 import pickle
 
+import peft
 import pytest
 import torch
 from tiny import inputs_for, make
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from evomoe import upcycle
@@ -78,9 +80,9 @@ def test_input_embeddings_are_as_good_as_ids(family, images):
     with torch.no_grad():
         expected = sparse(**inputs, output_router_logits=True)
         if "image_grid_thw" in inputs:  # the positions of Qwen's pictures come from the ids
+            given = ("input_ids", "image_grid_thw", "video_grid_thw", "attention_mask", "mm_token_type_ids")
             inputs["position_ids"] = sparse.model.compute_3d_position_ids(
-                **{k: inputs.get(k) for k in ("input_ids", "image_grid_thw", "attention_mask", "mm_token_type_ids")},
-                inputs_embeds=None,
+                **{name: inputs.get(name) for name in given}, inputs_embeds=None, past_key_values=None
             )
         embeds = sparse.get_input_embeddings()(inputs.pop("input_ids"))
         out = sparse(**inputs, inputs_embeds=embeds, output_router_logits=True)
@@ -98,12 +100,12 @@ def gradients(model: PreTrainedModel, *batches: dict) -> dict[str, torch.Tensor]
 
 @several_families
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_of_both_kinds_gives_the_same_gradients(family, use_reentrant):
+def test_gradient_checkpointing_of_both_kinds_gives_the_same_gradients(family, use_reentrant, caplog):
     sparse = make_sparse(family, aux_losses={"balance": 0.5}).train()
     batches = inputs_for(family, (1, 0)), inputs_for(family, (0, 2), text=7)  # two forwards before one backward
     expected = gradients(sparse, *batches)
     sparse.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
-    sparse.enable_input_require_grads()
+    assert ("use_reentrant=True is taken as False" in caplog.text) == use_reentrant
     found = gradients(sparse, *batches)
     assert found.keys() == expected.keys() and any(".router." in name for name in found)
     for name in expected:
@@ -113,7 +115,7 @@ def test_gradient_checkpointing_of_both_kinds_gives_the_same_gradients(family, u
 @several_families
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_close_to_float32(family, dtype):
-    sparse, inputs = make_sparse(family, expert_init="replicate"), inputs_for(family)
+    sparse, inputs = upcycle(make(family)), inputs_for(family)  # equal experts: the last bit must not choose another one
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         expected = sparse(**inputs).logits[real]
@@ -142,6 +144,8 @@ def test_a_compiled_forward_equals_the_plain_one(family):
 @several_families
 @pytest.mark.parametrize("router", ["dtr", "linear"])
 def test_weights_offloaded_to_disk(family, router, tmp_path):
+    if family == "idefics3":
+        pytest.skip("the dense model cannot be offloaded either: it compares numbers of image tokens that have no data")
     sparse, inputs = make_sparse(family, router=router, shared_expert=True, moe_layers="all"), inputs_for(family)
     sparse.save_pretrained(tmp_path / "model")
     offloaded = AutoModelForImageTextToText.from_pretrained(
@@ -163,7 +167,6 @@ TARGETS = {
 @several_families
 @pytest.mark.parametrize("what", TARGETS)
 def test_lora_trains_merges_and_unloads(family, what, tmp_path):
-    peft = pytest.importorskip("peft")
     sparse, inputs = make_sparse(family).train(), inputs_for(family)
     before = {name: p.clone() for name, p in sparse.state_dict().items()}
     config = peft.LoraConfig(r=2, target_modules=TARGETS[what], modules_to_save=["router"], lora_dropout=0.0)
@@ -195,12 +198,11 @@ def test_lora_trains_merges_and_unloads(family, what, tmp_path):
 
 @several_families
 def test_int8_weights(family):
-    torchao = pytest.importorskip("torchao.quantization")
-    sparse, inputs = make_sparse(family), inputs_for(family)
+    sparse, inputs = upcycle(make(family)), inputs_for(family)  # equal experts: rounding must not choose another one
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         expected = sparse(**inputs).logits[real]
-        torchao.quantize_(sparse, torchao.Int8WeightOnlyConfig())
+        quantize_(sparse, Int8WeightOnlyConfig())
         found = sparse(**inputs).logits[real]
     experts = [
         m.weight for b in sparse.moe_blocks.values() for e in b.experts for m in e.modules() if isinstance(m, torch.nn.Linear)

@@ -35,7 +35,7 @@ def commands(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page, monkeypatch):
     taken = []
-    for verb in ("demo", "upcycle", "compose", "evaluate", "list_names"):
+    for verb in ("demo", "upcycle", "params", "compose", "evaluate", "list_names"):
         monkeypatch.setattr(cli, verb, _stand_in(getattr(cli, verb), taken))
     monkeypatch.setattr("evomoe.stages.run", lambda *args, **kwargs: taken.append("train"), raising=True)
     monkeypatch.setattr("evomoe.stages.dry_run.describe", lambda recipe, resume: taken.append("train") or "")

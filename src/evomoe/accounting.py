@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from evomoe.modeling import EvoMoEBlock
+from evomoe.structure import Part, part_of
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters: of the whole model, used for one token, of the routers, and trained.
+    """Parameters, as numbers of scalars: of the model or a part of it, used for one token, of the routers, and trained.
 
     One token runs K of E experts per MoE layer, and all else. Of the routers' two hypernetworks a token uses one, but both
     count as activated, as they do in the paper's Table 1.
@@ -25,18 +26,27 @@ class ParameterCounts:
     trained: int
 
 
-def count_parameters(model: nn.Module, trained: Iterable[str] | None = None) -> ParameterCounts:
-    """Counts a model's parameters; ``trained`` names those that train (default: those that require gradients)."""
+def count_parameters(model: nn.Module, trained: Iterable[str] | None = None, part: Part | None = None) -> ParameterCounts:
+    """Counts a model's parameters; tied ones count once.
+
+    Args:
+        model: dense or sparse.
+        trained: names of those that train (default: those that require gradients).
+        part: count only the language model ("text"), the projector or the vision tower.
+    """
     parameters = dict(model.named_parameters())  # tied parameters appear once
-    total = sum(p.numel() for p in parameters.values())
+    if part is not None:
+        parameters = {name: parameters[name] for name, of in part_of(model).items() if of == part}
     blocks = [module for module in model.modules() if isinstance(module, EvoMoEBlock)]
-    idle = sum(
-        (block.moe.num_experts - block.moe.num_experts_per_tok) * sum(p.numel() for p in block.experts[0].parameters())
-        for block in blocks
+    idle = {id(p) for b in blocks for expert in list(b.experts)[b.moe.num_experts_per_tok :] for p in expert.parameters()}
+    router = {id(p) for b in blocks for p in b.router.parameters()}
+    names = {name for name, p in parameters.items() if p.requires_grad} if trained is None else set(trained)
+    return ParameterCounts(
+        total=sum(p.numel() for p in parameters.values()),
+        activated=sum(p.numel() for p in parameters.values() if id(p) not in idle),
+        router=sum(p.numel() for p in parameters.values() if id(p) in router),
+        trained=sum(p.numel() for name, p in parameters.items() if name in names),
     )
-    router = sum(p.numel() for block in blocks for p in block.router.parameters())
-    names = [name for name, p in parameters.items() if p.requires_grad] if trained is None else trained
-    return ParameterCounts(total, total - idle, router, sum(parameters[name].numel() for name in names))
 
 
 def parameter_facts(counts: ParameterCounts) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         "demo": demo,
         "train": _train_from(arguments),
         "upcycle": upcycle,
+        "params": params,
         "compose": compose,
         "eval": evaluate,
         "list": list_names,
@@ -128,6 +129,25 @@ def upcycle(
             moe_layers=moe_layers, init_options=init_options, **asdict(moe),
         )
     )  # fmt: skip
+
+
+def params(
+    model: tyro.conf.Positional[str],
+    moe: Annotated[MoEOptions, Flat],
+    moe_layers: str = "alternating",
+    trust_remote_code: bool = False,
+) -> None:
+    """Count parameters before and after conversion: by part, per token, by stage. Loads no weights.
+
+    Args:
+        model: folder, hub name or config.json of a dense model; or of an EvoMoE, which is counted as it is.
+        moe: the mixture of experts that a dense model would become.
+        moe_layers: alternating, all, without_first, or indices separated by commas.
+        trust_remote_code: run code from the model's repository.
+    """
+    from evomoe.stages.parameters import describe_parameters
+
+    print(describe_parameters(model, moe, moe_layers, trust_remote_code))
 
 
 def compose(

@@ -60,6 +60,15 @@ def sparse_config(dense: PreTrainedConfig, moe: MoEConfig) -> EvoMoEConfig:
     return sparse
 
 
+def dense_config(sparse: EvoMoEConfig) -> PreTrainedConfig:
+    """The configuration of the dense model that a sparse one was made from; the sparse configuration is left alone."""
+    dense: Any = copy(sparse)
+    dense.__class__ = type(AutoConfig.for_model(sparse.moe.base_model_type))
+    dense.architectures = None
+    del dense.evomoe
+    return dense
+
+
 def _base_models(config: type[PreTrainedConfig]) -> list[tuple[type, type]]:
     """The auto classes that load a family, each with the family's model class."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText

@@ -1,12 +1,18 @@
 """Loading models and processors through transformers' auto classes, dense or sparse, with errors that say what to do."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.configuration import MoEConfig
+from evomoe.families import sparse_config
+from evomoe.structure import ffn_names
 
 
 def auto_model(config: PreTrainedConfig) -> type:
@@ -24,7 +30,7 @@ def auto_model(config: PreTrainedConfig) -> type:
 
 
 def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Loads the configuration of a folder or hub name.
+    """Loads the configuration of a folder or hub name, or the configuration file itself.
 
     Raises:
         ValueError: there is no such model, or no way to it.
@@ -50,6 +56,23 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration, without weights."""
     with torch.device("meta"):
         return auto_model(config).from_config(config)
+
+
+def empty_models(dense: PreTrainedConfig, placement: str | Sequence[int], **moe: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A dense configuration's model and the sparse model that it would become, both without weights.
+
+    Args:
+        dense: configuration of the dense model.
+        placement: which decoder layers become sparse, as in ``evomoe.placement``.
+        moe: further fields of ``MoEConfig``.
+
+    Raises:
+        UnsupportedModelError: the model is sparse already, or has no FFN that the rule can find.
+        ValueError: an option is wrong; the message names it.
+    """
+    model = empty_model(dense)
+    ffn_names(model)
+    return model, empty_model(sparse_config(dense, MoEConfig.for_model(dense, placement, **moe)))
 
 
 def load_processor(source: str | Path, trust_remote_code: bool = False):

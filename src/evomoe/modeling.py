@@ -4,10 +4,11 @@ Implements: Eq. 2, Eq. 3, Eq. 4, Eq. 9, Eq. 10, Eq. 11, Table 6 (shared expert).
 """
 
 import inspect
+import logging
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import make_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from evomoe.hub import CARD, model_card, set_remote_code, write_remote_module
 from evomoe.modality import ForwardPass, Modality, checkpoint_with_pass, current_pass, modality_of_inputs, running
 from evomoe.routers import ROUTERS, Router
 from evomoe.structure import decoder_layers, find_ffn, image_token_ids, text_config
+
+logger = logging.getLogger(__name__)
 
 
 class EvoMoEBlock(nn.Module):
@@ -172,12 +175,14 @@ class EvoMoEMixin:
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, **kwargs) -> None:
         if gradient_checkpointing_func is not None:
-            keywords = getattr(gradient_checkpointing_func, "keywords", {})
-            if enable and keywords.get("use_reentrant") and self.config.moe.aux_losses:
-                raise ValueError(
-                    "Reentrant activation checkpointing cuts the auxiliary losses off from the router; use "
-                    "gradient_checkpointing_kwargs={'use_reentrant': False}."
-                )
+            if (
+                enable
+                and self.config.moe.aux_losses
+                and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant")
+            ):
+                # The reentrant kind runs layers without gradients first, so the auxiliary losses would not reach the router.
+                logger.warning("use_reentrant=True is taken as False: auxiliary losses need it, and the gradients are the same.")
+                gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False)
             kwargs["gradient_checkpointing_func"] = checkpoint_with_pass(gradient_checkpointing_func)
         super()._set_gradient_checkpointing(enable, **kwargs)
 

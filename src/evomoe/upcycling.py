@@ -19,7 +19,6 @@ from evomoe.modeling import EvoMoEBlock, EvoMoEMixin, model_class
 from evomoe.placement import parse_placement
 from evomoe.structure import UnsupportedModelError, decoder_layers, ffn_names, module_name, text_config
 
-
 SMALL = 100 * 10**6
 """Bytes up to which MoE layers share a shard when a folder is converted; larger ones get a shard each."""
 

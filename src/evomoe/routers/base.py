@@ -99,19 +99,33 @@ class Router(nn.Module):
         return Routing(logits_TE, probs_TE, index_TK, GATES[gate](chosen_TK))
 
 
-class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32 whatever its weights are stored in."""
+class Float32Linear(nn.Module):
+    """A router's linear map, computed in float32 whatever its weight is stored in.
 
-    def forward(self, x_TD: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Applies the layer to all rows of ``x_TD``, or to those that ``rows`` names."""
-        out = self.product(x_TD, rows)
+    It is no ``nn.Linear``, for quantisers and adapters look for those and a router is to stay as it was trained. It reads
+    its weight in ``forward`` alone, where offloading has brought it from wherever it lies.
+
+    Args:
+        in_features: I.
+        out_features: P.
+        bias: whether it has one.
+        transposed: store the weight as (I, P) instead of (P, I).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, transposed: bool = False) -> None:
+        super().__init__()
+        self.transposed = transposed
+        self.weight = nn.Parameter(torch.empty((in_features, out_features) if transposed else (out_features, in_features)))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        nn.Linear.reset_parameters(self)  # pyrefly: ignore[bad-argument-type]
+
+    def forward(self, x_TI: Tensor, rows: Tensor | None = None, scale_T1: Tensor | None = None) -> Tensor:
+        """(x W^T) scale + b, (T, P), for all tokens; or for those whose indices ``rows`` holds, with a scale for these."""
+        weight = self.weight.float().T if self.transposed else self.weight.float()
+        x_TI = x_TI.float()
+        out = nn.functional.linear(x_TI, weight) if rows is None else LinearOfRows.apply(x_TI, rows, weight)
+        out = out if scale_T1 is None else out * scale_T1
         return out if self.bias is None else out + self.bias.float()
-
-    def product(self, x_TD: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The same without the bias."""
-        if rows is None:
-            return nn.functional.linear(x_TD.float(), self.weight.float())
-        return LinearOfRows.apply(x_TD.float(), rows, self.weight.float())
 
 
 class LinearOfRows(torch.autograd.Function):

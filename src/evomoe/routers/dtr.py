@@ -37,13 +37,13 @@ class HyperNetwork(nn.Module):
         super().__init__()
         self.embed = Float32Linear(hidden_size, hypernet_width)
         self.down = Float32Linear(hidden_size, (hypernet_width + 1) * 2 * rank, bias=False)
-        self.up = Float32Linear((hypernet_width + 1) * rank, hidden_size, bias=False)
+        self.up = Float32Linear(hidden_size, (hypernet_width + 1) * rank, bias=False, transposed=True)
         self.width, self.rank = hypernet_width, rank
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Scales chosen so that a is about 1 and each of Eq. 7's intermediate values is about 1."""
-        D, H, R = self.embed.in_features, self.width, self.rank
+        D, H, R = self.embed.weight.shape[1], self.width, self.rank
         nn.init.normal_(self.embed.weight, std=D**-0.5)
         nn.init.zeros_(self.embed.bias)
         nn.init.normal_(self.down.weight, std=(D * (H + 1)) ** -0.5)
@@ -56,16 +56,29 @@ class HyperNetwork(nn.Module):
         """
         E, H, R = phi_ED.shape[0], self.width, self.rank
         inverse_rms_N1 = inverse_rms_T1 if rows_N is None else inverse_rms_T1[rows_N]
-        a_NH = self.embed.product(z_TD, rows_N) * inverse_rms_N1 + self.embed.bias.float()
-        a_NH = F.pad(a_NH, (0, 1), value=1.0)  # H + 1 entries
+        a_NH = F.pad(self.embed(z_TD, rows_N, inverse_rms_N1), (0, 1), value=1.0)  # H + 1 entries
         N = a_NH.shape[0]
         down_NHP = self.down(z_TD, rows_N).view(N, H + 1, 2 * R)
         down_NP = torch.bmm(a_NH.unsqueeze(1), down_NHP).squeeze(1) * inverse_rms_N1
         gate_NR, value_NR = down_NP.chunk(2, dim=-1)
         s_NR = F.silu(gate_NR) * value_NR
-        folded_EHR = (phi_ED @ self.up.weight.float()).view(E, H + 1, R)
+        folded_EHR = self.up(phi_ED).view(E, H + 1, R)
         up_NHE = (s_NR @ folded_EHR.permute(2, 1, 0).reshape(R, -1)).view(N, H + 1, E)
         return torch.bmm(a_NH.unsqueeze(1), up_NHE).squeeze(1)
+
+
+class FinalRouter(nn.Module):
+    """phi of Eq. 8. Both hypernetworks fold it into their own maps, so it is not applied but hands out what it holds."""
+
+    def __init__(self, hidden_size: int, num_experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.bias = nn.Parameter(torch.empty(num_experts))
+        nn.Linear.reset_parameters(self)  # pyrefly: ignore[bad-argument-type]
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Weight (E, D) and bias (E,), in float32."""
+        return self.weight.float(), self.bias.float()
 
 
 class DynamicTokenAwareRouter(Router):
@@ -82,7 +95,7 @@ class DynamicTokenAwareRouter(Router):
             raise ValueError(f"router 'dtr': hypernet_width ({hypernet_width}) and rank ({rank}) must be at least 1.")
         self.image = HyperNetwork(hidden_size, hypernet_width, rank)
         self.text = HyperNetwork(hidden_size, hypernet_width, rank)
-        self.phi = Float32Linear(hidden_size, num_experts)
+        self.phi = FinalRouter(hidden_size, num_experts)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -90,7 +103,7 @@ class DynamicTokenAwareRouter(Router):
         nn.init.zeros_(self.phi.bias)
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
-        phi_ED, logits_TE = self.phi.weight.float(), x_TD.new_zeros(x_TD.shape[0], self.num_experts)
+        (phi_ED, bias_E), logits_TE = self.phi(), x_TD.new_zeros(x_TD.shape[0], self.num_experts)
         inverse_rms_T1 = torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + 1e-6)
         parts = [(modality.image_tokens, self.image), (modality.text_tokens, self.text)]
         for tokens, hypernetwork in sorted(parts, key=lambda part: -part[0].shape[0]):
@@ -98,4 +111,4 @@ class DynamicTokenAwareRouter(Router):
                 logits_TE = hypernetwork(x_TD, inverse_rms_T1, phi_ED)
             elif tokens.shape[0] or self.training:  # an absent modality trains on no rows: DDP waits for its gradients
                 logits_TE = logits_TE.index_copy(0, tokens, hypernetwork(x_TD, inverse_rms_T1, phi_ED, tokens))
-        return logits_TE + self.phi.bias.float()
+        return logits_TE + bias_E

@@ -25,15 +25,14 @@ from evomoe.evolution import check_rule
 from evomoe.expert_init import INITS
 from evomoe.expert_init.base import INIT_ARGUMENTS
 from evomoe.expert_init.evolved import check_experts_file
-from evomoe.families import sparse_config
 from evomoe.files import write_text
 from evomoe.hub import CARD
-from evomoe.loading import empty_model, load_config, load_model, load_processor
+from evomoe.loading import empty_models, load_config, load_model, load_processor
 from evomoe.modeling import EvoMoEMixin
 from evomoe.placement import moe_layers
 from evomoe.recipe import STAGES, Recipe
 from evomoe.stages.trainable import set_trainable
-from evomoe.structure import ffn_names, text_config
+from evomoe.structure import text_config
 from evomoe.trainer import EvoMoETrainer
 
 logger = logging.getLogger(__name__)
@@ -114,10 +113,8 @@ def check_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
     config = load_config(recipe.model, recipe.trust_remote_code)
     if isinstance(config, EvoMoEConfig):
         raise ValueError(f"{recipe.model} is an EvoMoE model already; training starts from a dense model.")
-    moe = MoEConfig.for_model(config, recipe.placement(), expert_init=recipe.expert_init, **asdict(recipe.moe))
-    dense = empty_model(config)
-    ffn_names(dense)
-    sparse = empty_model(sparse_config(config, moe))
+    dense, sparse = empty_models(config, recipe.placement(), expert_init=recipe.expert_init, **asdict(recipe.moe))
+    moe = sparse.config.moe
     if 2 in recipe.stages:
         check_rule(recipe.evolution)
     if 3 in recipe.stages:

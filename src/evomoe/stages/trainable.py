@@ -30,25 +30,27 @@ def set_trainable(model: nn.Module, what: str, moe_layers: Sequence[int]) -> lis
     """
     check_parts(what)
     chosen: set[str] = set()
-    part_by_name = part_of(model)
-    blocks = {name: module for name, module in model.named_modules() if isinstance(module, EvoMoEBlock)}
     for part in what.split("+"):
-        if part in ("text", "projector", "vision"):
-            names = {name for name, of in part_by_name.items() if of == part}
-        elif part == "ffn":
-            ffns, layers = ffn_names(model), decoder_layers(model)
-            prefix = module_name(model, layers)
-            names = _below(part_by_name, [f"{prefix}.{index}.{ffns[index]}" for index in moe_layers])
-        elif part == "router":
-            names = _below(part_by_name, [f"{b}.{m}" for b in blocks for m in ("router", "shared_expert_gate")])
-        else:
-            names = _below(part_by_name, [f"{b}.{m}" for b in blocks for m in ("experts", "shared_expert")])
+        names = names_in(model, part, moe_layers)
         if not names:
             raise ValueError(f"train: this model ({type(model).__name__}) has no parameters in '{part}'.")
         chosen |= names
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
-    return [name for name in part_by_name if name in chosen]
+    return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def names_in(model: nn.Module, part: str, moe_layers: Sequence[int]) -> set[str]:
+    """The names of the parameters in one part, as ``set_trainable`` takes it; empty if the model has none of it."""
+    part_by_name = part_of(model)
+    if part in ("text", "projector", "vision"):
+        return {name for name, of in part_by_name.items() if of == part}
+    if part == "ffn":
+        ffns, prefix = ffn_names(model), module_name(model, decoder_layers(model))
+        return _below(part_by_name, [f"{prefix}.{index}.{ffns[index]}" for index in moe_layers])
+    inside = ("router", "shared_expert_gate") if part == "router" else ("experts", "shared_expert")
+    blocks = [name for name, module in model.named_modules() if isinstance(module, EvoMoEBlock)]
+    return _below(part_by_name, [f"{block}.{module}" for block in blocks for module in inside])
 
 
 def check_parts(what: str) -> None:
