@@ -74,7 +74,12 @@ class Experts(nn.ModuleList):
         )
 
     def can_group(self) -> bool:
-        """Whether ``grouped_mm`` can run these experts: gate/up/down maps without biases, widths that are multiples of 8."""
+        """Whether ``grouped_mm`` can run these experts: gate/up/down maps without biases, widths that are multiples of 8.
+
+        It came with torch 2.10.
+        """
+        if not hasattr(F, "grouped_mm"):
+            return False
         names = {name for name, _ in self[0].named_parameters()}
         gated = names == {"gate_proj.weight", "up_proj.weight", "down_proj.weight"} and hasattr(self[0], "act_fn")
         return gated and all(size % 8 == 0 for size in self[0].gate_proj.weight.shape)
@@ -82,7 +87,7 @@ class Experts(nn.ModuleList):
     def _run_grouped_mm(self, x_TD: Tensor, token_of_S: Tensor, count_E: Tensor) -> Tensor:
         if not self.can_group():
             raise ValueError(
-                f"{type(self[0]).__name__} cannot run as grouped_mm (gate/up/down without biases, widths in multiples of 8); "
+                f"{type(self[0]).__name__} cannot run as grouped_mm (torch 2.10, gate/up/down without biases, widths in multiples of 8); "
                 "set Experts.implementation = 'loop'."
             )
         x_SD, ends_E = x_TD[token_of_S], count_E.cumsum(0).to(torch.int32)
