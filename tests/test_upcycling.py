@@ -240,7 +240,7 @@ def test_a_failed_conversion_leaves_nothing_behind(dense_folder, tmp_path, reaso
 def test_a_text_only_folder_is_converted_with_its_tokenizer(tmp_path):
     make_language_model().save_pretrained(tmp_path / "dense")
     make_processor().tokenizer.save_pretrained(tmp_path / "dense")
-    upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse")
+    assert "all tokens are text to the router" in upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse")
     assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path / "sparse"), LlamaForCausalLM)
     assert AutoProcessor.from_pretrained(tmp_path / "sparse").convert_tokens_to_ids("<image>") == IMAGE_TOKEN
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from transformers.configuration_utils import PreTrainedConfig
@@ -12,7 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.configuration import MoEConfig
 from evomoe.families import sparse_config
-from evomoe.structure import ffn_names
+from evomoe.structure import check_convertible
 
 
 def auto_model(config: PreTrainedConfig) -> type:
@@ -33,10 +34,16 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
     """Loads the configuration of a folder or hub name, or the configuration file itself.
 
     Raises:
-        ValueError: there is no such model, or no way to it.
+        ValueError: there is no such model, no way to it, or this version of transformers does not know its family.
     """
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "does not recognize this architecture" not in str(error):
+            raise
+        raise ValueError(
+            f"{source}: transformers {transformers.__version__} does not know this model family; pip install --upgrade transformers."
+        ) from error
     except OSError as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{source} is neither a folder with a model nor a hub name that can be reached: {reason}") from error
@@ -71,7 +78,7 @@ def empty_models(dense: PreTrainedConfig, placement: str | Sequence[int], **moe:
         ValueError: an option is wrong; the message names it.
     """
     model = empty_model(dense)
-    ffn_names(model)
+    check_convertible(model)
     return model, empty_model(sparse_config(dense, MoEConfig.for_model(dense, placement, **moe)))
 
 

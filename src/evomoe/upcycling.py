@@ -17,7 +17,7 @@ from evomoe.hub import CARD, model_card, set_remote_code, write_remote_module
 from evomoe.loading import empty_model, load_model, load_processor
 from evomoe.modeling import EvoMoEBlock, EvoMoEMixin, model_class
 from evomoe.placement import parse_placement
-from evomoe.structure import UnsupportedModelError, decoder_layers, ffn_names, module_name, text_config
+from evomoe.structure import UnsupportedModelError, check_convertible, decoder_layers, image_token_ids, module_name, text_config
 
 SMALL = 100 * 10**6
 """Bytes up to which MoE layers share a shard when a folder is converted; larger ones get a shard each."""
@@ -90,7 +90,7 @@ class Conversion:
     ) -> None:
         if isinstance(model, EvoMoEMixin):
             raise UnsupportedModelError("The model is an EvoMoE model already; start from the dense model.")
-        self.names, self.layers = ffn_names(model), decoder_layers(model)
+        self.names, self.layers = check_convertible(model), decoder_layers(model)
         self.moe = MoEConfig.for_model(model.config, placement, expert_init=expert_init, **moe_fields)
         self.config, self.sparse_class = sparse_config(model.config, self.moe), model_class(type(model))
         if self.sparse_class.config_class is not type(self.config):
@@ -181,6 +181,7 @@ def upcycle_folder(
         f"{out}: {conversion.sparse_class.__name__}, {moe.num_experts} experts in layers {', '.join(map(str, moe.moe_layers))}, router "
         f"{moe.router}; {readable(before)} dense parameters became {readable(counts.total)}, of which "
         f"{readable(counts.activated)} run per token."
+        + ("" if image_token_ids(conversion.config) else " It sees no pictures: all tokens are text to the router.")
     )
 
 
