@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import IMAGE_TOKEN, make_language_model, make_records, make_tokenizer
 from tokenizers import Tokenizer
+from torchao.quantization import Int8WeightOnlyConfig
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -31,11 +33,13 @@ from transformers import (
     SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    TorchAoConfig,
 )
 
 from evomoe.composing import compose, compose_folder, with_images
 from evomoe.recipe import Recipe, StageOptions
 from evomoe.stages import run, stage_folder
+from evomoe.upcycling import upcycle_folder
 
 VISION = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
@@ -262,6 +266,24 @@ def test_stage_0_trains_the_projector_alone(tmp_path):
     assert changed == {name for name in before if "multi_modal_projector" in name}
 
 
+def test_tied_embeddings_stay_tied_through_resizing_conversion_and_saving(tower, tmp_path):
+    torch.manual_seed(0)
+    text = make_language_model(vocab_size=27, tie_word_embeddings=True, initializer_range=0.5)
+    model, processor = compose(text, tower[0], make_text_tokenizer(), tower[1])
+    inputs = ask(processor, model, 1)
+    expected = model(**inputs).logits
+    model.save_pretrained(tmp_path / "dense")
+    processor.save_pretrained(tmp_path / "dense")
+    upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse")
+    sparse = AutoModelForImageTextToText.from_pretrained(tmp_path / "sparse")
+    sparse.save_pretrained(tmp_path / "again")
+    for folder in (tmp_path / "sparse", tmp_path / "again"):
+        assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+        loaded = AutoModelForImageTextToText.from_pretrained(folder).eval()
+        assert loaded.lm_head.weight is loaded.get_input_embeddings().weight and len(loaded.lm_head.weight) == 28
+        torch.testing.assert_close(loaded(**inputs).logits, expected)
+
+
 def test_a_tokenizer_without_a_padding_token_pads_with_its_end(tower):
     tokenizer = make_text_tokenizer()
     tokenizer.pad_token = None
@@ -302,6 +324,16 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tower):
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template; set tokenizer.chat_template"):
         compose(make_language_model(), tower[0], tokenizer, tower[1])
+
+
+@pytest.mark.parametrize("quantized", ["language model", "tower"])
+def test_a_quantized_part_is_refused(quantized, tower, tmp_path):
+    parts = {"language model": make_language_model(), "tower": tower[0]}
+    parts[quantized].save_pretrained(tmp_path)
+    kind = type(parts[quantized])
+    parts[quantized] = kind.from_pretrained(tmp_path, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
+    with pytest.raises(ValueError, match=f"{kind.__name__} is quantized; load it in full precision"):
+        compose(*parts.values(), make_tokenizer(), tower[1])
 
 
 def test_a_tower_without_patches_is_refused():

