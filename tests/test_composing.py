@@ -35,7 +35,8 @@ from transformers import (
 
 from evomoe.composing import compose, compose_folder, with_images
 from evomoe.recipe import Recipe, StageOptions
-from evomoe.stages import run, stage_folder
+from evomoe.run_folder import stage_folder
+from evomoe.stages import run
 
 VISION = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,

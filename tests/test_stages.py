@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from evomoe import upcycle
 from evomoe.recipe import EvolutionOptions, MoEOptions, Recipe, StageOptions
-from evomoe.stages import run, stage_folder
+from evomoe.run_folder import stage_folder
+from evomoe.stages import run
 from evomoe.stages.dry_run import describe
 from evomoe.stages.trainable import set_trainable
 from evomoe.trainer import EpochLengthSampler, EvoMoETrainer
@@ -189,7 +191,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_from_there(workspace, mon
 def test_an_existing_output_folder_is_refused_unless_the_same_run_is_resumed(workspace):
     recipe = make_recipe(workspace, stages=(2,), steps=2)
     run(recipe)
-    with pytest.raises(ValueError, match="exists and is not empty. Add --resume"):
+    with pytest.raises(ValueError, match="holds a run already. Add --resume"):
         run(recipe)
     with pytest.raises(ValueError, match="another recipe .*seed: 0 -> 1"):
         run(recipe.but(seed=1), resume=True)
@@ -198,6 +200,34 @@ def test_an_existing_output_folder_is_refused_unless_the_same_run_is_resumed(wor
     with pytest.raises(ValueError, match="no recipe.json"):
         run(recipe.but(output=str(workspace / "other")), resume=True)
     assert (workspace / "other" / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_got_to_no_checkpoint_is_started_anew_by_any_recipe(workspace, kill_at):
+    recipe, other = make_recipe(workspace, stages=(3,), expert_init="noise"), make_recipe(workspace, stages=(2,))
+    kill_at["routing"], kill_at["evolution"] = 2, 3  # checkpoints are written after every second step
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="killed"):
+            run(recipe)
+    (workspace / "run" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="of another recipe .*leave out --resume to start anew"):
+        run(other, resume=True)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(other)
+    metrics = [json.loads(line) for line in (workspace / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(m["stage"], m["step"]) for m in metrics] == [("evolution", 1), ("evolution", 2)]
+    assert not stage_folder(recipe.output, 3).path.exists() and Recipe.load(workspace / "run" / "recipe.json") == other
+    with pytest.raises(ValueError, match="holds a run already. Add --resume"):  # now there is a checkpoint
+        run(recipe)
+    assert (workspace / "run" / "mine.txt").read_text() == "mine"
+
+
+def test_a_run_whose_models_were_removed_is_still_no_place_for_another(workspace):
+    recipe = make_recipe(workspace, stages=(2,), steps=2)
+    final = run(recipe)
+    shutil.rmtree(final.parent)
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(recipe)
+    assert (workspace / "run" / "metrics.jsonl").is_file()
 
 
 def test_experts_evolve_once_per_optimiser_step_that_happened(workspace, monkeypatch):
@@ -329,7 +359,7 @@ def test_a_wrong_name_is_refused_before_the_first_stage(workspace, change):
         ({"train": "rooter"}, "no part 'rooter'"),
         ({"trainer": {"learning_rat": 1}}, "did you mean 'learning_rate'"),
         ({"trainer": {"bf16": "maybe"}}, "stage 2: Field 'bf16' expected bool, got str"),
-        ({"trainer": {"max_steps": 1.5}}, "stage 2: Field 'max_steps' expected int, got float"),
+        ({"trainer": {"save_steps": "x"}}, "stage 2: Field 'save_steps' expected .*, got str"),
         ({"trainer": {"lr_scheduler_type": "cosin"}}, "stage 2: cosin is not a valid SchedulerType"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the stages share: loading, the Trainer's arguments, folders that can be resumed."""
+"""What the stages share: loading, checks before training, the Trainer's arguments."""
 
 import inspect
 import logging
@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -32,37 +32,12 @@ from evomoe.loading import empty_model, load_config, load_model, load_processor
 from evomoe.modeling import EvoMoEMixin
 from evomoe.placement import moe_layers
 from evomoe.recipe import STAGES, Recipe
+from evomoe.run_folder import StageFolder, stage_folder
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import ffn_names, text_config
 from evomoe.trainer import EvoMoETrainer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StageFolder:
-    """Where one stage leaves its work: ``model/`` when it is done, ``checkpoints/`` on the way."""
-
-    path: Path
-
-    @property
-    def model(self) -> Path:
-        """The finished model; it exists only when the stage is done."""
-        return self.path / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end."""
-        whole = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-        return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-
-
-def stage_folder(output: str | Path, stage: int) -> StageFolder:
-    """The folder of a stage inside a run folder, e.g. ``stage2_evolution``."""
-    return StageFolder(Path(output) / f"stage{stage}_{STAGES[stage]}")
 
 
 def is_main_process() -> bool:
@@ -80,26 +55,6 @@ def load_dense(recipe: Recipe, source: Path | str) -> PreTrainedModel:
     if isinstance(model, EvoMoEMixin):
         raise ValueError(f"{source} is an EvoMoE model already; training starts from a dense model.")
     return model
-
-
-def check_output(recipe: Recipe, resume: bool) -> None:
-    """Makes sure that the output folder is new, or holds this recipe's unfinished run.
-
-    Raises:
-        ValueError: the folder exists and ``resume`` is off, or holds another run.
-    """
-    output, written = Path(recipe.output), Path(recipe.output) / "recipe.json"
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output: {output} is a file; name a folder.")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not resume:
-        raise ValueError(f"output: {output} exists and is not empty. Add --resume to go on with the run in it, or name another.")
-    if not written.is_file():
-        raise ValueError(f"output: {output} holds no recipe.json, so there is no run to resume; name another folder.")
-    changed = recipe.differences(Recipe.load(written))
-    if changed:
-        raise ValueError(f"output: {output} holds a run of another recipe ({'; '.join(changed)}). Name another folder.")
 
 
 def check_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -211,14 +166,12 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
 
 def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
     """Optimiser steps of a stage, as the Trainer will count them."""
-    options, given = recipe.stage(stage), trainer_options(recipe, stage)
-    steps = given.get("max_steps", options.steps)
-    if steps > 0:
-        return steps
+    options = recipe.stage(stage)
+    if options.steps:
+        return options.steps
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batches = math.ceil(num_records / (given.get("per_device_train_batch_size", options.batch_size) * processes))
-    per_epoch = math.ceil(batches / given.get("gradient_accumulation_steps", options.accumulation))
-    return max(1, math.ceil(per_epoch * given.get("num_train_epochs", options.epochs)))
+    batches = math.ceil(num_records / (options.batch_size * processes))
+    return max(1, math.ceil(math.ceil(batches / options.accumulation) * options.epochs))
 
 
 def train(
