@@ -167,7 +167,9 @@ def test_collapsed_experts_are_named_and_refused_with_a_way_out():
     evolution.after_step()  # a step without movement, as at the end of a cosine schedule
     report = diversity_report(evolution)
     assert report["collapsed"] == ["expert2", "expert3", "expert4"]
-    with pytest.raises(ValueError, match="'lookback' with stop_fraction 1.0 under a cosine .*scaled_update.*allow_collapsed"):
+    with pytest.raises(
+        ValueError, match="'lookback' with stop_fraction 1.0 under a cosine .*scaled_update.*--allow-collapsed-experts"
+    ):
         check_not_collapsed(report, "cosine")
     report["collapsed"].pop()
     check_not_collapsed(report, "cosine")

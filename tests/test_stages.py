@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import make, make_llava, make_records, write_workspace
+from tiny import make, make_language_model, make_llava, make_records, make_tokenizer, write_workspace
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from evomoe import upcycle
@@ -258,15 +258,48 @@ def test_equal_experts_of_any_initialiser_stop_stage_3_when_only_the_router_trai
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"expert_init": "noise", "init_options": {"sdt": 0.1}}, "'noise' takes no 'sdt'; it takes std"),
-        ({"init_options": {"experts": "/nowhere.safetensors"}}, "got '/nowhere.safetensors'"),
-        ({"stage2": StageOptions(train="router")}, "has no parameters in 'router'"),
+        (
+            {"expert_init": "noise", "init_options": {"sdt": 0.1}},
+            "--init-options: init 'noise' takes no 'sdt'; it takes std=0.001",
+        ),
+        ({"expert_init": "noise", "init_options": {"std": "x"}}, "std of init 'noise' is 'x'; it must be a number"),
+        ({"init_options": {"experts": "/nowhere.safetensors"}}, "there is no /nowhere.safetensors"),
+        ({"stage2": StageOptions(train="router")}, "--stage2.train: .* has no parameters in 'router'"),
+        ({"trainer": {"report_to": "wandb"}}, "--trainer: .*report_to: .*pip install wandb"),
+        ({"trainer": {"deepspeed": "zero2.json"}}, "--trainer: .*: deepspeed is not installed: pip install deepspeed"),
     ],
 )
-def test_what_stage_3_would_refuse_is_refused_before_stage_1(workspace, change, message):
+def test_what_would_be_refused_later_is_refused_before_stage_1(workspace, change, message, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    monkeypatch.setattr("evomoe.stages.common.is_deepspeed_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         run(make_recipe(workspace, stages=(1, 2, 3)).but(**change))
     assert not (workspace / "run").exists()
+
+
+def test_a_text_only_model_names_the_stage_that_needs_pictures_and_what_to_do(tmp_path):
+    workspace = write_workspace(
+        tmp_path, [{key: r[key] for key in r if key != "image"} for r in make_records() if "image" not in r]
+    )
+    make_language_model().save_pretrained(workspace / "text")
+    make_tokenizer().save_pretrained(workspace / "text")
+    recipe = make_recipe(workspace, stages=(1, 2, 3)).but(model=str(workspace / "text"))
+    with pytest.raises(
+        ValueError, match="--stage1.train: .*'projector'. It is text-only: give --stages 2 3 or --stage1.train text"
+    ):
+        describe(recipe)
+    assert describe(recipe.but(stages=(2, 3))) and describe(recipe.but(stage1=dataclasses.replace(recipe.stage1, train="text")))
+    with pytest.raises(ValueError, match="It is text-only[.]"):
+        describe(recipe.but(stages=(0,)))
+
+
+def test_a_processor_that_needs_torchvision_says_so_in_a_line(workspace, monkeypatch):
+    def need_torchvision(*args, **kwargs):
+        raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found.\nCheck out\n")
+
+    monkeypatch.setattr("evomoe.loading.AutoProcessor.from_pretrained", need_torchvision)
+    with pytest.raises(ValueError, match="model: its processor .* needs torchvision: pip install torchvision$"):
+        describe(make_recipe(workspace))
 
 
 def test_a_model_without_chat_template_is_refused_at_once(workspace):

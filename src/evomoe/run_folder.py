@@ -1,9 +1,12 @@
 """A run's folder: what its stages leave there, and whether a run may start or go on in it. Needs neither torch nor transformers."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from evomoe.data.sources import split_name
+from evomoe.files import check_folder, refuse_missing
 from evomoe.recipe import STAGES, Recipe
 
 
@@ -37,6 +40,11 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def is_main_process() -> bool:
+    """Whether this process writes the files that all processes share."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def stage_folder(output: str | Path, stage: int) -> StageFolder:
     """The folder of a stage inside a run folder, e.g. ``stage2_evolution``."""
     return StageFolder(Path(output) / f"stage{stage}_{STAGES[stage]}")
@@ -56,6 +64,8 @@ def check_output(recipe: Recipe, resume: bool) -> None:
     Raises:
         ValueError: it is something else; the message says what to do.
     """
+    if not is_main_process():  # it would meet the folder that the main process makes
+        return
     output, written = Path(recipe.output), Path(recipe.output) / "recipe.json"
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output: {output} is a file; name a folder.")
@@ -71,6 +81,20 @@ def check_output(recipe: Recipe, resume: bool) -> None:
     if changed:
         remedy = "Name another folder." if can_resume(output) else "It has no checkpoint yet: leave out --resume to start anew."
         raise ValueError(f"--output: {output} holds a run of another recipe ({'; '.join(changed)}). {remedy}")
+
+
+def check_paths(recipe: Recipe, resume: bool) -> None:
+    """Refuses at once, before anything slow is imported, what plainly is not there, or is there and must not be.
+
+    Raises:
+        ValueError: the message names it.
+    """
+    check_output(recipe, resume)
+    refuse_missing(recipe.model)
+    for stage in recipe.stages:
+        refuse_missing(split_name(recipe.stage(stage).data or recipe.data)[0])
+    if recipe.image_root is not None:
+        check_folder("image_root", recipe.image_root)
 
 
 def clear(output: str | Path) -> None:
