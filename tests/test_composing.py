@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import IMAGE_TOKEN, make_language_model, make_records, make_tokenizer
+from tiny import IMAGE_TOKEN, make_language_model, make_llava, make_records, make_tokenizer
 from tokenizers import Tokenizer
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import (
@@ -38,7 +38,8 @@ from transformers import (
 
 from evomoe.composing import compose, compose_folder, with_images
 from evomoe.recipe import Recipe, StageOptions
-from evomoe.stages import run, stage_folder
+from evomoe.run_folder import stage_folder
+from evomoe.stages import run
 from evomoe.upcycling import upcycle_folder
 
 VISION = {
@@ -360,8 +361,15 @@ def test_folders_that_hold_no_vision_tower_are_refused_and_nothing_is_written(tm
     text, vision = write_parts(tmp_path)
     with pytest.raises(ValueError, match="--vision .*text: a model of type 'llama' has no vision tower"):
         compose_folder(str(text), str(text), tmp_path / "out")
+    with pytest.raises(ValueError, match="--text .*vision: Models of type 'clip' are neither"):
+        compose_folder(str(vision), str(vision), tmp_path / "out")
+    make_llava().save_pretrained(tmp_path / "llava")
+    with pytest.raises(ValueError, match="--text .*llava: this is a vision-language model already"):
+        compose_folder(str(tmp_path / "llava"), str(vision), tmp_path / "out")
+    with pytest.raises(ValueError, match="--vision .*nothing: there is no such folder"):
+        compose_folder(str(text), str(tmp_path / "nothing"), tmp_path / "out")
     (text / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(ValueError, match="--text .*text: its tokenizer has no chat template.*chat_template.jinja beside"):
         compose_folder(str(text), str(vision), tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"text", "vision"}
+    assert {path.name for path in tmp_path.iterdir()} == {"text", "vision", "llava"}
     assert isinstance(LlamaConfig.from_pretrained(text), LlamaConfig)

@@ -13,6 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.configuration import MoEConfig
 from evomoe.families import sparse_config
+from evomoe.files import refuse_missing
 from evomoe.structure import check_convertible
 
 
@@ -30,12 +31,18 @@ def auto_model(config: PreTrainedConfig) -> type:
     )
 
 
+def takes_pictures(config: PreTrainedConfig) -> bool:
+    """Whether the model is image-text-to-text, not text-only."""
+    return auto_model(config) is AutoModelForImageTextToText
+
+
 def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Loads the configuration of a folder or hub name, or the configuration file itself.
 
     Raises:
         ValueError: there is no such model, no way to it, or this version of transformers does not know its family.
     """
+    refuse_missing(source)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except ValueError as error:
@@ -86,10 +93,16 @@ def load_processor(source: str | Path, trust_remote_code: bool = False):
     """Loads the processor; for a text-only model its tokenizer.
 
     Raises:
-        ValueError: there is none that transformers can load.
+        ValueError: there is none that transformers can load, or a package that it needs is missing.
     """
     try:
         return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        if "Torchvision" in str(error):
+            raise ValueError(
+                f"{source}: its processor takes videos too and needs torchvision: pip install torchvision"
+            ) from error
+        raise ValueError(f"{source}: its processor cannot be loaded: {' '.join(str(error).split())}") from error
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{source} has no processor that transformers can load ({error}). Save the model's processor into the same folder."

@@ -16,6 +16,7 @@ from evomoe.files import ShardWriter, new_folder, write_text
 from evomoe.hub import CARD, model_card, set_remote_code, write_remote_module
 from evomoe.loading import empty_model, load_model, load_processor
 from evomoe.modeling import EvoMoEBlock, EvoMoEMixin, model_class
+from evomoe.options import check_options
 from evomoe.placement import parse_placement
 from evomoe.structure import UnsupportedModelError, check_convertible, decoder_layers, image_token_ids, module_name, text_config
 
@@ -99,6 +100,7 @@ class Conversion:
                 "modelling, so a converted model could not be loaded again."
             )
         self.init_options, self.seed = init_options or {}, seed
+        check_options("init", expert_init, INITS[expert_init], self.init_options)
 
     def blocks(self) -> Iterator[EvoMoEBlock]:
         """The MoE layers, in order; each is made when asked for and holds the dense FFN as its first expert."""
@@ -120,10 +122,7 @@ class Conversion:
 
     def _experts(self, index: int, generator: torch.Generator) -> list[nn.Module]:
         ffn, initialise = self.layers[index].get_submodule(self.names[index]), INITS[self.moe.expert_init]
-        try:
-            experts = initialise(ffn, self.moe.num_experts, index, generator, **self.init_options)
-        except TypeError as error:
-            raise ValueError(f"init_options: '{self.moe.expert_init}' does not take {self.init_options} ({error}).") from error
+        experts = initialise(ffn, self.moe.num_experts, index, generator, **self.init_options)
         return [*experts, INITS["replicate"](ffn, 2, index, generator)[1]] if self.moe.shared_expert else experts
 
 

@@ -18,7 +18,8 @@ from evomoe.evaluation.base import Prompts, score_table
 from evomoe.files import write_text
 from evomoe.loading import load_model, load_processor
 from evomoe.recipe import MoEOptions, Recipe, StageOptions
-from evomoe.stages import check_output, run
+from evomoe.run_folder import check_output
+from evomoe.stages import run
 from evomoe.stages.trainable import set_trainable
 
 DENSE_MODEL = Path(__file__).parent / "dense_vlm"

@@ -8,15 +8,9 @@ from pathlib import Path
 
 from evomoe.files import write_text
 from evomoe.recipe import Recipe
+from evomoe.run_folder import check_output, clear, is_main_process, stage_folder
 from evomoe.stages import stage0_align, stage1_warmup, stage2_evolution, stage3_routing
-from evomoe.stages.common import (
-    StageFolder,
-    check_output,
-    check_recipe,
-    is_main_process,
-    load_data,
-    stage_folder,
-)
+from evomoe.stages.common import check_recipe, load_data
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +33,14 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True) -> Path:
     Raises:
         ValueError: an option, a record, the model or the output folder is refused; the message says what to do.
     """
-    if is_main_process():  # the others would meet the folder that this one makes
-        check_output(recipe, resume)
+    check_output(recipe, resume)
     check_recipe(recipe)
     datasets = {data: load_data(recipe, data) for data in {recipe.stage(stage).data or recipe.data for stage in recipe.stages}}
     output = Path(recipe.output)
     if is_main_process():
         output.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            clear(output)
         recipe.save(output / "recipe.json")
         skipped = [message for loaded in datasets.values() for message in loaded.skipped]
         if skipped:
@@ -77,4 +72,4 @@ def _timed(path: Path) -> Iterator[None]:
             write_text(path, f"{before + time.monotonic() - begin:.1f}\n")
 
 
-__all__ = ["RUNNERS", "StageFolder", "check_output", "run", "stage_folder"]
+__all__ = ["RUNNERS", "run"]

@@ -4,7 +4,8 @@ import torch
 
 from evomoe.accounting import count_parameters, readable
 from evomoe.recipe import STAGES, Recipe
-from evomoe.stages.common import check_output, check_recipe, load_data, planned_steps, trainer_options
+from evomoe.run_folder import check_output
+from evomoe.stages.common import check_recipe, load_data, planned_steps, trainer_options
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
 
