@@ -57,8 +57,8 @@ def test_cka_by_hand():
 
 
 def test_cka_of_an_output_that_does_not_vary_is_no_number():
-    varied, *_ = random_outputs(1)
-    cka_EE = output_cka([varied, torch.full((400, 8), 0.1), varied * 2])
+    varied, rounding = random_outputs(2)
+    cka_EE = output_cka([varied, 0.1 + 2e-8 * rounding, varied * 2])
     assert cka_EE[1].isnan().all() and cka_EE[:, 1].isnan().all() and cka_EE[0, 2].item() == pytest.approx(1)
     load_LE = torch.full((2, 3), 1 / 3)
     nothing = torch.full((3, 3), torch.nan)
