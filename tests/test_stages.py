@@ -21,6 +21,7 @@ from evomoe.stages import run
 from evomoe.stages.dry_run import describe
 from evomoe.stages.trainable import set_trainable
 from evomoe.trainer import EpochLengthSampler, EvoMoETrainer
+from evomoe.upcycling import upcycle_folder
 
 
 def make_recipe(workspace: Path, output: str = "run", steps: int = 4, **changes) -> Recipe:
@@ -316,7 +317,7 @@ def test_records_that_are_cut_are_counted(tmp_path, caplog):
     records[3]["conversations"][1]["value"] = "?.," * 30
     workspace = write_workspace(tmp_path, records)
     run(make_recipe(workspace, stages=(2,), steps=2, max_length=60), report=False)
-    assert "1 of 8 records are longer than max_length (60) and are cut" in caplog.text
+    assert "Cut at --max-length 60: 1 of 8 records." in caplog.text
 
 
 @pytest.mark.slow
@@ -418,7 +419,7 @@ def test_records_that_training_would_refuse_stop_the_run_before_it_or_are_left_o
         with pytest.raises(ValueError, match=r"record 3 .*max_length 60 would leave no answer to learn"):
             start(recipe)
     assert not Path(recipe.output).exists()
-    assert "1 bad records would be left out" in describe(recipe.but(on_bad_record="skip"))
+    assert "1 bad record would be left out" in describe(recipe.but(on_bad_record="skip"))
     run(recipe.but(on_bad_record="skip"), report=False)
     assert "leave no answer" in (Path(recipe.output) / "skipped_records.txt").read_text()
 
@@ -428,8 +429,36 @@ def test_dry_run_tells_what_would_train_and_loads_no_weights(workspace):
     text = describe(make_recipe(workspace, stages=(1, 2, 3)))
     assert "4 layers" in text and "MoE layers: 0, 2" in text
     assert "Stage 2 (evolution): 24 records" in text and "4 steps of 4 x 2 records" in text
+    assert "a step takes" not in text and "Warning" not in text
     assert "trains ffn: 9.22 k of" in text and "layers.0.mlp.gate_proj.weight" in text
     assert not (workspace / "run").exists()
+
+
+def test_dry_run_warns_of_batches_larger_than_the_data_and_of_large_routers(workspace):
+    recipe = make_recipe(workspace)
+    text = describe(recipe.but(stage2=dataclasses.replace(recipe.stage2, accumulation=7), router_options={}))
+    assert text.count("a step takes 28 records, more than there are; smaller: --stage2.batch-size, --stage2.accumulation") == 1
+    warning = "the router of layer 0 has 204.04 k parameters, its FFN 4.61 k; smaller: --router-options hypernet_width=16 rank=4"
+    assert text.count(warning) == 1
+    assert warning in upcycle_folder(recipe.model, workspace / "sparse")
+    assert "Warning" not in upcycle_folder(recipe.model, workspace / "small", router="linear")
+
+
+def test_dry_run_tells_how_far_a_run_to_resume_has_come(workspace, kill_at):
+    recipe = make_recipe(workspace)
+    kill_at["routing"] = 3
+    with pytest.raises(RuntimeError, match="killed"):
+        run(recipe)
+    stages = [line for line in describe(recipe, resume=True).splitlines() if line.startswith("Stage ")]
+    assert [line.rpartition("; ")[2] for line in stages] == ["finished", "goes on after step 2"]
+
+
+def test_progress_bars_can_have_another_name_than_the_stage(workspace, capfd):
+    run(make_recipe(workspace, stages=(2,), steps=2), report=False, label="dense control")
+    err = capfd.readouterr().err
+    assert "dense control: 100%" in err and "evolution:" not in err
+    metrics = (workspace / "run" / "metrics.jsonl").read_text().splitlines()
+    assert {json.loads(line)["stage"] for line in metrics} == {"evolution"}
 
 
 @pytest.mark.parametrize("family", ["llava", "llava-phi"])

@@ -12,9 +12,15 @@ from evomoe.recipe import STAGES, Recipe
 
 @dataclass(frozen=True)
 class StageFolder:
-    """Where one stage leaves its work: ``model/`` when it is done, ``checkpoints/`` on the way."""
+    """Where one stage leaves its work: ``model/`` when it is done, ``checkpoints/`` on the way.
+
+    Attributes:
+        path: the folder.
+        label: what the progress bar is called; empty for the stage's name.
+    """
 
     path: Path
+    label: str = ""
 
     @property
     def model(self) -> Path:

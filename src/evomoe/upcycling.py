@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.accounting import count_parameters, parameter_facts, readable
+from evomoe.accounting import count_parameters, large_router, parameter_facts, readable
 from evomoe.configuration import MoEConfig
 from evomoe.expert_init import INITS
 from evomoe.families import sparse_config
@@ -152,7 +152,7 @@ def upcycle_folder(
         remote_code: also write the module that imports evomoe for processes that have not, see ``evomoe.hub``.
 
     Returns:
-        One line that says what was written.
+        What was written, and a warning if the routers are large for this model.
 
     Raises:
         ValueError: ``out`` exists, or ``upcycle`` refused.
@@ -173,7 +173,8 @@ def upcycle_folder(
         if remote_code:
             write_remote_module(folder)
         load_processor(dense, trust_remote_code).save_pretrained(folder)
-        counts, moe = count_parameters(empty_model(conversion.config)), conversion.moe
+        sparse, moe = empty_model(conversion.config), conversion.moe
+        counts, warning = count_parameters(sparse), large_router(sparse)
         card = model_card(moe, conversion.sparse_class.__name__, dense, parameter_facts(counts))
         write_text(folder / CARD, card)
     return (
@@ -181,6 +182,7 @@ def upcycle_folder(
         f"{moe.router}; {readable(before)} dense parameters became {readable(counts.total)}, of which "
         f"{readable(counts.activated)} run per token."
         + ("" if image_token_ids(conversion.config) else " It sees no pictures: all tokens are text to the router.")
+        + (f"\n{warning}" if warning else "")
     )
 
 

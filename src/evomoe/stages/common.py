@@ -35,6 +35,7 @@ from evomoe.run_folder import StageFolder, is_main_process, stage_folder
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
 from evomoe.trainer import EvoMoETrainer
+from evomoe.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -212,9 +213,7 @@ def train(
             "-m evomoe.cli train ..., or show it one GPU with CUDA_VISIBLE_DEVICES=0."
         )
     if dataset.cut and is_main_process():
-        logger.warning(
-            "%d of %d records are longer than max_length (%d) and are cut.", dataset.cut, len(dataset), recipe.max_length
-        )
+        logger.warning("Cut at --max-length %d: %d of %s.", recipe.max_length, dataset.cut, counted(len(dataset), "record"))
     if arguments.device.type == "cpu":
         torch.set_flush_denormal(True)  # without it, steps become several times slower as weights settle
     set_seed(recipe.seed)
@@ -230,6 +229,7 @@ def train(
         moe_layers=layers,
         metrics=folder.path.parent / "metrics.jsonl",
         stage=STAGES[stage],
+        label=folder.label,
         **trainer_fields,
     )
     checkpoint = folder.last_checkpoint()
