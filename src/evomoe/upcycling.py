@@ -180,7 +180,7 @@ def upcycle_folder(
     return (
         f"{out}: {conversion.sparse_class.__name__}, {moe.num_experts} experts in layers {', '.join(map(str, moe.moe_layers))}, router "
         f"{moe.router}; {readable(before)} dense parameters became {readable(counts.total)}, of which "
-        f"{readable(counts.activated)} run per token." + (f"\n{warning}" if warning else "")
+        f"{readable(counts.activated)} run per token." + (f" {warning}." if warning else "")
     )
 
 
