@@ -182,7 +182,7 @@ def upcycle_folder(
         f"{moe.router}; {readable(before)} dense parameters became {readable(counts.total)}, of which "
         f"{readable(counts.activated)} run per token."
         + ("" if image_token_ids(conversion.config) else " It sees no pictures: all tokens are text to the router.")
-        + (f"\n{warning}" if warning else "")
+        + (f" {warning}." if warning else "")
     )
 
 
