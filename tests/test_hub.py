@@ -15,6 +15,7 @@ import evomoe.modeling
 from evomoe import upcycle
 from evomoe.configuration import MoEConfig
 from evomoe.hub import CARD, REMOTE_MODULE, model_card
+from evomoe.loading import load_model
 from evomoe.upcycling import upcycle_folder
 
 MOE = MoEConfig(base_model_type="llava", moe_layers=[0, 2])
@@ -92,7 +93,38 @@ def test_pushing_brings_a_card_unless_the_repository_has_one(tmp_path, monkeypat
         model.save_pretrained(tmp_path)
         (tmp_path / CARD).write_text("---\nlicense: mit\n---\n# trained\n")
         model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    else:
+        make_llava().save_pretrained(tmp_path)
+        (tmp_path / CARD).write_text("---\nlicense: bsd\n---\n# the dense model's\n")
+        model = upcycle(AutoModelForImageTextToText.from_pretrained(tmp_path))
     model.push_to_hub("mine")
     assert uploaded == ["me/mine"] and [repo for repo, _ in pushed] == ([] if has_card else ["me/mine"])
     if not has_card:
         assert ("# trained" if trained else "import evomoe") in pushed[0][1]
+        assert trained or "license: bsd" in pushed[0][1] and "# the dense model's" not in pushed[0][1]
+
+
+def test_a_text_only_folder_can_have_remote_code_and_a_dense_model_s_own_is_dropped(tmp_path):
+    dense = make_language_model()
+    dense.config.auto_map = {"AutoConfig": "x.XConfig", "AutoModelForCausalLM": "x.X"}
+    dense.save_pretrained(tmp_path / "dense")
+    make_processor().tokenizer.save_pretrained(tmp_path / "dense")
+    upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse", remote_code=True)
+    assert type(load_model(tmp_path / "sparse")).__name__ == "EvoMoELlamaForCausalLM"
+    upcycle(dense).save_pretrained(tmp_path / "in_memory")
+    assert "auto_map" not in json.loads((tmp_path / "in_memory" / "config.json").read_text())
+    assert not list((tmp_path / "in_memory").glob("*.py"))
+
+
+def test_only_the_main_process_writes_the_remote_module(tmp_path):
+    upcycle(make_llava()).save_pretrained(tmp_path, remote_code=True, is_main_process=False)
+    assert not list(tmp_path.glob("*.py"))
+
+
+@pytest.mark.parametrize("header", [b"license:\tmit", b"license: [mit", b"license: \xe9"])
+def test_an_unreadable_card_of_the_dense_model_costs_nothing_but_the_licence(tmp_path, header, caplog):
+    make_llava().save_pretrained(tmp_path / "dense")
+    make_processor().save_pretrained(tmp_path / "dense")
+    (tmp_path / "dense" / CARD).write_bytes(b"---\n" + header + b"\n---\n# dense\n")
+    upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse")
+    assert "that of the base model" in (tmp_path / "sparse" / CARD).read_text() and "README.md cannot be read" in caplog.text

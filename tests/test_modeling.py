@@ -201,6 +201,8 @@ def test_inputs_of_another_precision_or_device_are_named(llava):
     sparse, inputs = upcycle(llava), inputs_for(llava, (0, 0))
     with pytest.raises(ValueError, match=r"input_ids is on meta, the model on cpu; pass inputs.to\(model.device\)"):
         sparse(**{name: value.to("meta") for name, value in inputs.items()})
+    with pytest.raises(ValueError, match="attention_mask is on meta, the model on cpu"):
+        sparse(**inputs | {"attention_mask": inputs["attention_mask"].to("meta")})
     embeds = sparse.get_input_embeddings()(inputs.pop("input_ids"))
     with pytest.raises(ValueError, match=r"inputs_embeds is torch.float32, the model torch.bfloat16; pass inputs.to\("):
         sparse.to(torch.bfloat16)(**inputs, inputs_embeds=embeds)
@@ -211,3 +213,11 @@ def test_an_error_of_the_model_itself_is_left_as_it_is(llava):
     sparse.model.language_model.layers[1].mlp.forward = lambda x: torch.ones(2, 3) @ torch.ones(2, 3)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         sparse(**inputs)
+    sparse.to(torch.bfloat16)  # float32 pixels are right for it: the tower casts them
+    sparse.model.language_model.layers[1].mlp.forward = _out_of_memory
+    with pytest.raises(torch.OutOfMemoryError):
+        sparse(**inputs)
+
+
+def _out_of_memory(x):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -293,3 +293,14 @@ def test_what_exists_is_not_written_over(tmp_path, make):
 def test_a_coefficient_that_is_no_number_is_named(coefficient):
     with pytest.raises(ValueError, match="aux_losses: balance="):
         MoEOptions(aux_losses={"balance": coefficient})
+
+
+@pytest.mark.parametrize("change", ["top", "inside", "broken"])
+def test_a_recipe_of_another_version_is_refused_by_its_name(tmp_path, change):
+    path = tmp_path / "recipe.json"
+    Recipe(model="m", data="d", output="o").save(path)
+    values = json.loads(path.read_text())
+    (values if change == "top" else values["moe"])["new_field"] = 1
+    path.write_text("{" if change == "broken" else json.dumps(values))
+    with pytest.raises(ValueError, match=r"recipe.json is no recipe of this version: .*(new_field|line 1)"):
+        Recipe.load(path)

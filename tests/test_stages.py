@@ -405,7 +405,7 @@ def test_a_mistyped_option_is_named_before_anything_is_written(workspace, option
 
 
 def test_whole_numbers_will_do_for_fractions(workspace):
-    recipe = make_recipe(workspace, stages=(2,)).but(trainer={"max_grad_norm": 1})
+    recipe = make_recipe(workspace, stages=(2,)).but(trainer={"max_grad_norm": 1, "neftune_noise_alpha": 5})
     assert describe(recipe)
 
 

@@ -14,6 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from evomoe.configuration import MODEL_TYPE, EvoMoEConfig, MoEConfig
+from evomoe.hub import set_remote_code
 
 
 class AnyEvoMoEConfig(EvoMoEConfig):
@@ -57,6 +58,7 @@ def sparse_config(dense: PreTrainedConfig, moe: MoEConfig) -> EvoMoEConfig:
     sparse: Any = copy(dense)
     sparse.__class__ = config_class(moe.base_model_type)
     sparse.evomoe, sparse.architectures = asdict(moe), None
+    set_remote_code(sparse, False)  # a dense model's own code knows nothing of experts
     return sparse
 
 

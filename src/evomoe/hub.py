@@ -6,16 +6,21 @@ folder also holds a module of one line that imports the installed evomoe, and ``
 runs that module only for those who say ``trust_remote_code=True``.
 """
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.configuration_utils import PreTrainedConfig
 
-from evomoe.configuration import MoEConfig
+from evomoe.configuration import MODEL_TYPE, MoEConfig
 from evomoe.files import write_text
 from evomoe.tables import markdown_table
+
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 REMOTE_MODULE = "evomoe_auto"
@@ -41,9 +46,23 @@ def set_remote_code(config: PreTrainedConfig, wanted: bool) -> None:
         del config.auto_map
 
 
+def has_remote_code(config: PreTrainedConfig) -> bool:
+    """Whether a configuration points to that module."""
+    return getattr(config, "auto_map", None) == _AUTO_MAP
+
+
 def write_remote_module(folder: str | Path) -> None:
     """Writes the module that a configuration with remote code points to."""
     write_text(Path(folder) / f"{REMOTE_MODULE}.py", _REMOTE_CODE)
+
+
+def card_of_folder(folder: str | Path) -> str | None:
+    """The model card in the folder of a saved EvoMoE model; None for any other folder or a hub name."""
+    card, config = Path(folder) / CARD, Path(folder) / "config.json"
+    if not str(folder) or not card.is_file() or not config.is_file():
+        return None
+    is_sparse = json.loads(config.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
+    return card.read_text(encoding="utf-8") if is_sparse else None
 
 
 def model_card(
@@ -97,6 +116,12 @@ def model_card(
 
 
 def _licence(base_model: str) -> Any:
-    """The licence that a base model's card names; None if its folder has no card or it lies on the hub."""
+    """The licence that a base model's card names; None if its folder has no card that can be read, or it lies on the hub."""
     card = Path(base_model) / CARD
-    return ModelCard.load(card).data.get("license") if base_model and card.is_file() else None
+    if not base_model or not card.is_file():
+        return None
+    try:
+        return ModelCard.load(card).data.get("license")
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        logger.warning("%s cannot be read, so the model card names no licence: %s", card, error)
+        return None

@@ -23,9 +23,11 @@ def auto_model(config: PreTrainedConfig) -> type:
     Raises:
         ValueError: neither knows it.
     """
-    for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
-        if type(config) in auto._model_mapping or hasattr(config, "auto_map"):
-            return auto
+    autos = (AutoModelForImageTextToText, AutoModelForCausalLM)
+    known = [auto for auto in autos if type(config) in auto._model_mapping]
+    remote = [auto for auto in autos if auto.__name__ in (getattr(config, "auto_map", None) or {})]
+    if known or remote:
+        return [*known, *remote][0]
     raise ValueError(
         f"Models of type '{config.model_type}' are neither image-text-to-text nor causal language models to transformers."
     )

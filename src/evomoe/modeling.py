@@ -5,11 +5,11 @@ Implements: Eq. 2, Eq. 3, Eq. 4, Eq. 9, Eq. 10, Eq. 11, Table 6 (shared expert).
 
 import inspect
 import logging
+import re
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import make_dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.aux_losses import AUX_LOSSES, LayerRecord
 from evomoe.configuration import EvoMoEConfig, MoEConfig
 from evomoe.experts import Experts
-from evomoe.hub import CARD, model_card, set_remote_code, write_remote_module
+from evomoe.hub import CARD, card_of_folder, has_remote_code, model_card, set_remote_code, write_remote_module
 from evomoe.modality import ForwardPass, Modality, checkpoint_with_pass, current_pass, modality_of_inputs, running
 from evomoe.routers import ROUTERS, Router
 from evomoe.structure import decoder_layers, find_ffn, image_token_ids, text_config
@@ -118,8 +118,8 @@ class EvoMoEMixin:
             with running(forward_pass):
                 out = super().forward(attention_mask=attention_mask, return_dict=True, **inputs, **kwargs)
         except RuntimeError as error:
-            mismatch = _mismatch(self, inputs | kwargs)
-            if mismatch:
+            mismatch = _mismatch(self, inputs | kwargs | {"attention_mask": attention_mask})
+            if mismatch and re.search(r"dtype|scalar type|device|meta tensor", str(error)):
                 raise ValueError(mismatch) from error
             raise
         added: dict[str, Any] = {}
@@ -164,17 +164,17 @@ class EvoMoEMixin:
         if remote_code is not None:
             set_remote_code(self.config, remote_code)
         super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
-        if is_main_process and hasattr(self.config, "auto_map"):
+        if is_main_process and has_remote_code(self.config):
             write_remote_module(save_directory)
 
     def push_to_hub(self, repo_id: str, *, token: str | bool | None = None, private: bool | None = None, **kwargs):
         """transformers' ``push_to_hub``; a repository without a model card gets EvoMoE's, or the one the model was loaded with."""
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        if not file_exists(repo_id, CARD, token=token):  # transformers would write an empty form
-            loaded_with = Path(self.name_or_path) / CARD
-            is_there = bool(self.name_or_path) and loaded_with.is_file()
-            card = loaded_with.read_text(encoding="utf-8") if is_there else model_card(self.config.moe, type(self).__name__, "")
-            ModelCard(card).push_to_hub(repo_id, token=token)
+        if not file_exists(repo_id, CARD, revision=kwargs.get("revision"), token=token):  # transformers would write an empty form
+            # A model that was just converted still bears the dense model's name.
+            card = card_of_folder(self.name_or_path) or model_card(self.config.moe, type(self).__name__, self.name_or_path)
+            where = {name: kwargs[name] for name in ("revision", "create_pr") if name in kwargs}
+            ModelCard(card).push_to_hub(repo_id, token=token, **where)
         return super().push_to_hub(repo_id, token=token, private=private, **kwargs)
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, **kwargs) -> None:
@@ -196,7 +196,7 @@ def _mismatch(model: PreTrainedModel, inputs: dict[str, Any]) -> str | None:
     for name, value in inputs.items():
         if isinstance(value, Tensor) and value.device != model.device and not hasattr(model, "hf_device_map"):
             return f"{name} is on {value.device}, the model on {model.device}; pass inputs.to(model.device)."
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != model.dtype:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != model.dtype and name != "attention_mask":
             return f"{name} is {value.dtype}, the model {model.dtype}; pass inputs.to(model.device, model.dtype)."
     return None
 

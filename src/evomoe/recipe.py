@@ -283,15 +283,22 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
-        """Reads recipe.json."""
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        missing = {f.name for f in dataclasses.fields(cls)} - set(values)
-        if missing:
-            raise ValueError(f"{path} is no recipe of this version: it lacks {', '.join(sorted(missing))}.")
-        parts = {"moe": MoEOptions, "evolution": EvolutionOptions} | {f"stage{n}": StageOptions for n in STAGES}
-        for name, part in parts.items():
-            values[name] = part(**_tuples(values[name]))
-        return cls(**_tuples(values))
+        """Reads recipe.json.
+
+        Raises:
+            ValueError: it is no recipe of this version, or no JSON; the message names the file.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            missing = {f.name for f in dataclasses.fields(cls)} - set(values)
+            if missing:
+                raise TypeError(f"it lacks {', '.join(sorted(missing))}")
+            parts = {"moe": MoEOptions, "evolution": EvolutionOptions} | {f"stage{n}": StageOptions for n in STAGES}
+            for name, part in parts.items():
+                values[name] = part(**_tuples(values[name]))
+            return cls(**_tuples(values))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no recipe of this version: {error}.") from error
 
     def differences(self, other: "Recipe") -> list[str]:
         """Names the fields in which two recipes differ, but for where the run lies and how many processes read its pictures."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from huggingface_hub.dataclasses import type_validator
@@ -138,7 +138,8 @@ def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
         if name not in TrainingArguments.__dataclass_fields__:
             nearest = get_close_matches(name, TrainingArguments.__dataclass_fields__, 1)
             raise ValueError(f"TrainingArguments has no '{name}'" + (f"; did you mean '{nearest[0]}'?" if nearest else "."))
-        is_number = types[name] is float and type(value) is int  # JSON's 1 will do for 1.0
+        accepted = (types[name], *get_args(types[name]))
+        is_number = float in accepted and int not in accepted and type(value) is int  # JSON's 1 will do for 1.0
         try:
             type_validator(name, float(value) if is_number else value, types[name])
         except TypeError as error:
