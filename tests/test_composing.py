@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import IMAGE_TOKEN, make_language_model, make_records, make_tokenizer
+from tiny import IMAGE_TOKEN, make_language_model, make_llava, make_records, make_tokenizer
 from tokenizers import Tokenizer
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import (
@@ -38,7 +38,8 @@ from transformers import (
 
 from evomoe.composing import compose, compose_folder, with_images
 from evomoe.recipe import Recipe, StageOptions
-from evomoe.stages import run, stage_folder
+from evomoe.run_folder import stage_folder
+from evomoe.stages import run
 from evomoe.upcycling import upcycle_folder
 
 VISION = {
@@ -132,7 +133,7 @@ def test_only_the_projector_is_new_and_saving_changes_nothing(tower, tied, tmp_p
     assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) is tied
     again = AutoProcessor.from_pretrained(tmp_path)
     torch.testing.assert_close(dict(ask(again, loaded, 2)), dict(inputs))
-    assert torch.equal(loaded.eval()(**ask(again, loaded, 2)).logits, logits)
+    torch.testing.assert_close(loaded.eval()(**ask(again, loaded, 2)).logits, logits, atol=1e-6, rtol=0)
 
 
 def test_the_patches_reach_the_language_model_in_their_order(tower):
@@ -196,7 +197,7 @@ def test_of_a_two_tower_model_the_vision_tower_is_taken(kind, make, tmp_path):
     logits = model(**inputs).logits
     model.save_pretrained(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-    assert torch.equal(loaded(**inputs).logits, logits)
+    torch.testing.assert_close(loaded(**inputs).logits, logits, atol=1e-6, rtol=0)
 
 
 def test_the_seed_draws_the_projector_and_leaves_the_caller_s_random_numbers_alone(tower):
@@ -360,8 +361,15 @@ def test_folders_that_hold_no_vision_tower_are_refused_and_nothing_is_written(tm
     text, vision = write_parts(tmp_path)
     with pytest.raises(ValueError, match="--vision .*text: a model of type 'llama' has no vision tower"):
         compose_folder(str(text), str(text), tmp_path / "out")
+    with pytest.raises(ValueError, match="--text .*vision: Models of type 'clip' are neither"):
+        compose_folder(str(vision), str(vision), tmp_path / "out")
+    make_llava().save_pretrained(tmp_path / "llava")
+    with pytest.raises(ValueError, match="--text .*llava: this is a vision-language model already"):
+        compose_folder(str(tmp_path / "llava"), str(vision), tmp_path / "out")
+    with pytest.raises(ValueError, match="--vision .*nothing: there is no such folder"):
+        compose_folder(str(text), str(tmp_path / "nothing"), tmp_path / "out")
     (text / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(ValueError, match="--text .*text: its tokenizer has no chat template.*chat_template.jinja beside"):
         compose_folder(str(text), str(vision), tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"text", "vision"}
+    assert {path.name for path in tmp_path.iterdir()} == {"text", "vision", "llava"}
     assert isinstance(LlamaConfig.from_pretrained(text), LlamaConfig)

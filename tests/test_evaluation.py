@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import make_llava, make_processor
+from tiny import make_language_model, make_llava, make_processor
 
 from evomoe import evaluation, upcycle
 from evomoe.data import easy_vqa as easy_vqa_data
@@ -166,6 +166,12 @@ def test_several_benchmarks_give_several_tables(workspace, quiz, monkeypatch):
     monkeypatch.setitem(evaluation.BENCHMARKS, "other", quiz)
     table = evaluate_checkpoint(workspace / "model", ["quiz", "other"], limit=1)
     assert table.count("accuracy %") == 2 and "| other, accuracy %" in table
+
+
+def test_a_text_only_model_is_no_model_for_pictures(quiz, tmp_path):
+    make_language_model().save_pretrained(tmp_path / "text")
+    with pytest.raises(ValueError, match="quiz needs a model that takes pictures; .*text is text-only"):
+        evaluate_checkpoint(tmp_path / "text", ["quiz"])
 
 
 def test_mistakes_are_named_before_anything_is_loaded(tmp_path):

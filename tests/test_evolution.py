@@ -167,7 +167,9 @@ def test_collapsed_experts_are_named_and_refused_with_a_way_out():
     evolution.after_step()  # a step without movement, as at the end of a cosine schedule
     report = diversity_report(evolution)
     assert report["collapsed"] == ["expert2", "expert3", "expert4"]
-    with pytest.raises(ValueError, match="'lookback' with stop_fraction 1.0 under a cosine .*scaled_update.*allow_collapsed"):
+    with pytest.raises(
+        ValueError, match="'lookback' with stop_fraction 1.0 under a cosine .*scaled_update.*--allow-collapsed-experts"
+    ):
         check_not_collapsed(report, "cosine")
     report["collapsed"].pop()
     check_not_collapsed(report, "cosine")
@@ -175,13 +177,13 @@ def test_collapsed_experts_are_named_and_refused_with_a_way_out():
 
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match=r"\[0.5, 1.2\]"):
-        EvolutionOptions(beta_ranges=((0.5, 1.2),))
+        EvolutionOptions(beta_ranges=((0.5, 1.2),)).check(2)
     with pytest.raises(ValueError, match=r"\[0.9, 0.5\]"):
-        EvolutionOptions(beta_ranges=((0.9, 0.5),))
-    with pytest.raises(ValueError, match="stop_fraction"):
-        EvolutionOptions(stop_fraction=1.5)
+        EvolutionOptions(beta_ranges=((0.9, 0.5),)).check(2)
+    with pytest.raises(ValueError, match="--evolution.stop-fraction"):
+        EvolutionOptions(stop_fraction=1.5).check(4)
     with pytest.raises(ValueError, match="4 experts need 3"):
-        EvolutionOptions(beta_ranges=fixed(0.9, 0.8)).check_experts(4)
+        EvolutionOptions(beta_ranges=fixed(0.9, 0.8)).check(4)
     with pytest.raises(ValueError, match="choose from ema, scaled_update"):
         ExpertEvolution({0: nn.Linear(1, 1)}, EvolutionOptions("emma"), 1)
     with pytest.raises(ValueError, match="at least one step"):

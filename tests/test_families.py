@@ -4,13 +4,15 @@ import pytest
 import torch
 from tiny import FAMILIES, IMAGE_TOKEN, QUICK, inputs_for, make
 from tiny.families import LAYERS, START_TOKEN, VIDEO_TOKEN
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_LM
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_TO_TEXT
 
 from evomoe import upcycle
 from evomoe.evolution import ExpertEvolution
 from evomoe.recipe import EvolutionOptions
 from evomoe.stages.trainable import set_trainable
-from evomoe.structure import decoder_layers, ffn_names, module_name, part_of
+from evomoe.structure import UnsupportedModelError, check_convertible, decoder_layers, ffn_names, module_name, part_of
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
 
@@ -155,3 +157,30 @@ def _step(model: PreTrainedModel, inputs: dict, what: str, layers: list[int]) ->
     if evolution:
         evolution.after_step()
     return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+
+
+@pytest.mark.slow
+def test_every_family_of_transformers_is_converted_or_refused_with_a_reason():
+    """The rule on all dense and sparse families that this version of transformers can build without further packages."""
+    converted, refused = set(), set()
+    for auto, table in ((AutoModelForImageTextToText, IMAGE_TEXT_TO_TEXT), (AutoModelForCausalLM, CAUSAL_LM)):
+        for name in table:
+            try:
+                config = AutoConfig.for_model(name)
+                text = config.get_text_config(decoder=True)
+                text.num_hidden_layers = 2
+                if getattr(text, "layer_types", None):
+                    text.layer_types = text.layer_types[:2]
+                with torch.device("meta"):
+                    model = auto.from_config(config)
+            except Exception:  # needs a package, or its default configuration cannot be built: not ours to judge
+                continue
+            try:
+                assert set(check_convertible(model)) <= {"mlp", "ffn", "ff", "feed_forward"}, name
+                converted.add(name)
+            except UnsupportedModelError as error:
+                assert len(str(error)) > 60
+                refused.add(name)
+    assert len(converted) > 80 and len(refused) > 60
+    assert {"llava", "qwen3_vl", "smolvlm", "gemma3", "internvl", "mllama", "phi3", "falcon", "lfm2"} <= converted
+    assert {"blip-2", "qwen3_vl_moe", "mixtral", "opt", "rwkv", "zamba2", "t5gemma2", "granitemoe"} <= refused

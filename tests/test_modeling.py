@@ -195,3 +195,19 @@ def test_a_sparse_model_can_be_built_from_its_configuration():
     # The router keeps the scale that it draws for itself; transformers' own initialisation would flatten it.
     down = fresh.moe_blocks[0].router.image.down.weight
     assert down.std().item() == pytest.approx((32 * 65) ** -0.5, rel=0.1)
+
+
+def test_inputs_of_another_precision_or_device_are_named(llava):
+    sparse, inputs = upcycle(llava), inputs_for(llava, (0, 0))
+    with pytest.raises(ValueError, match=r"input_ids is on meta, the model on cpu; pass inputs.to\(model.device\)"):
+        sparse(**{name: value.to("meta") for name, value in inputs.items()})
+    embeds = sparse.get_input_embeddings()(inputs.pop("input_ids"))
+    with pytest.raises(ValueError, match=r"inputs_embeds is torch.float32, the model torch.bfloat16; pass inputs.to\("):
+        sparse.to(torch.bfloat16)(**inputs, inputs_embeds=embeds)
+
+
+def test_an_error_of_the_model_itself_is_left_as_it_is(llava):
+    sparse, inputs = upcycle(llava), inputs_for(llava)
+    sparse.model.language_model.layers[1].mlp.forward = lambda x: torch.ones(2, 3) @ torch.ones(2, 3)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        sparse(**inputs)

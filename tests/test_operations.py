@@ -2,15 +2,20 @@
 
 import copy
 import pickle
+import shutil
+from pathlib import Path
 
 import peft
 import pytest
 import torch
 from tiny import inputs_for, make
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel, TrainingArguments
 
 from evomoe import upcycle
+from evomoe.recipe import EvolutionOptions
+from evomoe.stages.trainable import set_trainable
+from evomoe.trainer import EvoMoETrainer
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
 slow = pytest.mark.slow
@@ -127,14 +132,16 @@ def test_half_precision_stays_close_to_float32(family, dtype):
 
 
 @slow
-@pytest.mark.parametrize("family", ["llava", "llava-phi", "idefics3", "qwen2.5-vl", "gemma3"])
+@pytest.mark.parametrize("family", ["llava", "idefics3", "qwen2.5-vl", "gemma3"])
 def test_a_compiled_forward_equals_the_plain_one(family):
     sparse, inputs = make_sparse(family), inputs_for(family)
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         expected = sparse(**inputs).logits[real]
         torch._dynamo.reset()
-        compiled = torch.compile(sparse, backend="inductor" if family == "llava" else "aot_eager")
+        # Inductor takes long, so one family has to do; torch 2.9's writes C++ that does not compile.
+        inductor = family == "llava" and hasattr(torch.nn.functional, "grouped_mm")
+        compiled = torch.compile(sparse, backend="inductor" if inductor else "aot_eager")
         torch.testing.assert_close(compiled(**inputs).logits[real], expected, atol=1e-5, rtol=1e-4)
         other = inputs_for(family, (0, 1), text=8)
         other_real = other["attention_mask"].bool()
@@ -149,7 +156,10 @@ def test_weights_offloaded_to_disk(family, router, tmp_path):
     sparse, inputs = make_sparse(family, router=router, shared_expert=True, moe_layers="all"), inputs_for(family)
     sparse.save_pretrained(tmp_path / "model")
     offloaded = AutoModelForImageTextToText.from_pretrained(
-        tmp_path / "model", device_map="auto", max_memory={"cpu": "60KB"}, offload_folder=tmp_path / "offload"
+        tmp_path / "model",
+        device_map="auto",
+        max_memory={"cpu": int(0.7 * sparse.get_memory_footprint())},
+        offload_folder=tmp_path / "offload",
     ).eval()
     assert "disk" in set(offloaded.hf_device_map.values())
     assert any(p.is_meta for block in offloaded.moe_blocks.values() for p in block.parameters())
@@ -222,3 +232,45 @@ def test_copies_and_pickles_are_the_model(family):
             torch.testing.assert_close(twin(**inputs).logits, expected, atol=1e-6, rtol=0)
             next(twin.parameters()).data.add_(1.0)
         torch.testing.assert_close(sparse(**inputs).logits, expected, atol=1e-6, rtol=0)
+
+
+class Conversations(torch.utils.data.Dataset):
+    """Eight batches of one picture and some words."""
+
+    def __init__(self, family: str) -> None:
+        self.items = [inputs_for(family, (1,), text=5 + i) for i in range(8)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.items[index] | {"labels": self.items[index]["input_ids"]}
+
+
+def train(family: str, stage: int, folder: Path, resume: bool) -> dict[str, torch.Tensor]:
+    """Trains four steps with a checkpoint after two, or the last two from that checkpoint; returns all that was trained."""
+    model = make(family) if stage == 2 else make_sparse(family)
+    set_trainable(model, "ffn" if stage == 2 else "router", [0, 2])
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=4, save_steps=2, per_device_train_batch_size=1, learning_rate=1e-2, report_to="none",
+        use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    trainer = EvoMoETrainer(
+        model=model, args=arguments, train_dataset=Conversations(family), data_collator=lambda items: items[0],
+        evolution=EvolutionOptions() if stage == 2 else None, moe_layers=[0, 2],
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2") if resume else None)
+    evolved = trainer.evolution.experts.expert_tensors() if stage == 2 else {}
+    return evolved | {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@slow
+@pytest.mark.parametrize("family", ["llava-phi", "idefics3", "qwen2.5-vl", "gemma3"])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(family, stage, tmp_path):
+    whole = train(family, stage, tmp_path, resume=False)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    resumed = train(family, stage, tmp_path, resume=True)
+    assert whole.keys() == resumed.keys() and whole
+    for name in whole:
+        torch.testing.assert_close(resumed[name], whole[name], atol=1e-7, rtol=0, msg=name)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from tiny import write_workspace
+from transformers import AutoConfig, AutoProcessor
 
 from evomoe import cli
+from evomoe.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,6 +27,25 @@ def test_the_five_lines_of_python_run(tmp_path, monkeypatch):
     exec(code, scope)
     assert type(scope["model"]).__name__ == "EvoMoELlavaForConditionalGeneration"
     assert scope["model"].config.moe.num_experts == 4
+    assert AutoProcessor.from_pretrained(workspace / "sparse").chat_template
+
+
+def test_the_python_of_the_quickstart_starts_from_a_recipe(tmp_path, monkeypatch):
+    (code,) = blocks(ROOT / "docs" / "quickstart.md", "python")
+    started = []
+    monkeypatch.setattr("evomoe.stages.run", lambda recipe: started.append(recipe))
+    Recipe("m", "d", "runs/mine").save(tmp_path / "recipe.json")
+    exec(code.replace("runs/mine/recipe.json", str(tmp_path / "recipe.json")), {})
+    assert started == [Recipe("m", "d", "runs/again", seed=1)]
+
+
+def test_the_message_that_the_readme_quotes_is_transformers(tmp_path):
+    write_workspace(tmp_path)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"model_type": "llava"', '"model_type": "no_such_type"'))
+    (quoted,) = re.findall(r'^"(The checkpoint .*)"$', (ROOT / "README.md").read_text(), flags=re.M)
+    with pytest.raises(ValueError, match=re.escape(quoted.replace("evomoe", "no_such_type"))):
+        AutoConfig.from_pretrained(tmp_path / "model")
 
 
 def commands(page: Path) -> list[str]:
@@ -37,6 +58,7 @@ def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page,
     taken = []
     for verb in ("demo", "upcycle", "params", "compose", "evaluate", "list_names"):
         monkeypatch.setattr(cli, verb, _stand_in(getattr(cli, verb), taken))
+    monkeypatch.setattr(cli, "check_paths", lambda *args: None)  # the pages' files are examples
     monkeypatch.setattr("evomoe.stages.run", lambda *args, **kwargs: taken.append("train"), raising=True)
     monkeypatch.setattr("evomoe.stages.dry_run.describe", lambda recipe, resume: taken.append("train") or "")
     lines = [line for line in commands(page) if "..." not in line]

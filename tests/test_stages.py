@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,15 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import make, make_llava, make_records, write_workspace
+from tiny import make, make_language_model, make_llava, make_records, make_tokenizer, write_workspace
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from evomoe import upcycle
 from evomoe.recipe import EvolutionOptions, MoEOptions, Recipe, StageOptions
-from evomoe.stages import run, stage_folder
+from evomoe.run_folder import stage_folder
+from evomoe.stages import run
 from evomoe.stages.dry_run import describe
 from evomoe.stages.trainable import set_trainable
 from evomoe.trainer import EpochLengthSampler, EvoMoETrainer
+from evomoe.upcycling import upcycle_folder
 
 
 def make_recipe(workspace: Path, output: str = "run", steps: int = 4, **changes) -> Recipe:
@@ -189,7 +192,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_from_there(workspace, mon
 def test_an_existing_output_folder_is_refused_unless_the_same_run_is_resumed(workspace):
     recipe = make_recipe(workspace, stages=(2,), steps=2)
     run(recipe)
-    with pytest.raises(ValueError, match="exists and is not empty. Add --resume"):
+    with pytest.raises(ValueError, match="holds a run already. Add --resume"):
         run(recipe)
     with pytest.raises(ValueError, match="another recipe .*seed: 0 -> 1"):
         run(recipe.but(seed=1), resume=True)
@@ -198,6 +201,34 @@ def test_an_existing_output_folder_is_refused_unless_the_same_run_is_resumed(wor
     with pytest.raises(ValueError, match="no recipe.json"):
         run(recipe.but(output=str(workspace / "other")), resume=True)
     assert (workspace / "other" / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_got_to_no_checkpoint_is_started_anew_by_any_recipe(workspace, kill_at):
+    recipe, other = make_recipe(workspace, stages=(3,), expert_init="noise"), make_recipe(workspace, stages=(2,))
+    kill_at["routing"], kill_at["evolution"] = 2, 3  # checkpoints are written after every second step
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="killed"):
+            run(recipe)
+    (workspace / "run" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="of another recipe .*leave out --resume to start anew"):
+        run(other, resume=True)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(other)
+    metrics = [json.loads(line) for line in (workspace / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(m["stage"], m["step"]) for m in metrics] == [("evolution", 1), ("evolution", 2)]
+    assert not stage_folder(recipe.output, 3).path.exists() and Recipe.load(workspace / "run" / "recipe.json") == other
+    with pytest.raises(ValueError, match="holds a run already. Add --resume"):  # now there is a checkpoint
+        run(recipe)
+    assert (workspace / "run" / "mine.txt").read_text() == "mine"
+
+
+def test_a_run_whose_models_were_removed_is_still_no_place_for_another(workspace):
+    recipe = make_recipe(workspace, stages=(2,), steps=2)
+    final = run(recipe)
+    shutil.rmtree(final.parent)
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(recipe)
+    assert (workspace / "run" / "metrics.jsonl").is_file()
 
 
 def test_experts_evolve_once_per_optimiser_step_that_happened(workspace, monkeypatch):
@@ -228,15 +259,48 @@ def test_equal_experts_of_any_initialiser_stop_stage_3_when_only_the_router_trai
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"expert_init": "noise", "init_options": {"sdt": 0.1}}, "'noise' takes no 'sdt'; it takes std"),
-        ({"init_options": {"experts": "/nowhere.safetensors"}}, "got '/nowhere.safetensors'"),
-        ({"stage2": StageOptions(train="router")}, "has no parameters in 'router'"),
+        (
+            {"expert_init": "noise", "init_options": {"sdt": 0.1}},
+            "--init-options: init 'noise' takes no 'sdt'; it takes std=0.001",
+        ),
+        ({"expert_init": "noise", "init_options": {"std": "x"}}, "std of init 'noise' is 'x'; it must be a number"),
+        ({"init_options": {"experts": "/nowhere.safetensors"}}, "there is no /nowhere.safetensors"),
+        ({"stage2": StageOptions(train="router")}, "--stage2.train: .* has no parameters in 'router'"),
+        ({"trainer": {"report_to": "wandb"}}, "--trainer: .*report_to: .*pip install wandb"),
+        ({"trainer": {"deepspeed": "zero2.json"}}, "--trainer: .*: deepspeed is not installed: pip install deepspeed"),
     ],
 )
-def test_what_stage_3_would_refuse_is_refused_before_stage_1(workspace, change, message):
+def test_what_would_be_refused_later_is_refused_before_stage_1(workspace, change, message, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    monkeypatch.setattr("evomoe.stages.common.is_deepspeed_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         run(make_recipe(workspace, stages=(1, 2, 3)).but(**change))
     assert not (workspace / "run").exists()
+
+
+def test_a_text_only_model_names_the_stage_that_needs_pictures_and_what_to_do(tmp_path):
+    workspace = write_workspace(
+        tmp_path, [{key: r[key] for key in r if key != "image"} for r in make_records() if "image" not in r]
+    )
+    make_language_model().save_pretrained(workspace / "text")
+    make_tokenizer().save_pretrained(workspace / "text")
+    recipe = make_recipe(workspace, stages=(1, 2, 3)).but(model=str(workspace / "text"))
+    with pytest.raises(
+        ValueError, match="--stage1.train: .*'projector'. It is text-only: give --stages 2 3 or --stage1.train text"
+    ):
+        describe(recipe)
+    assert describe(recipe.but(stages=(2, 3))) and describe(recipe.but(stage1=dataclasses.replace(recipe.stage1, train="text")))
+    with pytest.raises(ValueError, match="It is text-only[.]"):
+        describe(recipe.but(stages=(0,)))
+
+
+def test_a_processor_that_needs_torchvision_says_so_in_a_line(workspace, monkeypatch):
+    def need_torchvision(*args, **kwargs):
+        raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found.\nCheck out\n")
+
+    monkeypatch.setattr("evomoe.loading.AutoProcessor.from_pretrained", need_torchvision)
+    with pytest.raises(ValueError, match="model: its processor .* needs torchvision: pip install torchvision$"):
+        describe(make_recipe(workspace))
 
 
 def test_a_model_without_chat_template_is_refused_at_once(workspace):
@@ -253,7 +317,7 @@ def test_records_that_are_cut_are_counted(tmp_path, caplog):
     records[3]["conversations"][1]["value"] = "?.," * 30
     workspace = write_workspace(tmp_path, records)
     run(make_recipe(workspace, stages=(2,), steps=2, max_length=60), report=False)
-    assert "1 of 8 records are longer than max_length (60) and are cut" in caplog.text
+    assert "Cut at --max-length 60: 1 of 8 records." in caplog.text
 
 
 @pytest.mark.slow
@@ -329,7 +393,7 @@ def test_a_wrong_name_is_refused_before_the_first_stage(workspace, change):
         ({"train": "rooter"}, "no part 'rooter'"),
         ({"trainer": {"learning_rat": 1}}, "did you mean 'learning_rate'"),
         ({"trainer": {"bf16": "maybe"}}, "stage 2: Field 'bf16' expected bool, got str"),
-        ({"trainer": {"max_steps": 1.5}}, "stage 2: Field 'max_steps' expected int, got float"),
+        ({"trainer": {"save_steps": "x"}}, "stage 2: Field 'save_steps' expected .*, got str"),
         ({"trainer": {"lr_scheduler_type": "cosin"}}, "stage 2: cosin is not a valid SchedulerType"),
     ],
 )
@@ -355,7 +419,7 @@ def test_records_that_training_would_refuse_stop_the_run_before_it_or_are_left_o
         with pytest.raises(ValueError, match=r"record 3 .*max_length 60 would leave no answer to learn"):
             start(recipe)
     assert not Path(recipe.output).exists()
-    assert "1 bad records would be left out" in describe(recipe.but(on_bad_record="skip"))
+    assert "1 bad record would be left out" in describe(recipe.but(on_bad_record="skip"))
     run(recipe.but(on_bad_record="skip"), report=False)
     assert "leave no answer" in (Path(recipe.output) / "skipped_records.txt").read_text()
 
@@ -365,8 +429,36 @@ def test_dry_run_tells_what_would_train_and_loads_no_weights(workspace):
     text = describe(make_recipe(workspace, stages=(1, 2, 3)))
     assert "4 layers" in text and "MoE layers: 0, 2" in text
     assert "Stage 2 (evolution): 24 records" in text and "4 steps of 4 x 2 records" in text
+    assert "a step takes" not in text and "Warning" not in text
     assert "trains ffn: 9.22 k of" in text and "layers.0.mlp.gate_proj.weight" in text
     assert not (workspace / "run").exists()
+
+
+def test_dry_run_warns_of_batches_larger_than_the_data_and_of_large_routers(workspace):
+    recipe = make_recipe(workspace)
+    text = describe(recipe.but(stage2=dataclasses.replace(recipe.stage2, accumulation=7), router_options={}))
+    assert text.count("a step takes 28 records, more than there are; smaller: --stage2.batch-size, --stage2.accumulation") == 1
+    warning = "the router of layer 0 has 204.04 k parameters, its FFN 4.61 k; smaller: --router-options hypernet_width=16 rank=4"
+    assert text.count(warning) == 1
+    assert warning in upcycle_folder(recipe.model, workspace / "sparse")
+    assert "Warning" not in upcycle_folder(recipe.model, workspace / "small", router="linear")
+
+
+def test_dry_run_tells_how_far_a_run_to_resume_has_come(workspace, kill_at):
+    recipe = make_recipe(workspace)
+    kill_at["routing"] = 3
+    with pytest.raises(RuntimeError, match="killed"):
+        run(recipe)
+    stages = [line for line in describe(recipe, resume=True).splitlines() if line.startswith("Stage ")]
+    assert [line.rpartition("; ")[2] for line in stages] == ["finished", "goes on after step 2"]
+
+
+def test_progress_bars_can_have_another_name_than_the_stage(workspace, capfd):
+    run(make_recipe(workspace, stages=(2,), steps=2), report=False, label="dense control")
+    err = capfd.readouterr().err
+    assert "dense control: 100%" in err and "evolution:" not in err
+    metrics = (workspace / "run" / "metrics.jsonl").read_text().splitlines()
+    assert {json.loads(line)["stage"] for line in metrics} == {"evolution"}
 
 
 @pytest.mark.parametrize("family", ["llava", "llava-phi"])

@@ -3,10 +3,13 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny import IMAGE_TOKEN, make_language_model, make_llava
 from torch import nn
 from transformers import (
     DeepseekV3Config,
+    Gemma3nForCausalLM,
+    Gemma3nTextConfig,
     GlmConfig,
     Lfm2Config,
     MixtralConfig,
@@ -15,11 +18,14 @@ from transformers import (
     Phi3Config,
     Qwen2MoeConfig,
     Qwen2VLConfig,
+    T5Gemma2Config,
+    T5Gemma2ForConditionalGeneration,
 )
 
 from evomoe import upcycle
 from evomoe.structure import (
     UnsupportedModelError,
+    check_convertible,
     decoder_layers,
     ffn_names,
     find_ffn,
@@ -110,6 +116,22 @@ def test_of_nested_candidates_the_shallowest_is_taken():
     assert find_ffn(layer_with(wrapper=layer_with(deep=maps((8, 16), (16, 8)))), 8) == "wrapper.deep"
 
 
+def test_of_several_the_widest_is_taken_and_equals_are_refused():
+    low_rank, wide = maps((8, 2), (2, 8)), maps((8, 16), (16, 8))
+    assert find_ffn(layer_with(laurel=low_rank, mlp=wide), 8) == find_ffn(layer_with(mlp=wide, laurel=low_rank), 8) == "mlp"
+    with pytest.raises(UnsupportedModelError, match=r"several FFNs of the same width \(first, second\)"):
+        find_ffn(layer_with(first=wide, second=maps((8, 16), (16, 8))), 8)
+
+
+def test_gemma_3n_s_low_rank_map_is_not_its_ffn():
+    config = Gemma3nTextConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        vocab_size=64, vocab_size_per_layer_input=64, hidden_size_per_layer_input=8, laurel_rank=4, num_kv_shared_layers=0,
+        layer_types=["full_attention"] * 2, activation_sparsity_pattern=[0.0, 0.0],
+    )  # fmt: skip
+    assert ffn_names(Gemma3nForCausalLM(config)) == ["mlp", "mlp"]
+
+
 @pytest.mark.parametrize("make", SPARSE.values(), ids=SPARSE)
 def test_a_sparse_model_is_refused(make):
     with pytest.raises(UnsupportedModelError, match="sparse already|EvoMoE model already"):
@@ -150,3 +172,17 @@ def test_parts_of_a_sparse_model_and_of_a_text_model():
 def test_a_projector_s_name_inside_the_language_model_does_not_make_it_one(llava):
     llava.get_decoder().layers[0].mlp.connector = nn.Linear(2, 2)
     assert part_of(llava)["model.language_model.layers.0.mlp.connector.weight"] == "text"
+
+
+def test_a_model_that_sees_pictures_without_an_image_token_is_refused(llava):
+    llava.config.image_token_id = None
+    with pytest.raises(UnsupportedModelError, match=r"names no image token \(image_token_id\)"):
+        upcycle(llava)
+
+
+def test_a_model_with_an_encoder_is_refused():
+    config = T5Gemma2Config()
+    with torch.device("meta"):
+        model = T5Gemma2ForConditionalGeneration(config)
+    with pytest.raises(UnsupportedModelError, match="has an encoder and a decoder"):
+        check_convertible(model)

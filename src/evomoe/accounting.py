@@ -57,6 +57,17 @@ def parameter_facts(counts: ParameterCounts) -> list[tuple[str, str]]:
     ]
 
 
+def large_router(model: nn.Module) -> str:
+    """A warning if a layer's router has more parameters than one of its experts; empty if not."""
+    blocks = (module for module in model.modules() if isinstance(module, EvoMoEBlock))
+    for block in blocks:
+        router, expert = (sum(p.numel() for p in part.parameters()) for part in (block.router, block.experts[0]))
+        if router > expert:
+            smaller = "; smaller: --router-options hypernet_width=16 rank=4" if block.moe.router.startswith("dtr") else ""
+            return f"Warning: the router of layer {block.layer} has {readable(router)} parameters, its FFN {readable(expert)}{smaller}"
+    return ""
+
+
 def readable(count: int) -> str:
     """1234567 -> '1.23 M'."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):

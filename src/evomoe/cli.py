@@ -3,16 +3,20 @@
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from evomoe import __version__
+from evomoe.files import refuse_existing, refuse_missing
 from evomoe.named_values import NamedValues
 from evomoe.recipe import MoEOptions, Recipe
 from evomoe.recipes import RECIPES
+from evomoe.run_folder import can_resume, check_paths
 
 Flat = tyro.conf.arg(name="")
 
@@ -29,22 +33,28 @@ def main(arguments: list[str] | None = None) -> int:
         "eval": evaluate,
         "list": list_names,
     }
+    if arguments == ["--version"]:
+        print(f"evomoe {__version__}")
+        return 0
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            verbs,
-            prog="evomoe",
-            description="Turn a dense vision-language model into a mixture of experts.",
-            args=arguments,
-            config=(tyro.conf.AvoidSubcommands,),
-        )
+        if arguments and arguments[0] in verbs:  # not through all verbs: an error shall point to the help of this one
+            verb = arguments[0]
+            tyro.cli(verbs[verb], prog=f"evomoe {verb}", args=arguments[1:], config=(tyro.conf.AvoidSubcommands,))
+        else:
+            tyro.extras.subcommand_cli_from_dict(
+                verbs,
+                prog="evomoe",
+                description="Turn a dense vision-language model into a mixture of experts. `evomoe --version` names the version.",
+                args=arguments,
+            )
         sys.stdout.flush()  # here, so that a reader that has gone away is noticed here
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError) as error:
         print(f"evomoe: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("evomoe: interrupted. The same command with --resume goes on from the last checkpoint.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(" ".join(["evomoe: interrupted.", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     return 0
 
@@ -59,15 +69,19 @@ def demo(output: str = "runs/demo", resume: bool = True) -> None:
     from evomoe.demo import run_demo
 
     _hide_loading_bars()
-    print(run_demo(output, resume))
+    with _when_interrupted(lambda: "The same command goes on where it stopped."):
+        print(run_demo(output, resume))
 
 
 def _train_from(arguments: list[str]) -> Callable[..., None]:
     """The verb ``train`` with the defaults of the recipe that the arguments name."""
-    pairs = itertools.pairwise([part for argument in arguments for part in argument.split("=", 1)])
-    name = next((after for before, after in pairs if before == "--recipe"), "evomoe")
+    parts = [part for argument in arguments for part in argument.split("=", 1)]
+    name = next((after for before, after in itertools.pairwise(parts) if before == "--recipe"), "evomoe")
     if name not in RECIPES:
         print(f"evomoe: --recipe: there is no '{name}'; choose from {', '.join(RECIPES)}.", file=sys.stderr)
+        sys.exit(2)
+    if "--lr" in parts:  # what many will try, and too short for the parser to guess what is meant
+        print("evomoe: each stage has its own --lr: --stage1.learning-rate; see `evomoe train --help`.", file=sys.stderr)
         sys.exit(2)
     base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
 
@@ -80,6 +94,7 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
             dry_run: print what would train, parameter counts and steps; load no weights.
             resume: go on with the unfinished run in the output folder.
         """
+        check_paths(options, resume)
         if dry_run:
             from evomoe.stages.dry_run import describe
 
@@ -88,7 +103,8 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
         from evomoe.stages import run
 
         _hide_loading_bars()
-        print(f"Trained model: {run(options, resume)}")
+        with _when_interrupted(lambda: _RESUME if can_resume(options.output) else "The same command starts anew."):
+            print(f"Trained model: {run(options, resume)}\nReport: {Path(options.output) / 'report.md'}")
 
     return train
 
@@ -120,6 +136,8 @@ def upcycle(
         remote_code: also write the module through which transformers loads the model where evomoe is installed but not
             imported; it runs only for those who load with trust_remote_code=True.
     """
+    refuse_missing(dense)
+    refuse_existing(out)
     from evomoe.upcycling import upcycle_folder
 
     _hide_loading_bars()
@@ -166,6 +184,9 @@ def compose(
         seed: draws the projector.
         trust_remote_code: run code from the models' repositories.
     """
+    refuse_missing(text)
+    refuse_missing(vision)
+    refuse_existing(out)
     from evomoe.composing import compose_folder
 
     _hide_loading_bars()
@@ -188,6 +209,9 @@ def evaluate(
         limit: score only so many questions, evenly spaced; 0 scores all.
         output: also write the scores and every answer to this JSON file.
     """
+    refuse_missing(checkpoint)
+    if output:
+        refuse_existing(output, "file")
     from evomoe.evaluation.command import evaluate_checkpoint
 
     _hide_loading_bars()
@@ -205,6 +229,18 @@ def list_names(
     from evomoe.listing import describe_table
 
     print(describe_table(what))
+
+
+_RESUME = "The same command with --resume goes on from the last checkpoint."
+
+
+@contextmanager
+def _when_interrupted(hint: Callable[[], str]) -> Iterator[None]:
+    """Lets Ctrl-C within the block say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(hint()) from None
 
 
 def _hide_loading_bars() -> None:

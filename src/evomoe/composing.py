@@ -1,5 +1,7 @@
 """A LLaVA of one's own parts: any language model and any vision tower, joined by a fresh projector."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,6 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
@@ -20,6 +21,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.accounting import readable
 from evomoe.files import new_folder
+from evomoe.loading import load_config, takes_pictures
 
 IMAGE_TOKEN = "<image>"
 
@@ -162,21 +164,43 @@ def with_images(template: str) -> str:
     )
 
 
+@contextmanager
+def _naming(part: str) -> Iterator[None]:
+    """Lets the errors of a block name the part that they are about, in one line."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{part}: {reason}") from error
+
+
 def compose_folder(text: str, vision: str, out: str | Path, seed: int = 0, trust_remote_code: bool = False) -> str:
-    """Loads the parts from folders or the hub, joins them and writes model and processor to ``out``."""
+    """Loads the parts from folders or the hub, joins them and writes model and processor to ``out``.
+
+    Raises:
+        ValueError: ``out`` exists, or a part cannot be loaded or does not fit; the message names the part.
+    """
     with new_folder(out) as folder:
         kwargs = {"trust_remote_code": trust_remote_code}
-        vision_config = AutoConfig.from_pretrained(vision, **kwargs)
-        if not hasattr(vision_config, "patch_size") and not hasattr(vision_config, "vision_config"):
-            raise ValueError(f"--vision {vision}: a model of type '{vision_config.model_type}' has no vision tower.")
-        tokenizer = AutoTokenizer.from_pretrained(text, **kwargs)
-        model, processor = compose(
-            AutoModelForCausalLM.from_pretrained(text, **kwargs),
-            AutoModel.from_pretrained(vision, **kwargs),
-            tokenizer,
-            AutoImageProcessor.from_pretrained(vision, **kwargs),
-            seed,
-        )
+        with _naming(f"--text {text}"):
+            if takes_pictures(load_config(text, **kwargs)):
+                raise ValueError("this is a vision-language model already; name a language model alone.")
+            tokenizer = AutoTokenizer.from_pretrained(text, **kwargs)
+            if not tokenizer.chat_template:
+                raise ValueError(
+                    "its tokenizer has no chat template. Take the model's chat (instruct) variant, or save the model to a folder and "
+                    "write the template to chat_template.jinja beside its tokenizer."
+                )
+        with _naming(f"--vision {vision}"):
+            config = load_config(vision, **kwargs)
+            if not hasattr(config, "patch_size") and not hasattr(config, "vision_config"):
+                raise ValueError(f"a model of type '{config.model_type}' has no vision tower.")
+            image_processor = AutoImageProcessor.from_pretrained(vision, **kwargs)
+            tower = AutoModel.from_pretrained(vision, **kwargs)
+        with _naming(f"--text {text}"):
+            language_model = AutoModelForCausalLM.from_pretrained(text, **kwargs)
+        with _naming(f"--text {text}, --vision {vision}"):
+            model, processor = compose(language_model, tower, tokenizer, image_processor, seed)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     projector = sum(p.numel() for p in model.model.multi_modal_projector.parameters())

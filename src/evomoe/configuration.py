@@ -9,6 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from evomoe.aux_losses import AUX_LOSSES
 from evomoe.expert_init import INITS
+from evomoe.options import check_options
 from evomoe.placement import moe_layers
 from evomoe.recipe import MoEOptions
 from evomoe.routers import GATES, ROUTERS
@@ -42,13 +43,15 @@ class MoEConfig(MoEOptions):
             ("aux_reduction", self.aux_reduction, ("mean", "sum")),
         ):
             if name not in table:
-                raise ValueError(f"{option}: there is no '{name}'; choose from {', '.join(table)}.")
+                own = "" if option == "aux_reduction" else " If it is your own, import the file that registers it first."
+                raise ValueError(f"{option}: there is no '{name}'; choose from {', '.join(table)}.{own}")
 
     @classmethod
     def for_model(cls, config: PreTrainedConfig, placement: str | Sequence[int], **fields) -> "MoEConfig":
         """The MoE part for a dense model's ``config``; ``placement`` as in ``evomoe.placement``."""
         text = config.get_text_config(decoder=True)
         moe = cls(base_model_type=config.model_type, moe_layers=moe_layers(placement, text.num_hidden_layers), **fields)
+        check_options("router", moe.router, ROUTERS[moe.router], moe.router_options)
         try:
             with torch.device("meta"):
                 ROUTERS[moe.router](text.hidden_size, moe.num_experts, **moe.router_options)

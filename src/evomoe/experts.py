@@ -40,7 +40,7 @@ class Experts(nn.ModuleList):
         if self.implementation == "grouped_mm" or self.implementation == "auto" and self._grouped_mm_pays(x_TD):
             out_of = self._run_grouped_mm
         elif T == 1:
-            return self._run_one_token(x_TD, index_TK.tolist()[0], weight_TK)
+            return self._run_one_token(x_TD, index_TK, weight_TK)
         else:
             out_of = self._run_loop
         slot_of_S = torch.argsort(index_TK.reshape(-1), stable=True)
@@ -50,12 +50,16 @@ class Experts(nn.ModuleList):
         add = torch.index_copy if K == 1 else torch.index_add  # with one slot per token nothing needs adding
         return add(torch.zeros_like(x_TD), 0, token_of_S, y_SD)
 
-    def _run_one_token(self, x_TD: Tensor, index_K: list[int], weight_TK: Tensor) -> Tensor:
+    # How many tokens an expert gets is data. torch.compile leaves these two functions alone and compiles the experts in them.
+    @torch.compiler.disable(recursive=False)
+    def _run_one_token(self, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        (index_K,) = index_TK.tolist()
         if len(index_K) == 1 and index_K[0] < len(self):  # the usual case, in as few operations as can be
             return self[index_K[0]](x_TD) * weight_TK
         outputs = [self[e](x_TD) * weight_TK[:, k : k + 1] for k, e in enumerate(index_K) if e < len(self)]
         return sum(outputs[1:], outputs[0]) if outputs else torch.zeros_like(x_TD)
 
+    @torch.compiler.disable(recursive=False)
     def _run_loop(self, x_TD: Tensor, token_of_S: Tensor, count_E: Tensor) -> Tensor:
         """Outputs in slot order, (S, D); slots without an expert are zero."""
         # An expert that trains runs even on no rows: under DDP and FSDP every rank must touch the same parameters.
@@ -74,7 +78,12 @@ class Experts(nn.ModuleList):
         )
 
     def can_group(self) -> bool:
-        """Whether ``grouped_mm`` can run these experts: gate/up/down maps without biases, widths that are multiples of 8."""
+        """Whether ``grouped_mm`` can run these experts: gate/up/down maps without biases, widths that are multiples of 8.
+
+        It came with torch 2.10.
+        """
+        if not hasattr(F, "grouped_mm"):
+            return False
         names = {name for name, _ in self[0].named_parameters()}
         gated = names == {"gate_proj.weight", "up_proj.weight", "down_proj.weight"} and hasattr(self[0], "act_fn")
         return gated and all(size % 8 == 0 for size in self[0].gate_proj.weight.shape)
@@ -82,7 +91,7 @@ class Experts(nn.ModuleList):
     def _run_grouped_mm(self, x_TD: Tensor, token_of_S: Tensor, count_E: Tensor) -> Tensor:
         if not self.can_group():
             raise ValueError(
-                f"{type(self[0]).__name__} cannot run as grouped_mm (gate/up/down without biases, widths in multiples of 8); "
+                f"{type(self[0]).__name__} cannot run as grouped_mm (torch 2.10, gate/up/down without biases, widths in multiples of 8); "
                 "set Experts.implementation = 'loop'."
             )
         x_SD, ends_E = x_TD[token_of_S], count_E.cumsum(0).to(torch.int32)

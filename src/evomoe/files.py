@@ -28,6 +28,33 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
     os.replace(partial, path)
 
 
+def refuse_missing(name: str | Path) -> None:
+    """Refuses a name that can only be a path, and leads nowhere; any other may be that of a model or a dataset on the hub.
+
+    Raises:
+        ValueError: there is no such file or folder.
+    """
+    text, path = str(name), Path(name)
+    if path.exists():
+        return
+    if path.suffix in (".json", ".jsonl"):
+        raise ValueError(f"{name}: there is no such file.")
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+        raise ValueError(f"{name}: there is no such folder.")
+
+
+def check_folder(option: str, path: str | Path) -> None:
+    """Raises ValueError, naming the option, if there is no such folder."""
+    if not Path(path).is_dir():
+        raise ValueError(f"{option}: {path} is not a folder.")
+
+
+def refuse_existing(path: str | Path, kind: str = "folder") -> None:
+    """Raises ValueError if there is something of that name already; ``kind`` is what was to be written there."""
+    if Path(path).exists():
+        raise ValueError(f"{path} exists already; name another {kind}.")
+
+
 class ShardWriter:
     """Writes a model's tensors shard by shard, named and indexed as transformers expects.
 
@@ -84,8 +111,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         ValueError: something of that name exists.
     """
     path = Path(path)
-    if path.exists():
-        raise ValueError(f"{path} exists already; name another folder.")
+    refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,9 +1,10 @@
-"""What ``evomoe list`` prints: the rows of a table with the first sentence of each row's documentation."""
+"""What ``evomoe list`` prints: the rows of a table with the first sentence of each row's documentation, and its options."""
 
 import inspect
 from dataclasses import fields
 from importlib import import_module
 
+from evomoe.options import Kind, describe_options
 from evomoe.recipe import STAGES
 
 TABLES = {
@@ -15,6 +16,8 @@ TABLES = {
     "benchmarks": ("evomoe.evaluation", "BENCHMARKS"),
     "recipes": ("evomoe.recipes", "RECIPES"),
 }
+
+_HAVE_OPTIONS: dict[str, Kind] = {"routers": "router", "inits": "init"}
 
 
 def describe_table(what: str) -> str:
@@ -34,4 +37,5 @@ def _summary(what: str, value) -> str:
         stages = " ".join(f"{stage} ({STAGES[stage]})" for stage in value.stages)
         return f"stages {stages}{experts}{moe}"
     documented = inspect.getmodule(value.items) if what == "benchmarks" else value
-    return (inspect.getdoc(documented) or "").partition("\n")[0].strip()
+    summary = (inspect.getdoc(documented) or "").partition("\n")[0].strip()
+    return f"{summary} Options: {describe_options(_HAVE_OPTIONS[what], value)}" if what in _HAVE_OPTIONS else summary

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from transformers.configuration_utils import PreTrainedConfig
@@ -12,7 +13,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.configuration import MoEConfig
 from evomoe.families import sparse_config
-from evomoe.structure import ffn_names
+from evomoe.files import refuse_missing
+from evomoe.structure import check_convertible
 
 
 def auto_model(config: PreTrainedConfig) -> type:
@@ -29,14 +31,26 @@ def auto_model(config: PreTrainedConfig) -> type:
     )
 
 
+def takes_pictures(config: PreTrainedConfig) -> bool:
+    """Whether the model is image-text-to-text, not text-only."""
+    return auto_model(config) is AutoModelForImageTextToText
+
+
 def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Loads the configuration of a folder or hub name, or the configuration file itself.
 
     Raises:
-        ValueError: there is no such model, or no way to it.
+        ValueError: there is no such model, no way to it, or this version of transformers does not know its family.
     """
+    refuse_missing(source)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "does not recognize this architecture" not in str(error):
+            raise
+        raise ValueError(
+            f"{source}: transformers {transformers.__version__} does not know this model family; pip install --upgrade transformers."
+        ) from error
     except OSError as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{source} is neither a folder with a model nor a hub name that can be reached: {reason}") from error
@@ -71,7 +85,7 @@ def empty_models(dense: PreTrainedConfig, placement: str | Sequence[int], **moe:
         ValueError: an option is wrong; the message names it.
     """
     model = empty_model(dense)
-    ffn_names(model)
+    check_convertible(model)
     return model, empty_model(sparse_config(dense, MoEConfig.for_model(dense, placement, **moe)))
 
 
@@ -79,10 +93,16 @@ def load_processor(source: str | Path, trust_remote_code: bool = False):
     """Loads the processor; for a text-only model its tokenizer.
 
     Raises:
-        ValueError: there is none that transformers can load.
+        ValueError: there is none that transformers can load, or a package that it needs is missing.
     """
     try:
         return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        if "Torchvision" in str(error):
+            raise ValueError(
+                f"{source}: its processor takes videos too and needs torchvision: pip install torchvision"
+            ) from error
+        raise ValueError(f"{source}: its processor cannot be loaded: {' '.join(str(error).split())}") from error
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{source} has no processor that transformers can load ({error}). Save the model's processor into the same folder."

@@ -102,27 +102,26 @@ class EvoMoEMixin:
                 ``records``, a dict of ``LayerRecord`` by layer.
             return_dict: False for a tuple.
 
+        Raises:
+            ValueError: there are neither ids nor embeddings, or an input is on another device or of another precision.
+
         Returns:
             The base model's output. With ``labels``: ``loss`` is the language loss (Eq. 11) plus the weighted auxiliary
             losses (Eq. 9); ``aux_loss`` is the latter's unweighted values by name, detached.
         """
-        if modality is None:
-            cache_ = kwargs.get("past_key_values")
-            past_length = 0 if cache_ is None else int(cache_.get_seq_length())
-            modality = modality_of_inputs(
-                image_token_ids(self.config),
-                input_ids,
-                inputs_embeds,
-                attention_mask,
-                self.get_input_embeddings(),
-                past_length,
-            )
         coefficients = self.config.moe.aux_losses if labels is not None else {}
-        forward_pass = ForwardPass(modality, recording=output_router_logits or bool(coefficients))
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "labels": labels}
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        with running(forward_pass):
-            out = super().forward(attention_mask=attention_mask, return_dict=True, **inputs, **kwargs)
+        try:
+            modality = modality or self._modality(input_ids, inputs_embeds, attention_mask, kwargs.get("past_key_values"))
+            forward_pass = ForwardPass(modality, recording=output_router_logits or bool(coefficients))
+            with running(forward_pass):
+                out = super().forward(attention_mask=attention_mask, return_dict=True, **inputs, **kwargs)
+        except RuntimeError as error:
+            mismatch = _mismatch(self, inputs | kwargs)
+            if mismatch:
+                raise ValueError(mismatch) from error
+            raise
         added: dict[str, Any] = {}
         if coefficients:
             aux_losses = self.aux_losses(forward_pass)
@@ -135,6 +134,11 @@ class EvoMoEMixin:
         if added:
             out = output_class(type(out))(**{**out, **added})
         return out if return_dict else out.to_tuple()
+
+    def _modality(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask, cache) -> Modality:
+        past_length = 0 if cache is None else int(cache.get_seq_length())
+        image_tokens, embed = image_token_ids(self.config), self.get_input_embeddings()
+        return modality_of_inputs(image_tokens, input_ids, inputs_embeds, attention_mask, embed, past_length)
 
     def aux_losses(self, forward_pass: ForwardPass) -> dict[str, Tensor]:
         """Each configured auxiliary loss, combined over the MoE layers by mean or sum (``aux_reduction``)."""
@@ -185,6 +189,16 @@ class EvoMoEMixin:
                 gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False)
             kwargs["gradient_checkpointing_func"] = checkpoint_with_pass(gradient_checkpointing_func)
         super()._set_gradient_checkpointing(enable, **kwargs)
+
+
+def _mismatch(model: PreTrainedModel, inputs: dict[str, Any]) -> str | None:
+    """Says which input is on another device than the model, or of another precision; None if none is."""
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.device != model.device and not hasattr(model, "hf_device_map"):
+            return f"{name} is on {value.device}, the model on {model.device}; pass inputs.to(model.device)."
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != model.dtype:
+            return f"{name} is {value.dtype}, the model {model.dtype}; pass inputs.to(model.device, model.dtype)."
+    return None
 
 
 def _share_of_batch(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:

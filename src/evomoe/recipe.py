@@ -5,6 +5,7 @@ Implements: Table 7 (defaults of the stages).
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,51 @@ from evomoe.named_values import NamedValues
 from evomoe.placement import parse_placement
 
 STAGES = {0: "align", 1: "warmup", 2: "evolution", 3: "routing"}
+
+LARGEST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
+
+_STAGE_OPTION_OF = {
+    "learning_rate": "learning-rate",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "per_device_train_batch_size": "batch-size",
+    "gradient_accumulation_steps": "accumulation",
+}
+_RUN_OPTION_OF = {
+    "output_dir": "--output",
+    "seed": "--seed",
+    "data_seed": "--seed",
+    "dataloader_num_workers": "--workers",
+    "resume_from_checkpoint": "--resume",
+}
+_FIXED = {
+    "remove_unused_columns": "records have no columns that the model does not use",
+    "eval_strategy": "`evomoe eval` scores the trained model",
+}
+"""TrainingArguments that ``trainer`` refuses: each has an option of its own, of the stage or of the run, or only one good value."""
+
+
+def _check_positive(option: str, value: float) -> None:
+    if not 0 < value < math.inf:  # false for nan
+        raise ValueError(f"--{option} is {value}; it must be a positive number.")
+
+
+def _check_whole(option: str, value: int, low: int, high: float = math.inf, hint: str = "") -> None:
+    if type(value) is not int or not low <= value <= high:
+        limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"--{option} is {value}; it must be a whole number {limits}{hint}.")
+
+
+def _check_trainer(option: str, names: dict[str, Any], stages: tuple[int, ...]) -> None:
+    for name in names:
+        if name in _STAGE_OPTION_OF:
+            own = ", ".join(f"--stage{stage}.{_STAGE_OPTION_OF[name]}" for stage in stages)
+            raise ValueError(f"--{option}: {name} has an option of its own; use {own}.")
+        if name in _RUN_OPTION_OF:
+            raise ValueError(f"--{option}: {name} has an option of its own; use {_RUN_OPTION_OF[name]}.")
+        if name in _FIXED:
+            raise ValueError(f"--{option}: {name} cannot be chosen ({_FIXED[name]}); leave it out.")
 
 
 @dataclass(frozen=True)
@@ -53,8 +99,8 @@ class MoEOptions:
                 f"({self.num_experts})."
             )
         for name, coefficient in self.aux_losses.items():
-            if not isinstance(coefficient, int | float) or coefficient < 0:
-                raise ValueError(f"aux_losses: {name}={coefficient!r} must be a number that is not negative.")
+            if not isinstance(coefficient, int | float) or not 0 <= coefficient < math.inf:
+                raise ValueError(f"aux_losses: {name}={coefficient!r} must be a finite number that is not negative.")
         if not 0 <= self.expert_dropout < 1:
             raise ValueError(f"expert_dropout is {self.expert_dropout}; it must lie in [0, 1).")
 
@@ -81,27 +127,26 @@ class EvolutionOptions:
     seed: int = 0
     offload: bool = False
 
-    def __post_init__(self) -> None:
-        for low, high in self.beta_ranges:
-            if not 0 <= low <= high <= 1:
-                raise ValueError(f"beta_ranges: [{low}, {high}] must satisfy 0 <= low <= high <= 1.")
-        if not 0 <= self.stop_fraction <= 1:
-            raise ValueError(f"stop_fraction is {self.stop_fraction}; it must lie in [0, 1].")
-        if self.beta_scope not in ("step", "layer"):
-            raise ValueError(f"beta_scope: there is no '{self.beta_scope}'; choose 'step' or 'layer'.")
-
-    def check_experts(self, num_experts: int) -> None:
-        """Raises ValueError unless there is one range per evolved expert."""
+    def check(self, num_experts: int) -> None:
+        """Raises ValueError if a value is out of its range, or the ranges of beta are not one per evolved expert."""
         if len(self.beta_ranges) != num_experts - 1:
             raise ValueError(
-                f"evolution.beta_ranges has {len(self.beta_ranges)} entries; {num_experts} experts need {num_experts - 1}, a low and a "
-                f"high for each expert that evolves from the first: --evolution.beta-ranges{' 0.8 0.9' * (num_experts - 1)}"
+                f"--evolution.beta-ranges has {len(self.beta_ranges)} entries; {num_experts} experts need {num_experts - 1}, a low and "
+                f"a high for each expert that evolves from the first: --evolution.beta-ranges{' 0.8 0.9' * (num_experts - 1)}"
             )
+        for low, high in self.beta_ranges:
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"--evolution.beta-ranges: [{low}, {high}] must satisfy 0 <= low <= high <= 1.")
+        if not 0 <= self.stop_fraction <= 1:
+            raise ValueError(f"--evolution.stop-fraction is {self.stop_fraction}; it must lie in [0, 1].")
+        if self.beta_scope not in ("step", "layer"):
+            raise ValueError(f"--evolution.beta-scope: there is no '{self.beta_scope}'; choose 'step' or 'layer'.")
+        _check_whole("evolution.seed", self.seed, 0, LARGEST_SEED)
 
 
 @dataclass(frozen=True)
 class StageOptions:
-    """How one stage trains. What is not here is a TrainingArguments field: give it in ``trainer`` as name=value.
+    """How one stage trains. What has no option here is a TrainingArguments field: give it in ``trainer`` as name=value.
 
     Attributes:
         learning_rate: peak, after warm-up; cosine decay.
@@ -123,12 +168,14 @@ class StageOptions:
     train: str = ""
     trainer: NamedValues = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "epochs", "batch_size", "accumulation"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive.")
-        if self.steps < 0:
-            raise ValueError(f"steps is {self.steps}; give 0 to train by epochs.")
+    def check(self, stage: int) -> None:
+        """Raises ValueError if a value cannot be trained with; the message names the option of that stage."""
+        _check_positive(f"stage{stage}.learning-rate", self.learning_rate)
+        _check_positive(f"stage{stage}.epochs", self.epochs)
+        _check_whole(f"stage{stage}.steps", self.steps, 0, hint="; 0 trains by epochs")
+        _check_whole(f"stage{stage}.batch-size", self.batch_size, 1)
+        _check_whole(f"stage{stage}.accumulation", self.accumulation, 1)
+        _check_trainer(f"stage{stage}.trainer", self.trainer, (stage,))
 
 
 @dataclass(frozen=True)
@@ -138,7 +185,7 @@ class Recipe:
     Attributes:
         model: dense VLM: a folder or a hub name.
         data: LLaVA JSON, JSON lines, a folder of ``datasets.save_to_disk`` or a hub dataset ("name" or "name:split").
-        output: run folder; must not exist, or hold an unfinished run of this recipe together with ``resume``.
+        output: run folder; must be new, or hold a run without a checkpoint, or with ``resume`` an unfinished run of this recipe.
         image_root: folder that the records' image paths are relative to.
         stages: which of 0 (align the projector), 1 (warm-up), 2 (expert evolution), 3 (routing) run.
         moe_layers: "alternating", "all", "without_first", or indices separated by commas.
@@ -185,12 +232,16 @@ class Recipe:
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown or not self.stages or list(self.stages) != sorted(set(self.stages)):
             raise ValueError(f"stages: {list(self.stages)} must be some of {list(STAGES)}, each once, in order.")
+        # Here and not in the parts themselves: only the recipe knows under which name a part's options are given.
+        for stage in STAGES:
+            self.stage(stage).check(stage)
+        _check_trainer("trainer", self.trainer, self.stages)
         if 2 in self.stages:
-            self.evolution.check_experts(self.moe.num_experts)
+            self.evolution.check(self.moe.num_experts)
         if 3 in self.stages and self.expert_init == "evolved" and 2 not in self.stages and "experts" not in self.init_options:
             raise ValueError(
-                "Stage III with expert_init 'evolved' needs Stage II in the same run, or init_options experts=<evolved_experts."
-                "safetensors>; or choose another expert_init."
+                "--expert-init evolved needs Stage II in the same run, or the file that another run's Stage II wrote: "
+                "--init-options experts=FILE; or choose another --expert-init."
             )
         if (
             3 in self.stages
@@ -204,8 +255,10 @@ class Recipe:
             )
         if self.on_bad_record not in ("stop", "skip"):
             raise ValueError(f"on_bad_record: there is no '{self.on_bad_record}'; choose 'stop' or 'skip'.")
-        if self.max_length < 1:
-            raise ValueError(f"max_length is {self.max_length}; it must be positive.")
+        _check_whole("max-length", self.max_length, 1)
+        _check_whole("max-pixels", self.max_pixels, 1)
+        _check_whole("workers", self.workers, 0)
+        _check_whole("seed", self.seed, 0, LARGEST_SEED)
 
     def but(self, **changes: Any) -> "Recipe":
         """A copy with some fields changed; those of ``moe`` and ``evolution`` by their own names: ``but(router="linear")``."""

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from typing import Literal
 
 from torch import nn
+from transformers.modeling_utils import PreTrainedModel
 
 Part = Literal["text", "projector", "vision"]
 
-_NOT_AN_FFN = re.compile(r"attn|attention|conv|norm|mixer", re.IGNORECASE)
+_NOT_AN_FFN = re.compile(r"attn|attention|conv|norm|mixer|mamba|ssm|adapter", re.IGNORECASE)
 _PROJECTOR = re.compile(
-    r"projector|connector|merger|aligner|multi_modal|language_projection|embed_vision|visual_embeddings_table|image_newline",
+    r"projector|connector|merger|aligner|multi_modal|(language|vision)_projection|embed_vision|visual_embeddings_table|image_newline",
     re.IGNORECASE,
 )
-_SPARSE = re.compile(r"experts|\bmoe\b|router", re.IGNORECASE)
+_SPARSE = re.compile(r"experts|(^|_)moe($|_)|^router$", re.IGNORECASE)
 
 
 class UnsupportedModelError(ValueError):
@@ -43,36 +44,71 @@ def find_ffn(layer: nn.Module, hidden_size: int) -> str:
     """The attribute name, inside a decoder layer, of its FFN.
 
     The FFN is the shallowest submodule outside attention, convolution and norms that owns one or two linear maps from
-    ``hidden_size`` and exactly one back to it (gate/up/down, fc1/fc2, w1/w3/w2, fused gate_up/down). Its inner width is
-    read from the weights, never from the config.
+    ``hidden_size`` and exactly one back to it (gate/up/down, fc1/fc2, w1/w3/w2, fused gate_up/down). Of several at one depth it
+    is the widest: Gemma 3n has a low-rank map beside it. The width is read from the weights, never from the config.
 
     Raises:
-        UnsupportedModelError: the layer is sparse already, or has no such submodule.
+        UnsupportedModelError: the layer is sparse already, has no such submodule, or has two that are equally wide.
     """
     for name, _ in _breadth_first(layer):
         if _SPARSE.search(name.rpartition(".")[2]):
             raise UnsupportedModelError(
                 f"{type(layer).__name__} is sparse already (it contains '{name}'). EvoMoE starts from a dense model."
             )
+    found: dict[str, int] = {}
     for name, module in _breadth_first(layer):
-        if not name or any(_NOT_AN_FFN.search(part) for part in name.split(".")):
-            continue
-        linears = [child for child in module.children() if isinstance(child, nn.Linear)]
-        inward = sum(linear.in_features == hidden_size for linear in linears)
-        outward = sum(linear.out_features == hidden_size for linear in linears)
-        square = sum(linear.in_features == linear.out_features == hidden_size for linear in linears)
-        if len(linears) in (2, 3) and (1 <= inward <= 2 and outward == 1 or square == len(linears)):
-            return name
-    raise UnsupportedModelError(
-        f"{type(layer).__name__} has no FFN submodule (one or two linear maps from {hidden_size} features and one back, outside "
-        "attention). Layers whose fc1/fc2 sit directly in the layer, such as OPT's, cannot be converted."
-    )
+        if found and name.count(".") > next(iter(found)).count("."):
+            break
+        width = _ffn_width(module, hidden_size)
+        if name and width and not any(_NOT_AN_FFN.search(part) for part in name.split(".")):
+            found[name] = width
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(layer).__name__} has no FFN submodule (one or two linear maps from {hidden_size} features and one back, "
+            "outside attention). Layers whose fc1/fc2 sit directly in the layer, such as OPT's, cannot be converted."
+        )
+    widest = [name for name, width in found.items() if width == max(found.values())]
+    if len(widest) > 1:
+        raise UnsupportedModelError(
+            f"{type(layer).__name__} has several FFNs of the same width ({', '.join(widest)}); EvoMoE converts layers with one."
+        )
+    return widest[0]
+
+
+def _ffn_width(module: nn.Module, hidden_size: int) -> int:
+    """The inner width of a module if its own linear maps are those of an FFN, otherwise 0."""
+    linears = [child for child in module.children() if isinstance(child, nn.Linear)]
+    inward = sum(linear.in_features == hidden_size for linear in linears)
+    outward = [linear for linear in linears if linear.out_features == hidden_size]
+    square = all(linear.in_features == linear.out_features == hidden_size for linear in linears)
+    is_ffn = len(linears) in (2, 3) and (1 <= inward <= 2 and len(outward) == 1 or square)
+    return outward[-1].in_features if is_ffn else 0
 
 
 def ffn_names(model: nn.Module) -> list[str]:
     """The attribute name of the FFN of every decoder layer of a dense model, in order."""
     hidden_size = text_config(model.config).hidden_size
     return [find_ffn(layer, hidden_size) for layer in decoder_layers(model)]
+
+
+def check_convertible(model: PreTrainedModel) -> list[str]:
+    """The FFN of every decoder layer, as ``ffn_names`` gives them, of a dense model that can become a mixture of experts.
+
+    Raises:
+        UnsupportedModelError: it cannot; the message says why.
+    """
+    name, config = type(model).__name__, model.config
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} has an encoder and a decoder; EvoMoE converts models with a decoder alone.")
+    if not hasattr(text_config(config), "hidden_size"):
+        raise UnsupportedModelError(f"{name}: the configuration of its language model names no hidden_size.")
+    names = ffn_names(model)
+    if "vision" in part_of(model).values() and not image_token_ids(config):
+        raise UnsupportedModelError(
+            f"{name} sees pictures, but its configuration names no image token (image_token_id), so its image tokens cannot be "
+            "told from text. If the model has one, set config.image_token_id."
+        )
+    return names
 
 
 def module_name(model: nn.Module, module: nn.Module) -> str:

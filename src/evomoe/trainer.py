@@ -31,7 +31,8 @@ class EvoMoETrainer(Trainer):
         evolution: how experts evolve (Stage II); None for the other stages.
         moe_layers: the layers that evolve.
         metrics: JSON-lines file that receives every logged value.
-        stage: its label in that file.
+        stage: its name in that file.
+        label: what the progress bar is called, if not by the stage's name.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class EvoMoETrainer(Trainer):
         moe_layers: Sequence[int] = (),
         metrics: Path | None = None,
         stage: str = "",
+        label: str = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -54,7 +56,7 @@ class EvoMoETrainer(Trainer):
             self.add_callback(self.evolution)
         if metrics and self.is_world_process_zero():
             self.add_callback(MetricsFile(metrics, stage))
-        self.add_callback(ProgressBar(stage))
+        self.add_callback(ProgressBar(label or stage))
         self.interrupt = InterruptCallback()
         self.add_callback(self.interrupt)
 

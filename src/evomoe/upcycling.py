@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.accounting import count_parameters, parameter_facts, readable
+from evomoe.accounting import count_parameters, large_router, parameter_facts, readable
 from evomoe.configuration import MoEConfig
 from evomoe.expert_init import INITS
 from evomoe.families import sparse_config
@@ -16,8 +16,9 @@ from evomoe.files import ShardWriter, new_folder, write_text
 from evomoe.hub import CARD, model_card, set_remote_code, write_remote_module
 from evomoe.loading import empty_model, load_model, load_processor
 from evomoe.modeling import EvoMoEBlock, EvoMoEMixin, model_class
+from evomoe.options import check_options
 from evomoe.placement import parse_placement
-from evomoe.structure import UnsupportedModelError, decoder_layers, ffn_names, module_name, text_config
+from evomoe.structure import UnsupportedModelError, check_convertible, decoder_layers, image_token_ids, module_name, text_config
 
 SMALL = 100 * 10**6
 """Bytes up to which MoE layers share a shard when a folder is converted; larger ones get a shard each."""
@@ -90,7 +91,7 @@ class Conversion:
     ) -> None:
         if isinstance(model, EvoMoEMixin):
             raise UnsupportedModelError("The model is an EvoMoE model already; start from the dense model.")
-        self.names, self.layers = ffn_names(model), decoder_layers(model)
+        self.names, self.layers = check_convertible(model), decoder_layers(model)
         self.moe = MoEConfig.for_model(model.config, placement, expert_init=expert_init, **moe_fields)
         self.config, self.sparse_class = sparse_config(model.config, self.moe), model_class(type(model))
         if self.sparse_class.config_class is not type(self.config):
@@ -99,6 +100,7 @@ class Conversion:
                 "modelling, so a converted model could not be loaded again."
             )
         self.init_options, self.seed = init_options or {}, seed
+        check_options("init", expert_init, INITS[expert_init], self.init_options)
 
     def blocks(self) -> Iterator[EvoMoEBlock]:
         """The MoE layers, in order; each is made when asked for and holds the dense FFN as its first expert."""
@@ -120,10 +122,7 @@ class Conversion:
 
     def _experts(self, index: int, generator: torch.Generator) -> list[nn.Module]:
         ffn, initialise = self.layers[index].get_submodule(self.names[index]), INITS[self.moe.expert_init]
-        try:
-            experts = initialise(ffn, self.moe.num_experts, index, generator, **self.init_options)
-        except TypeError as error:
-            raise ValueError(f"init_options: '{self.moe.expert_init}' does not take {self.init_options} ({error}).") from error
+        experts = initialise(ffn, self.moe.num_experts, index, generator, **self.init_options)
         return [*experts, INITS["replicate"](ffn, 2, index, generator)[1]] if self.moe.shared_expert else experts
 
 
@@ -153,7 +152,7 @@ def upcycle_folder(
         remote_code: also write the module that imports evomoe for processes that have not, see ``evomoe.hub``.
 
     Returns:
-        One line that says what was written.
+        What was written, and a warning if the routers are large for this model.
 
     Raises:
         ValueError: ``out`` exists, or ``upcycle`` refused.
@@ -174,13 +173,16 @@ def upcycle_folder(
         if remote_code:
             write_remote_module(folder)
         load_processor(dense, trust_remote_code).save_pretrained(folder)
-        counts, moe = count_parameters(empty_model(conversion.config)), conversion.moe
+        sparse, moe = empty_model(conversion.config), conversion.moe
+        counts, warning = count_parameters(sparse), large_router(sparse)
         card = model_card(moe, conversion.sparse_class.__name__, dense, parameter_facts(counts))
         write_text(folder / CARD, card)
     return (
         f"{out}: {conversion.sparse_class.__name__}, {moe.num_experts} experts in layers {', '.join(map(str, moe.moe_layers))}, router "
         f"{moe.router}; {readable(before)} dense parameters became {readable(counts.total)}, of which "
         f"{readable(counts.activated)} run per token."
+        + ("" if image_token_ids(conversion.config) else " It sees no pictures: all tokens are text to the router.")
+        + (f" {warning}." if warning else "")
     )
 
 

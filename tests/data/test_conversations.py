@@ -364,7 +364,7 @@ def test_check_agrees_with_the_cut_token_by_token(make_processor, cases):
                 verdict.append(str(error).rpartition("would ")[2].splitlines()[0])
         verdicts.append(tuple(verdict))
     assert all(checked == used.split("\n")[0] for checked, used in verdicts)
-    assert {checked for checked, _ in verdicts} == {"good", "cut through its pictures"}
+    assert {checked for checked, _ in verdicts} == {"good", "cut through its pictures; raise --max-length"}
 
 
 def test_check_finds_labels_that_cannot_be_placed(make_processor):
@@ -398,10 +398,15 @@ def test_undecodable_picture_stops_or_is_replaced(make_processor, cases, broken,
         ConversationDataset([broken, broken], make_processor(), on_bad_record="skip")[0]
 
 
-def test_processor_error_names_the_record(make_processor):
-    conversation = record(("user", "no <image> here but a literal <image>"), ("assistant", "x"))
-    with pytest.raises(BadRecordError, match="data, record 0: LlavaProcessor cannot process it: .*no images"):
-        ConversationDataset([conversation], make_processor())[0]
+class RefusingProcessor(LlavaProcessor):
+    def __call__(self, *args, **options):
+        raise ValueError("this one not")
+
+
+def test_processor_error_names_the_record(make_processor, cases):
+    dataset = ConversationDataset([cases["no image"]], make_processor(kind=RefusingProcessor))
+    with pytest.raises(BadRecordError, match="data, record 0: RefusingProcessor cannot process it: this one not"):
+        dataset[0]
 
 
 def test_options_are_checked(make_processor, cases):

@@ -145,7 +145,7 @@ BAD_ROWS = {
     "turn no object": ({"conversations": ["hi"]}, "turn 0 must have from/value or role/content; it is a str"),
     "unknown role": ({"conversations": turns(("human", "a"), ("bot", "b"))}, "turn 1 has the unknown role 'bot'"),
     "role no text": ({"conversations": turns((["human"], "a"))}, "turn 0 has the unknown role"),
-    "text no text": ({"conversations": turns(("human", 3))}, "the text of turn 0 must be a string, not a int"),
+    "text no text": ({"conversations": turns(("human", 3))}, "the text of turn 0 must be a string, not an int"),
     "odd part": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
         "turn 0 has a part that is neither a text nor an image",
@@ -161,10 +161,10 @@ BAD_ROWS = {
     ),
     "empty answer": (llava(answer=" \n"), "turn 1 is the assistant's and is empty"),
     "image in answer": (llava(answer="<image> there"), "turn 1 is the assistant's and holds <image>"),
-    "no mark": (llava(question="what is it?"), "the text has 0 <image> but the record has 1 images"),
+    "no mark": (llava(question="what is it?"), "the text has 0 <image> but the record has 1 image"),
     "no image": (llava(None), "the text has 1 <image> but the record has 0 images"),
-    "one mark too many": (llava(question="<image><image> what?"), "has 2 <image> but the record has 1 images"),
-    "image no path": (llava(3), "an image must be a path or a picture, not a int"),
+    "one mark too many": (llava(question="<image><image> what?"), "has 2 <image> but the record has 1 image"),
+    "image no path": (llava(3), "an image must be a path or a picture, not an int"),
     "image list of nothing": (llava([None]), "an image must be a path or a picture, not a NoneType"),
     "two fields": (llava(images=["red.png"]), "in 'image' or in 'images', not in both"),
 }
@@ -173,7 +173,7 @@ BAD_ROWS = {
 @pytest.mark.parametrize("picture", BAD_PICTURES)
 def test_bad_picture_names_the_record(bad_pictures, write_json, picture):
     path = write_json([llava(), llava(picture, id="culprit")])
-    with pytest.raises(BadRecordError, match="1 of 2 records are bad") as caught:
+    with pytest.raises(BadRecordError, match="1 of 2 records is bad") as caught:
         load_records(path, bad_pictures, max_pixels=2_000_000)
     assert "train.json, record 1 (id 'culprit')" in str(caught.value)
     assert BAD_PICTURES[picture] in str(caught.value)
@@ -185,7 +185,7 @@ def test_bad_row_names_the_record(pictures, write_json, case):
     row, message = BAD_ROWS[case]
     with pytest.raises(BadRecordError) as caught:
         load_records(write_json([llava(), row]), pictures)
-    assert "1 of 2 records are bad" in str(caught.value)
+    assert "1 of 2 records is bad" in str(caught.value)
     assert "train.json, record 1" in str(caught.value)
     assert message in str(caught.value)
 
@@ -207,8 +207,17 @@ def test_skip_counts_and_lists(pictures, write_json):
     assert "record 0 (id 'a')" in records.skipped[0] and "does not exist" in records.skipped[0]
 
 
+def test_when_no_picture_is_there_the_folder_is_asked_about(pictures, write_json):
+    rows = [llava("missing.png"), llava("other.png")]
+    with pytest.raises(BadRecordError, match="pictures; is --image-root right") as caught:
+        load_records(write_json(rows), pictures)
+    assert "Repair" not in str(caught.value)
+    with pytest.raises(BadRecordError, match="Repair them, or leave them out"):
+        load_records(write_json([*rows, llava("red.png")]), pictures)
+
+
 def test_nothing_left_is_an_error(pictures, write_json):
-    with pytest.raises(BadRecordError, match="1 of 1 records are bad"):
+    with pytest.raises(BadRecordError, match="1 of 1 record is bad"):
         load_records(write_json([llava("missing.png")]), pictures, on_bad_record="skip")
     with pytest.raises(BadRecordError, match="there are no records"):
         load_records(write_json([]), pictures)

@@ -67,7 +67,7 @@ def check_not_collapsed(report: dict[str, Any], schedule: str) -> None:
         f"All evolved experts are copies of expert 1 (largest relative distance "
         f"{max(report['relative_distance'].values()):.1e}): rule '{report['rule']}' with stop_fraction {report['stop_fraction']} "
         f"under a {schedule} learning rate lets them catch up. The language loss would give the router no gradient. Use rule "
-        "'scaled_update', or 'ema' with a stop_fraction below 1; allow_collapsed_experts=True goes on all the same."
+        "'scaled_update', or 'ema' with a stop_fraction below 1; --allow-collapsed-experts goes on all the same."
     )
 
 
@@ -86,5 +86,5 @@ def check_experts_differ(model: PreTrainedModel, expert_init: str) -> None:
     raise ValueError(
         f"All experts are equal (expert_init '{expert_init}'), and only the router would train: it could not tell them apart. "
         "Start from evolved experts, from expert_init noise or drop_upcycling, or train the experts too: "
-        "--stage3.train router+experts. allow_collapsed_experts=True goes on all the same."
+        "--stage3.train router+experts. --allow-collapsed-experts goes on all the same."
     )

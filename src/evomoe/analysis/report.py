@@ -1,6 +1,7 @@
 """report.md of a run: what was trained, how it scored, what experts and routers did, with pictures."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,17 +34,33 @@ class ReportInput:
 
 def write_report(folder: Path, recipe: Recipe, given: ReportInput) -> Path:
     """Writes report.md and its pictures into the run folder; returns its path."""
-    parts = ["# EvoMoE run", given.notes, _settings(recipe)]
+    metrics_file = folder / "metrics.jsonl"
+    metrics = [json.loads(line) for line in metrics_file.read_text().splitlines()] if metrics_file.is_file() else []
+    parts = ["# EvoMoE run", *_alarms(recipe, metrics), given.notes, _settings(recipe)]
     if given.scores:
         parts += ["## Scores", given.scores]
     parts += ["## Parameters", _parameters(given.parameters), "## Time", _seconds(folder, recipe)]
-    metrics_file = folder / "metrics.jsonl"
-    metrics = [json.loads(line) for line in metrics_file.read_text().splitlines()] if metrics_file.is_file() else []
     parts += _evolution(folder, metrics)
     if given.statistics is not None:
         parts += _routing(folder, given.statistics, given.probe)
     write_text(folder / "report.md", "\n\n".join(part for part in parts if part) + "\n")
     return folder / "report.md"
+
+
+def _alarms(recipe: Recipe, metrics: list[dict]) -> list[str]:
+    """What a reader must know first: stages that did not learn."""
+    alarms = []
+    for stage in recipe.stages:
+        logged = [entry for entry in metrics if entry["stage"] == STAGES[stage] and "loss" in entry]
+        losses = [entry["loss"] for entry in logged]
+        if not all(math.isfinite(value) for entry in logged for value in (entry["loss"], entry.get("grad_norm", 0.0))):
+            what = "has losses or gradients that are not finite: its model is of no use"
+        elif losses and losses[-1] > losses[0]:
+            what = f"ended at a higher loss ({losses[-1]:.4g}) than it began with ({losses[0]:.4g})"
+        else:
+            continue
+        alarms.append(f"**Stage {stage} ({STAGES[stage]}) {what}.** Try a lower --stage{stage}.learning-rate.")
+    return alarms
 
 
 def _settings(recipe: Recipe) -> str:
@@ -81,31 +98,32 @@ def _evolution(folder: Path, metrics: list[dict]) -> list[str]:
         ["", *distance],
         [["distance to expert 1 / distance expert 1 moved", *(f"{value:.3f}" for value in distance.values())]],
     )
-    return ["## Evolved experts", table, _picture(folder, "distances.png", lambda path: plot_distances(metrics, path))]
+    meaning = (
+        "How far an evolved expert is from expert 1, by how far expert 1 itself moved in Stage II: 0 is a copy of expert 1, 1 is "
+        "as far as expert 1 moved. Larger is more different; near 0 is bad, for the router has nothing to choose between."
+    )
+    return ["## Evolved experts", meaning, table, _picture(folder, "distances.png", lambda path: plot_distances(metrics, path))]
 
 
 def _routing(folder: Path, statistics: RoutingStatistics, probe: str) -> list[str]:
     E = statistics.load_LME.shape[-1]
     load = statistics.expert_load()
     rows = [[f"{name} tokens", *(f"{100 * share:.1f} %" for share in load[name])] for name in MODALITIES]
-    effective, cka = statistics.effective_experts(), statistics.cka_LEE
+    measured = zip(statistics.layers, statistics.effective_experts(), statistics.layer_cka(), strict=True)
     layers = [
-        [f"layer {layer}", f"{effective[i]:.2f}", f"{_mean_off_diagonal(cka[i]):.4f}"]
-        for i, layer in enumerate(statistics.layers)
+        [f"layer {layer}", f"{effective:.2f}", "n/a" if math.isnan(cka) else f"{cka:.4f}"] for layer, effective, cka in measured
     ]
     return [
         "## Routing",
-        f"Measured on {probe}.",
+        f"Measured on {probe}. docs/concepts.md, under What is measured, says more.",
         markdown_table(["load, mean over layers", *(f"expert {n + 1}" for n in range(E))], rows),
         markdown_table(["", "effective number of experts", "CKA of two experts' outputs, mean"], layers),
+        f"The effective number of experts is {E} when all get equally many tokens and 1 when one gets all: near 1 is bad, for the "
+        "other experts are idle. CKA compares what two experts make of the same tokens: 1 when they compute the same, so lower is "
+        "better; it is n/a where outputs do not vary.",
         _picture(folder, "expert_load.png", lambda path: plot_load(statistics, path)),
         _picture(folder, "router_logits.png", lambda path: plot_logits(statistics, path)),
     ]
-
-
-def _mean_off_diagonal(square) -> float:
-    E = square.shape[0]
-    return ((square.sum() - square.diagonal().sum()) / (E * (E - 1))).item()
 
 
 def _picture(folder: Path, name: str, draw) -> str:

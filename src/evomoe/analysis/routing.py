@@ -44,11 +44,14 @@ class RoutingStatistics:
         """Load of each expert by modality, averaged over the layers."""
         return {name: self.load_LME[:, m].mean(0).tolist() for m, name in enumerate(MODALITIES)}
 
+    def layer_cka(self) -> list[float]:
+        """Mean CKA of two different experts, per layer: 1 when all compute the same; nan where no two experts' outputs vary."""
+        off_diagonal = ~torch.eye(self.cka_LEE.shape[-1], dtype=torch.bool)
+        return self.cka_LEE[:, off_diagonal].nanmean(-1).tolist()
+
     def mean_cka(self) -> float:
-        """Mean CKA of two different experts over all pairs and layers: 1 when all compute the same."""
-        E = self.cka_LEE.shape[-1]
-        off_diagonal = ~torch.eye(E, dtype=torch.bool)
-        return self.cka_LEE[:, off_diagonal].mean().item()
+        """The mean of ``layer_cka``."""
+        return torch.tensor(self.layer_cka()).nanmean().item()
 
 
 @torch.inference_mode()
@@ -102,15 +105,15 @@ def routing_statistics(
 def output_cka(outputs: list[Tensor]) -> Tensor:
     """Linear CKA (Kornblith et al. 2019) between every two experts' outputs (T, D) on the same tokens: (E, E), 0 to 1.
 
-    An expert whose output is constant resembles nothing, not even itself: 0.
+    An expert whose output does not vary resembles nothing, not even itself: nan.
     """
-    centred = [(out_TD - out_TD.mean(0)).double().cpu() for out_TD in outputs]
-    norms = [(c.T @ c).norm() for c in centred]
+    doubles = [out_TD.double().cpu() for out_TD in outputs]
+    centred = [out_TD - out_TD.mean(0) for out_TD in doubles]
+    varies = [c.norm() > 1e-6 * out_TD.norm() for c, out_TD in zip(centred, doubles, strict=True)]
+    norms = [(c.T @ c).norm() if v else torch.tensor(torch.nan) for c, v in zip(centred, varies, strict=True)]
     return torch.stack(
         [
-            torch.stack(
-                [(a.T @ b).norm() ** 2 / (norm_a * norm_b).clamp(min=1e-300) for b, norm_b in zip(centred, norms, strict=True)]
-            )
+            torch.stack([(a.T @ b).norm() ** 2 / (norm_a * norm_b) for b, norm_b in zip(centred, norms, strict=True)])
             for a, norm_a in zip(centred, norms, strict=True)
         ]
     )

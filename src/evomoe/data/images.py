@@ -16,6 +16,10 @@ class BadImageError(ValueError):
     """A picture that cannot be used; the message says which and why."""
 
 
+class MissingImageError(BadImageError):
+    """A picture that does not exist."""
+
+
 class ImageFolder:
     """The folder that picture paths are relative to and may not leave.
 
@@ -93,7 +97,7 @@ def _open_file(source: str | bytes) -> BinaryIO:
     try:
         return open(source, "rb")
     except FileNotFoundError:
-        raise BadImageError(f"image {source} does not exist") from None
+        raise MissingImageError(f"image {source} does not exist") from None
     except OSError as error:
         raise BadImageError(f"image {source} cannot be read: {error.strerror}") from error
 

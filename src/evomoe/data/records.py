@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from PIL import Image
 from tqdm import tqdm
 
-from evomoe.data.images import BadImageError, ImageFolder, check_image
+from evomoe.data.images import BadImageError, ImageFolder, MissingImageError, check_image
 from evomoe.data.sources import Source, open_source
+from evomoe.files import check_folder
+from evomoe.words import counted, kind_of
 
 if TYPE_CHECKING:
     import datasets
@@ -116,8 +118,8 @@ def load_records(
     """
     if on_bad_record not in ("stop", "skip"):
         raise ValueError(f"on_bad_record: {on_bad_record!r} is neither 'stop' nor 'skip'")
-    if image_root is not None and not os.path.isdir(image_root):
-        raise ValueError(f"image_root: {os.fspath(image_root)} is not a folder")
+    if image_root is not None:
+        check_folder("image_root", os.fspath(image_root))
     source = open_source(data)
     images = ImageFolder(source.folder if image_root is None else image_root, image_root is None)
     check = _ImageCheck(images, (Image.MAX_IMAGE_PIXELS or 2**63) if max_pixels is None else max_pixels)
@@ -132,7 +134,8 @@ def load_records(
     if not source.rows:
         raise BadRecordError(f"{source.name}: there are no records")
     if bad and (on_bad_record == "stop" or not kept):
-        raise BadRecordError(bad_summary(source.name, bad, len(source.rows)))
+        where = f"Not one picture is in {images.folder}; is --image-root right?" if check.all_missing else ""
+        raise BadRecordError(bad_summary(source.name, bad, len(source.rows), where))
     return Records(source, images, kept, bad)
 
 
@@ -143,6 +146,12 @@ class _ImageCheck:
         self._images = images
         self._max_pixels = max_pixels
         self._verdicts: dict[str, str | None] = {}
+        self._missing = 0
+
+    @property
+    def all_missing(self) -> bool:
+        """Whether there were picture files to check and not one of them exists."""
+        return 0 < self._missing == len(self._verdicts)
 
     def __call__(self, image: object) -> None:
         if isinstance(image, str):
@@ -159,6 +168,7 @@ class _ImageCheck:
         try:
             check_image(self._images.resolve(path), self._max_pixels)
         except BadImageError as error:
+            self._missing += isinstance(error, MissingImageError)
             return str(error)
         return None
 
@@ -168,28 +178,29 @@ def _where(name: str, number: int, row: object) -> str:
     return f"{name}, record {number}" + ("" if identity is None else f" (id {identity!r})")
 
 
-def bad_summary(name: str, bad: Sequence[str], total: int) -> str:
+def bad_summary(name: str, bad: Sequence[str], total: int, remedy: str = "") -> str:
     """One message for all bad records: how many, and the first of them.
 
     Args:
         name: What was checked.
         bad: A message for every bad record.
         total: How many records there are.
+        remedy: What to do about it, if it is known better than "repair them".
     """
-    more = len(bad) - _LISTED
+    more, them = len(bad) - _LISTED, "it" if len(bad) == 1 else "them"
     return "\n".join(
         [
-            f"{name}: {len(bad):,} of {total:,} records are bad:",
+            f"{name}: {len(bad):,} of {counted(total, 'record')} {'is' if len(bad) == 1 else 'are'} bad:",
             *(f"  {message}" for message in bad[:_LISTED]),
             *([f"  and {more:,} more"] if more > 0 else []),
-            "Repair them, or leave them out with --on-bad-record skip.",
+            remedy or f"Repair {them}, or leave {them} out with --on-bad-record skip.",
         ]
     )
 
 
 def _check_row(row: object, check_picture: _ImageCheck) -> None:
     if not isinstance(row, Mapping):
-        raise BadRecordError(f"a record must be an object with named fields, not a {type(row).__name__}")
+        raise BadRecordError(f"a record must be an object with named fields, not {kind_of(row)}")
     turns = _turns_of(row)
     images = _images_of(row)
     spoken = [turn.role for turn in turns if turn.role != "system"]
@@ -204,7 +215,7 @@ def _check_row(row: object, check_picture: _ImageCheck) -> None:
             raise BadRecordError(f"turn {number} is the assistant's and is empty")
     marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
     if marks != len(images):
-        raise BadRecordError(f"the text has {marks} {IMAGE_MARK} but the record has {len(images)} images")
+        raise BadRecordError(f"the text has {marks} {IMAGE_MARK} but the record has {counted(len(images), 'image')}")
     for image in images:
         check_picture(image)
 
@@ -216,7 +227,7 @@ def _turns_of(row: Mapping[str, Any]) -> tuple[Turn, ...]:
         raise BadRecordError(f"a record needs one of 'conversations' and 'messages'; this one has {found}")
     turns = row[fields[0]]
     if not isinstance(turns, list):
-        raise BadRecordError(f"'{fields[0]}' must be a list of turns, not a {type(turns).__name__}")
+        raise BadRecordError(f"'{fields[0]}' must be a list of turns, not {kind_of(turns)}")
     if not turns:
         raise BadRecordError("the conversation is empty")
     return tuple(_turn(number, turn) for number, turn in enumerate(turns))
@@ -224,14 +235,14 @@ def _turns_of(row: Mapping[str, Any]) -> tuple[Turn, ...]:
 
 def _turn(number: int, turn: object) -> Turn:
     if not isinstance(turn, Mapping):
-        raise BadRecordError(f"turn {number} must have from/value or role/content; it is a {type(turn).__name__}")
+        raise BadRecordError(f"turn {number} must have from/value or role/content; it is {kind_of(turn)}")
     role, content = (turn.get(new, turn.get(old)) for new, old in (("role", "from"), ("content", "value")))
     if not isinstance(role, str) or role not in _ROLES:
         raise BadRecordError(f"turn {number} has the unknown role {role!r}; known are {', '.join(_ROLES)}")
     if isinstance(content, list):
         content = "".join(_part_text(number, part) for part in content)
     if not isinstance(content, str):
-        raise BadRecordError(f"the text of turn {number} must be a string, not a {type(content).__name__}")
+        raise BadRecordError(f"the text of turn {number} must be a string, not {kind_of(content)}")
     return Turn(_ROLES[role], content)
 
 
@@ -258,7 +269,7 @@ def _picture(image: object) -> str | bytes | Image.Image:
     if isinstance(image, Mapping):  # an undecoded cell of a datasets image column
         image = image.get("bytes") or image.get("path")
     if not isinstance(image, str | bytes | Image.Image) or not image:
-        raise BadRecordError(f"an image must be a path or a picture, not a {type(image).__name__}")
+        raise BadRecordError(f"an image must be a path or a picture, not {kind_of(image)}")
     return image
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from evomoe.files import refuse_missing
+from evomoe.words import kind_of
+
 if TYPE_CHECKING:
     import datasets
 
@@ -50,15 +53,15 @@ def _open_named(name: str) -> Source:
             raise ValueError(f"{name}: data files end in .json (a list of records) or .jsonl (one record a line)")
         rows = _read_json(path) if suffix == ".json" else _read_json_lines(path)
         return Source(path.name, rows, str(path.resolve().parent))
-    if suffix in (".json", ".jsonl"):
-        raise ValueError(f"{name}: there is no such file")
-    folder, split = _split_name(name)
-    if path.is_dir():
-        folder, split = name, None
+    folder, split = split_name(name)
+    refuse_missing(folder)
     return _load_saved(folder, split) if os.path.isdir(folder) else _load_from_hub(folder, split)
 
 
-def _split_name(name: str) -> tuple[str, str | None]:
+def split_name(name: str) -> tuple[str, str | None]:
+    """ "path/or/name:split" -> "path/or/name", "split"; without a split, None."""
+    if os.path.exists(name):
+        return name, None
     base, colon, split = name.rpartition(":")
     return (base, split) if colon else (name, None)
 
@@ -95,7 +98,7 @@ def _parse_json(text: str, name: str, first_line: int) -> Any:
 
 
 def _json_type(value: object) -> str:
-    return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+    return "an object" if isinstance(value, Mapping) else kind_of(value)
 
 
 def _load_saved(folder: str, split: str | None) -> Source:

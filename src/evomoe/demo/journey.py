@@ -18,7 +18,8 @@ from evomoe.evaluation.base import Prompts, score_table
 from evomoe.files import write_text
 from evomoe.loading import load_model, load_processor
 from evomoe.recipe import MoEOptions, Recipe, StageOptions
-from evomoe.stages import check_output, run
+from evomoe.run_folder import check_output
+from evomoe.stages import run
 from evomoe.stages.trainable import set_trainable
 
 DENSE_MODEL = Path(__file__).parent / "dense_vlm"
@@ -69,7 +70,7 @@ def run_demo(output: str | Path = "runs/demo", resume: bool = True) -> str:
     if not torch.cuda.is_available():
         torch.set_flush_denormal(True)
     recipe = demo_recipe(folder)
-    sparse_folder, control_folder = _run(recipe), _run(control_recipe(folder))
+    sparse_folder, control_folder = _run(recipe), _run(control_recipe(folder), "dense control")
     report = _measure(folder, sparse_folder, control_folder)
     write_report(folder, recipe, report)
     return (
@@ -78,7 +79,7 @@ def run_demo(output: str | Path = "runs/demo", resume: bool = True) -> str:
     )
 
 
-def _run(recipe: Recipe) -> Path:
+def _run(recipe: Recipe, label: str = "") -> Path:
     check_output(recipe, resume=True)
     Path(recipe.output).mkdir(parents=True, exist_ok=True)
     recipe.save(Path(recipe.output) / "recipe.json")
@@ -86,7 +87,7 @@ def _run(recipe: Recipe) -> Path:
     if not data.is_file():
         data.parent.mkdir(exist_ok=True)
         easy_vqa.export("train", data, "full")
-    return run(recipe, resume=True, report=False)
+    return run(recipe, resume=True, report=False, label=label)
 
 
 def _measure(folder: Path, sparse_folder: Path, control_folder: Path) -> ReportInput:

@@ -9,8 +9,8 @@ import torch
 
 from evomoe.evaluation import BENCHMARKS
 from evomoe.evaluation.base import Prompts, Score, score_table
-from evomoe.files import write_text
-from evomoe.loading import load_model, load_processor
+from evomoe.files import refuse_existing, write_text
+from evomoe.loading import load_config, load_model, load_processor, takes_pictures
 
 
 def evaluate_checkpoint(
@@ -38,8 +38,10 @@ def evaluate_checkpoint(
         raise ValueError(f"limit: {limit} must be 0 (all questions) or more.")
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} must be at least 1.")
-    if output and output.exists():
-        raise ValueError(f"output: {output} exists already; name another file.")
+    if output:
+        refuse_existing(output, "file")
+    if not takes_pictures(load_config(checkpoint)):
+        raise ValueError(f"{', '.join(benchmarks)} needs a model that takes pictures; {checkpoint} is text-only.")
     if not torch.cuda.is_available():
         torch.set_flush_denormal(True)
     model, processor = load_model(checkpoint), load_processor(checkpoint)

@@ -4,9 +4,6 @@ from collections.abc import Callable
 
 from torch import nn
 
-INIT_ARGUMENTS = ("ffn", "num_experts", "layer", "generator")
-"""What every initialiser is given; its other parameters are options."""
-
 ExpertInit = Callable[..., list[nn.Module]]
 """``init(ffn, num_experts, layer, generator, **options)`` turns the dense FFN of one layer into its experts.
 

@@ -62,7 +62,11 @@ def check_experts_file(path: str | Path, moe_layers: Sequence[int], num_experts:
         ValueError: it is not; the message names the file.
     """
     if not str(path) or not Path(path).is_file():
-        raise ValueError(f"expert init 'evolved' needs the file that Stage II wrote (evolved_experts.safetensors), got '{path}'.")
+        got = f"; there is no {path}" if str(path) else ""
+        raise ValueError(
+            "--expert-init evolved needs the file that Stage II wrote, evolved_experts.safetensors: --init-options experts=FILE"
+            f"{got}."
+        )
     from safetensors import SafetensorError, safe_open
 
     try:

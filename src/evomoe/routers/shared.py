@@ -3,6 +3,7 @@
 Implements: Table 4 (c), Table 4 (d), Figure 4 (c), Figure 4 (d).
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -31,6 +32,7 @@ class SharedRouter(Router):
         def build(hidden_size: int, num_experts: int, **kwargs) -> "SharedRouter":
             return cls(own_class(hidden_size, num_experts, **kwargs), hidden_size, num_experts)
 
+        build.__signature__ = inspect.signature(own_class)  # whose options it takes
         build.__doc__ = f"{own_class.__name__} mixed with a linear router that both modalities share, by a learned weight."
         return build
 

@@ -4,26 +4,22 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from evomoe.files import write_text
 from evomoe.recipe import Recipe
+from evomoe.run_folder import check_output, clear, is_main_process, stage_folder
 from evomoe.stages import stage0_align, stage1_warmup, stage2_evolution, stage3_routing
-from evomoe.stages.common import (
-    StageFolder,
-    check_output,
-    check_recipe,
-    is_main_process,
-    load_data,
-    stage_folder,
-)
+from evomoe.stages.common import check_recipe, load_data
+from evomoe.words import counted
 
 logger = logging.getLogger(__name__)
 
 RUNNERS = {0: stage0_align.run, 1: stage1_warmup.run, 2: stage2_evolution.run, 3: stage3_routing.run}
 
 
-def run(recipe: Recipe, resume: bool = False, report: bool = True) -> Path:
+def run(recipe: Recipe, resume: bool = False, report: bool = True, label: str = "") -> Path:
     """Runs the recipe's stages one after the other, skipping those that are done.
 
     The data of all stages are checked before anything is written or trained.
@@ -32,6 +28,7 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True) -> Path:
         recipe: the run.
         resume: go on with the unfinished run in the output folder.
         report: write report.md with pictures at the end.
+        label: what the progress bars are called (default: as their stage).
 
     Returns:
         The folder of the last stage's model.
@@ -39,21 +36,22 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True) -> Path:
     Raises:
         ValueError: an option, a record, the model or the output folder is refused; the message says what to do.
     """
-    if is_main_process():  # the others would meet the folder that this one makes
-        check_output(recipe, resume)
+    check_output(recipe, resume)
     check_recipe(recipe)
     datasets = {data: load_data(recipe, data) for data in {recipe.stage(stage).data or recipe.data for stage in recipe.stages}}
     output = Path(recipe.output)
     if is_main_process():
         output.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            clear(output)
         recipe.save(output / "recipe.json")
         skipped = [message for loaded in datasets.values() for message in loaded.skipped]
         if skipped:
             write_text(output / "skipped_records.txt", "\n".join(skipped) + "\n")
-            logger.warning("%d bad records are left out; %s lists them.", len(skipped), output / "skipped_records.txt")
+            logger.warning("Left out: %s; see %s.", counted(len(skipped), "bad record"), output / "skipped_records.txt")
     source: Path | str = recipe.model
     for stage in recipe.stages:
-        folder = stage_folder(output, stage)
+        folder = replace(stage_folder(output, stage), label=label)
         if not folder.model.is_dir():
             folder.path.mkdir(parents=True, exist_ok=True)
             with _timed(folder.path / "seconds.txt"):
@@ -77,4 +75,4 @@ def _timed(path: Path) -> Iterator[None]:
             write_text(path, f"{before + time.monotonic() - begin:.1f}\n")
 
 
-__all__ = ["RUNNERS", "StageFolder", "check_output", "run", "stage_folder"]
+__all__ = ["RUNNERS", "run"]

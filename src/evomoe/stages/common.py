@@ -1,12 +1,11 @@
-"""What the stages share: loading, the Trainer's arguments, folders that can be resumed."""
+"""What the stages share: loading, checks before training, the Trainer's arguments."""
 
-import inspect
 import logging
 import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,6 +13,7 @@ from typing import Any, get_type_hints
 import torch
 from huggingface_hub.dataclasses import type_validator
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks, is_deepspeed_available
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
@@ -23,50 +23,21 @@ from evomoe.data.conversations import Collator, ConversationDataset
 from evomoe.data.records import load_records
 from evomoe.evolution import check_rule
 from evomoe.expert_init import INITS
-from evomoe.expert_init.base import INIT_ARGUMENTS
 from evomoe.expert_init.evolved import check_experts_file
 from evomoe.files import write_text
 from evomoe.hub import CARD
-from evomoe.loading import empty_models, load_config, load_model, load_processor
+from evomoe.loading import empty_models, load_config, load_model, load_processor, takes_pictures
 from evomoe.modeling import EvoMoEMixin
+from evomoe.options import check_options
 from evomoe.placement import moe_layers
 from evomoe.recipe import STAGES, Recipe
+from evomoe.run_folder import StageFolder, is_main_process, stage_folder
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
 from evomoe.trainer import EvoMoETrainer
+from evomoe.words import counted
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StageFolder:
-    """Where one stage leaves its work: ``model/`` when it is done, ``checkpoints/`` on the way."""
-
-    path: Path
-
-    @property
-    def model(self) -> Path:
-        """The finished model; it exists only when the stage is done."""
-        return self.path / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end."""
-        whole = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-        return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-
-
-def stage_folder(output: str | Path, stage: int) -> StageFolder:
-    """The folder of a stage inside a run folder, e.g. ``stage2_evolution``."""
-    return StageFolder(Path(output) / f"stage{stage}_{STAGES[stage]}")
-
-
-def is_main_process() -> bool:
-    """Whether this process writes the files that all processes share."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def load_dense(recipe: Recipe, source: Path | str) -> PreTrainedModel:
@@ -79,26 +50,6 @@ def load_dense(recipe: Recipe, source: Path | str) -> PreTrainedModel:
     if isinstance(model, EvoMoEMixin):
         raise ValueError(f"{source} is an EvoMoE model already; training starts from a dense model.")
     return model
-
-
-def check_output(recipe: Recipe, resume: bool) -> None:
-    """Makes sure that the output folder is new, or holds this recipe's unfinished run.
-
-    Raises:
-        ValueError: the folder exists and ``resume`` is off, or holds another run.
-    """
-    output, written = Path(recipe.output), Path(recipe.output) / "recipe.json"
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output: {output} is a file; name a folder.")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not resume:
-        raise ValueError(f"output: {output} exists and is not empty. Add --resume to go on with the run in it, or name another.")
-    if not written.is_file():
-        raise ValueError(f"output: {output} holds no recipe.json, so there is no run to resume; name another folder.")
-    changed = recipe.differences(Recipe.load(written))
-    if changed:
-        raise ValueError(f"output: {output} holds a run of another recipe ({'; '.join(changed)}). Name another folder.")
 
 
 def check_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -121,21 +72,40 @@ def check_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
         _check_init_options(recipe, moe)
     for stage in recipe.stages:
         try:
-            training_arguments(recipe, stage, stage_folder(recipe.output, stage), num_records=1)
-        except ValueError as error:
-            raise ValueError(f"trainer: TrainingArguments of stage {stage}: {str(error).removeprefix('trainer: ')}") from error
-        set_trainable(sparse if stage == 3 else dense, recipe.stage(stage).train, moe.moe_layers)
+            arguments = training_arguments(recipe, stage, stage_folder(recipe.output, stage), num_records=1)
+            _check_loggers(arguments)
+        except (ValueError, ImportError) as error:
+            raise ValueError(f"--trainer: TrainingArguments of stage {stage}: {error}") from error
+        _check_trained_parts(recipe, stage, sparse if stage == 3 else dense, moe)
     ChatTemplate(load_processor(recipe.model, recipe.trust_remote_code))
     return dense, sparse
 
 
+def _check_loggers(arguments: TrainingArguments) -> None:
+    """The Trainer would look for their packages only when the data are read and the model is loaded."""
+    for logger_class in get_reporting_integration_callbacks(arguments.report_to):
+        try:
+            logger_class()
+        except RuntimeError as error:
+            raise ValueError(f"report_to: {error}") from error
+
+
+def _check_trained_parts(recipe: Recipe, stage: int, model: PreTrainedModel, moe: MoEConfig) -> None:
+    what = recipe.stage(stage).train
+    try:
+        set_trainable(model, what, moe.moe_layers)
+    except ValueError as error:
+        remedy, parts = "", what.split("+")
+        if not takes_pictures(model.config) and {"projector", "vision"} & set(parts):
+            others = " ".join(str(other) for other in recipe.stages if other != stage)
+            of_text = "+".join(part for part in parts if part not in ("projector", "vision"))
+            ways = [f"--stages {others}"] * bool(others) + [f"--stage{stage}.train {of_text}"] * bool(of_text)
+            remedy = f" It is text-only: give {' or '.join(ways)}." if ways else " It is text-only."
+        raise ValueError(f"--stage{stage}.{error}{remedy}") from error
+
+
 def _check_init_options(recipe: Recipe, moe: MoEConfig) -> None:
-    taken = [name for name in inspect.signature(INITS[recipe.expert_init]).parameters if name not in INIT_ARGUMENTS]
-    for name in recipe.init_options:
-        if name not in taken:
-            raise ValueError(
-                f"init_options: '{recipe.expert_init}' takes no '{name}'; it takes {', '.join(taken) if taken else 'none'}."
-            )
+    check_options("init", recipe.expert_init, INITS[recipe.expert_init], recipe.init_options)
     experts = recipe.init_options.get("experts")
     if experts:
         check_experts_file(experts, moe.moe_layers, moe.num_experts)
@@ -158,20 +128,21 @@ def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
     """The user's TrainingArguments for a stage.
 
     Raises:
-        ValueError: there is no such argument, with the nearest name; or its value is of another type.
+        ValueError: there is no such argument, with the nearest name; its value is of another type; or it needs a package that is
+            not there.
     """
     options, types = recipe.trainer | recipe.stage(stage).trainer, get_type_hints(TrainingArguments)
+    if options.get("deepspeed") and not is_deepspeed_available():
+        raise ValueError("deepspeed is not installed: pip install deepspeed")
     for name, value in options.items():
         if name not in TrainingArguments.__dataclass_fields__:
             nearest = get_close_matches(name, TrainingArguments.__dataclass_fields__, 1)
-            raise ValueError(
-                f"trainer: TrainingArguments has no '{name}'" + (f"; did you mean '{nearest[0]}'?" if nearest else ".")
-            )
+            raise ValueError(f"TrainingArguments has no '{name}'" + (f"; did you mean '{nearest[0]}'?" if nearest else "."))
         is_number = types[name] is float and type(value) is int  # JSON's 1 will do for 1.0
         try:
             type_validator(name, float(value) if is_number else value, types[name])
         except TypeError as error:
-            raise ValueError(f"trainer: {error}") from error
+            raise ValueError(str(error)) from error
     return options
 
 
@@ -208,14 +179,12 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
 
 def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
     """Optimiser steps of a stage, as the Trainer will count them."""
-    options, given = recipe.stage(stage), trainer_options(recipe, stage)
-    steps = given.get("max_steps", options.steps)
-    if steps > 0:
-        return steps
+    options = recipe.stage(stage)
+    if options.steps:
+        return options.steps
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batches = math.ceil(num_records / (given.get("per_device_train_batch_size", options.batch_size) * processes))
-    per_epoch = math.ceil(batches / given.get("gradient_accumulation_steps", options.accumulation))
-    return max(1, math.ceil(per_epoch * given.get("num_train_epochs", options.epochs)))
+    batches = math.ceil(num_records / (options.batch_size * processes))
+    return max(1, math.ceil(math.ceil(batches / options.accumulation) * options.epochs))
 
 
 def train(
@@ -244,9 +213,7 @@ def train(
             "-m evomoe.cli train ..., or show it one GPU with CUDA_VISIBLE_DEVICES=0."
         )
     if dataset.cut and is_main_process():
-        logger.warning(
-            "%d of %d records are longer than max_length (%d) and are cut.", dataset.cut, len(dataset), recipe.max_length
-        )
+        logger.warning("Cut at --max-length %d: %d of %s.", recipe.max_length, dataset.cut, counted(len(dataset), "record"))
     if arguments.device.type == "cpu":
         torch.set_flush_denormal(True)  # without it, steps become several times slower as weights settle
     set_seed(recipe.seed)
@@ -262,6 +229,7 @@ def train(
         moe_layers=layers,
         metrics=folder.path.parent / "metrics.jsonl",
         stage=STAGES[stage],
+        label=folder.label,
         **trainer_fields,
     )
     checkpoint = folder.last_checkpoint()

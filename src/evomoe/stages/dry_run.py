@@ -2,11 +2,13 @@
 
 import torch
 
-from evomoe.accounting import count_parameters, readable
+from evomoe.accounting import count_parameters, large_router, readable
 from evomoe.recipe import STAGES, Recipe
-from evomoe.stages.common import check_output, check_recipe, load_data, planned_steps, trainer_options
+from evomoe.run_folder import check_output, stage_folder
+from evomoe.stages.common import check_recipe, load_data, planned_steps, trainer_options
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
+from evomoe.words import counted
 
 
 def describe(recipe: Recipe, resume: bool = False) -> str:
@@ -34,24 +36,39 @@ def describe(recipe: Recipe, resume: bool = False) -> str:
         counts, settings = count_parameters(model, names), recipe.stage(stage)
         lines += [
             "",
-            f"Stage {stage} ({STAGES[stage]}): {len(dataset)} records of {data}",
-            f"  {planned_steps(recipe, stage, len(dataset))} steps of {settings.batch_size} x {settings.accumulation} records, "
+            f"Stage {stage} ({STAGES[stage]}): {counted(len(dataset), 'record')} of {data}{_progress(recipe, stage) if resume else ''}",
+            f"  {counted(planned_steps(recipe, stage, len(dataset)), 'step')} of {settings.batch_size} x {settings.accumulation} records, "
             f"learning rate {settings.learning_rate:g}",
             f"  trains {settings.train}: {readable(counts.trained)} of {readable(counts.total)} parameters, {len(names)} tensors"
             + (f"; {readable(counts.activated)} run per token" if stage == 3 else ""),
             f"  {_shorten(names)}",
         ]
+        in_a_step = settings.batch_size * settings.accumulation
+        if in_a_step > len(dataset):
+            lines.append(
+                f"  a step takes {in_a_step} records, more than there are; smaller: --stage{stage}.batch-size, "
+                f"--stage{stage}.accumulation"
+            )
+        if stage == 3 and (warning := large_router(model)):
+            lines.append(f"  {warning}")
         if dataset.cut:
-            lines.append(f"  {dataset.cut} records are longer than max_length ({recipe.max_length}) and would be cut")
+            lines.append(f"  cut at --max-length {recipe.max_length}: {counted(dataset.cut, 'record')}")
         if dataset.skipped:
             lines += [
-                f"  {len(dataset.skipped)} bad records would be left out:",
+                f"  {counted(len(dataset.skipped), 'bad record')} would be left out:",
                 *(f"    {message}" for message in dataset.skipped),
             ]
         if options:
             lines.append(f"  TrainingArguments: {options}")
     device = "CUDA" if torch.cuda.is_available() else "CPU"
     return "\n".join([*lines, "", f"Would run on {device}. Nothing was loaded or written."])
+
+
+def _progress(recipe: Recipe, stage: int) -> str:
+    folder = stage_folder(recipe.output, stage)
+    if folder.model.is_dir():
+        return "; finished"
+    return f"; goes on after step {folder.last_step()}" if folder.last_step() else ""
 
 
 def _shorten(names: list[str], shown: int = 3) -> str:

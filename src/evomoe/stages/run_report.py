@@ -13,7 +13,7 @@ from evomoe.loading import load_model
 from evomoe.modeling import EvoMoEMixin
 from evomoe.placement import moe_layers
 from evomoe.recipe import STAGES, Recipe
-from evomoe.stages.common import stage_folder
+from evomoe.run_folder import stage_folder
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from evomoe.data.conversations import ConversationDataset
 from evomoe.recipe import Recipe
-from evomoe.stages.common import StageFolder, load_dense, train
+from evomoe.run_folder import StageFolder
+from evomoe.stages.common import load_dense, train
 
 
 def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: ConversationDataset) -> None:

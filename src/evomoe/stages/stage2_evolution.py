@@ -12,7 +12,8 @@ from evomoe.analysis.diversity import diversity_report
 from evomoe.data.conversations import ConversationDataset
 from evomoe.files import write_tensors, write_text
 from evomoe.recipe import Recipe
-from evomoe.stages.common import StageFolder, load_dense, train
+from evomoe.run_folder import StageFolder
+from evomoe.stages.common import load_dense, train
 
 EXPERTS = "evolved_experts.safetensors"
 

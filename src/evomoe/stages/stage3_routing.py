@@ -14,7 +14,8 @@ from evomoe.analysis.diversity import check_experts_differ, check_not_collapsed
 from evomoe.data.conversations import ConversationDataset
 from evomoe.hub import model_card
 from evomoe.recipe import STAGES, Recipe
-from evomoe.stages.common import StageFolder, load_dense, stage_folder, train, trainer_options
+from evomoe.run_folder import StageFolder, stage_folder
+from evomoe.stages.common import load_dense, train, trainer_options
 from evomoe.stages.stage2_evolution import EXPERTS
 from evomoe.tables import markdown_table
 from evomoe.upcycling import upcycle
