@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    GgufConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedModel,
@@ -49,8 +49,9 @@ def weights() -> Path:
 def load_language_model() -> tuple[PreTrainedModel, Any]:
     """SmolLM2, unpacked to float32, and its tokenizer."""
     folder, file = weights().parent, weights().name
-    unpacked = GgufConfig(dequantize=True)  # packed weights neither train nor save
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32, quantization_config=unpacked)
+    # Packed weights neither train nor save. transformers 5.16 always unpacks them, and has no such class.
+    unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32, **unpacked)
     return model, AutoTokenizer.from_pretrained(folder, gguf_file=file)
 
 
