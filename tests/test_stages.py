@@ -15,6 +15,7 @@ from tiny import make, make_language_model, make_llava, make_records, make_token
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from evomoe import upcycle
+from evomoe.data.conversations import ConversationDataset
 from evomoe.recipe import EvolutionOptions, MoEOptions, Recipe, StageOptions
 from evomoe.run_folder import stage_folder
 from evomoe.stages import run
@@ -496,3 +497,11 @@ def test_batches_of_similar_length_come_in_the_same_order_after_a_restart():
     assert list(again) != first
     spread = [abs(lengths[a] - lengths[b]) for a, b in zip(first[::2], first[1::2], strict=True)]
     assert sum(gap > 5 for gap in spread) <= 3  # of 16 batches: where one length meets the other, and the longest comes first
+
+
+def test_data_that_stages_share_are_read_and_checked_once(workspace, monkeypatch):
+    checked = []
+    check = ConversationDataset.check
+    monkeypatch.setattr(ConversationDataset, "check", lambda dataset: checked.append(dataset) or check(dataset))
+    describe(make_recipe(workspace, stages=(1, 2, 3)))
+    assert len(checked) == 1

@@ -38,14 +38,14 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True, label: str = 
     """
     check_output(recipe, resume)
     check_recipe(recipe)
-    datasets = {data: load_data(recipe, data) for data in {recipe.stage(stage).data or recipe.data for stage in recipe.stages}}
+    datasets = load_data(recipe)
     output = Path(recipe.output)
     if is_main_process():
         output.mkdir(parents=True, exist_ok=True)
         if not resume:
             clear(output)
         recipe.save(output / "recipe.json")
-        skipped = [message for loaded in datasets.values() for message in loaded.skipped]
+        skipped = [message for loaded in dict.fromkeys(datasets.values()) for message in loaded.skipped]
         if skipped:
             write_text(output / "skipped_records.txt", "\n".join(skipped) + "\n")
             logger.warning("Left out: %s; see %s.", counted(len(skipped), "bad record"), output / "skipped_records.txt")
@@ -55,12 +55,12 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True, label: str = 
         if not folder.model.is_dir():
             folder.path.mkdir(parents=True, exist_ok=True)
             with _timed(folder.path / "seconds.txt"):
-                RUNNERS[stage](recipe, source, folder, datasets[recipe.stage(stage).data or recipe.data])
+                RUNNERS[stage](recipe, source, folder, datasets[stage])
         source = folder.model
     if report and is_main_process():
         from evomoe.stages.run_report import report_run
 
-        report_run(recipe, Path(source), datasets)
+        report_run(recipe, Path(source), datasets[recipe.stages[-1]])
     return Path(source)
 
 

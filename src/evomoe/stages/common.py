@@ -111,17 +111,23 @@ def _check_init_options(recipe: Recipe, moe: MoEConfig) -> None:
         check_experts_file(experts, moe.moe_layers, moe.num_experts)
 
 
-def load_data(recipe: Recipe, data: str) -> ConversationDataset:
-    """One data set, every record of it checked but for its pictures' pixels.
+def load_data(recipe: Recipe) -> dict[int, ConversationDataset]:
+    """The data of each stage, every record checked but for its pictures' pixels; what stages share is read and checked once.
 
     Raises:
-        ValueError: it cannot be opened, or has bad records that the recipe does not let pass.
+        ValueError: data cannot be opened, or have bad records that the recipe does not let pass.
     """
-    records = load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
     processor = load_processor(recipe.model, recipe.trust_remote_code)
-    dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record)
-    dataset.check()
-    return dataset
+
+    def load(data: str) -> ConversationDataset:
+        records = load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
+        dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record)
+        dataset.check()
+        return dataset
+
+    names = {stage: recipe.stage(stage).data or recipe.data for stage in recipe.stages}
+    loaded = {name: load(name) for name in dict.fromkeys(names.values())}
+    return {stage: loaded[name] for stage, name in names.items()}
 
 
 def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:

@@ -28,9 +28,8 @@ def describe(recipe: Recipe, resume: bool = False) -> str:
     ]
     if 2 in recipe.stages:
         lines.append(f"Evolution: rule {recipe.evolution.rule}, beta {[list(r) for r in recipe.evolution.beta_ranges]}")
-    for stage in recipe.stages:
+    for stage, dataset in load_data(recipe).items():
         data, options = recipe.stage(stage).data or recipe.data, trainer_options(recipe, stage)
-        dataset = load_data(recipe, data)
         model = sparse if stage == 3 else dense
         names = set_trainable(model, recipe.stage(stage).train, moe.moe_layers)
         counts, settings = count_parameters(model, names), recipe.stage(stage)

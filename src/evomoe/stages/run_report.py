@@ -1,6 +1,5 @@
 """report.md of a run of ``evomoe train``: its probe is the run's own training records."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,13 +19,13 @@ from evomoe.structure import text_config
 PROBE_RECORDS, BATCH = 64, 8
 
 
-def report_run(recipe: Recipe, final: Path, datasets: Mapping[str, ConversationDataset]) -> Path:
+def report_run(recipe: Recipe, final: Path, dataset: ConversationDataset) -> Path:
     """Writes report.md into the run folder.
 
     Args:
         recipe: the run.
         final: folder of the last stage's model.
-        datasets: the run's data, by name.
+        dataset: what the last stage trained on.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     counts = {}
@@ -38,7 +37,6 @@ def report_run(recipe: Recipe, final: Path, datasets: Mapping[str, ConversationD
     statistics, probe = None, ""
     model = load_model(final, recipe.dtype, recipe.trust_remote_code)
     if isinstance(model, EvoMoEMixin):
-        dataset = datasets[recipe.stage(recipe.stages[-1]).data or recipe.data]
         collate, items = Collator(dataset.processor), [dataset[i] for i in range(min(PROBE_RECORDS, len(dataset)))]
         batches = [collate(items[i : i + BATCH]) for i in range(0, len(items), BATCH)]
         moved = ({name: tensor.to(device) for name, tensor in batch.items() if name != "labels"} for batch in batches)
