@@ -166,6 +166,11 @@ def test_weights_offloaded_to_disk(family, router, tmp_path):
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         torch.testing.assert_close(offloaded(**inputs).logits[real], sparse(**inputs).logits[real], atol=1e-5, rtol=1e-4)
+    if family == "llava":  # its parts lie on several devices, so no input is on the wrong one
+        words = inputs_for(family, (0, 0))
+        embeds = sparse.get_input_embeddings()(words.pop("input_ids")).detach()
+        with pytest.raises(ValueError, match=r"inputs_embeds is torch.float64, the model torch.float32; pass inputs.to\("):
+            offloaded(**words, inputs_embeds=embeds.double())
 
 
 TARGETS = {

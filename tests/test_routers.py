@@ -1,5 +1,7 @@
 """Every row of the router table, and the maths of the dynamic token-aware router against its naive form."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -138,6 +140,8 @@ def test_fixed_sends_all_to_one_expert_with_weight_one():
     x_TD, modality = some_tokens()
     routing = FixedRouter(D, E, expert=2).route(x_TD, modality, 1, "probability")
     assert (routing.index_TK == 2).all() and (routing.weight_TK == 1).all()
+    halved = replace(routing, weight_TK=routing.weight_TK / 2)  # as a router that wraps another one may do
+    assert (halved.weight_TK == 0.5).all() and torch.equal(halved.probs_TE, F.one_hot(torch.full((12,), 2), E).float())
     with pytest.raises(ValueError, match="expert 4 does not exist"):
         FixedRouter(D, E, expert=4)
 

@@ -37,7 +37,7 @@ class FixedRouter(Router):
     def route(self, x_TD: Tensor, modality: Modality, top_k: int, gate: str, dropout: float = 0.0) -> Routing:
         if top_k > 1:
             return super().route(x_TD, modality, top_k, gate, dropout)
-        return FixedRouting(self, x_TD, modality)
+        return FixedRouting.lazily(self, x_TD, modality)
 
 
 class FixedRouting(Routing):
@@ -47,10 +47,13 @@ class FixedRouting(Routing):
     an MoE layer adds to its expert.
     """
 
-    def __init__(self, router: FixedRouter, x_TD: Tensor, modality: Modality) -> None:
+    @classmethod
+    def lazily(cls, router: FixedRouter, x_TD: Tensor, modality: Modality) -> "FixedRouting":
+        routing = cls.__new__(cls)
         index_TK = torch.full((x_TD.shape[0], 1), router.expert, device=x_TD.device)
         weight_TK = torch.ones(x_TD.shape[0], 1, device=x_TD.device)
-        vars(self).update(index_TK=index_TK, weight_TK=weight_TK, _router=router, _inputs=(x_TD, modality))
+        vars(routing).update(index_TK=index_TK, weight_TK=weight_TK, _router=router, _inputs=(x_TD, modality))
+        return routing
 
     @cached_property
     def logits_TE(self) -> Tensor:  # pyrefly: ignore[bad-override]
