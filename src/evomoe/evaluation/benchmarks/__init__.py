@@ -1,0 +1,6 @@
+"""One file per benchmark: its data, its prompts, its rule, the format of its server."""
+
+from evomoe.evaluation.base import Benchmark
+from evomoe.evaluation.benchmarks import easy_vqa
+
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (easy_vqa.BENCHMARK,)}
