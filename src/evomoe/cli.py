@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from evomoe import __version__
+from evomoe.evaluation.options import Options as EvaluationOptions
 from evomoe.files import refuse_existing, refuse_missing
 from evomoe.named_values import NamedValues
 from evomoe.recipe import MoEOptions, Recipe
@@ -195,27 +196,29 @@ def compose(
 
 def evaluate(
     checkpoint: tyro.conf.Positional[str],
+    options: Annotated[EvaluationOptions, Flat] = EvaluationOptions(),  # noqa: B008
     benchmarks: tuple[str, ...] = ("easy-vqa",),
-    batch_size: int = 128,
-    limit: int = 0,
-    output: str | None = None,
+    dump_prompts: bool = False,
 ) -> None:
     """Score a model, dense or sparse, on benchmarks.
 
     Args:
         checkpoint: folder or hub name.
-        benchmarks: names of benchmarks.
-        batch_size: questions per batch.
-        limit: score only so many questions, evenly spaced; 0 scores all.
-        output: also write the scores and every answer to this JSON file.
+        options: how.
+        benchmarks: names of benchmarks, see `evomoe list benchmarks`.
+        dump_prompts: write every prompt as the model would see it, answer none, and load no weights.
     """
     refuse_missing(checkpoint)
-    if output:
-        refuse_existing(output, "file")
-    from evomoe.evaluation.command import evaluate_checkpoint
+    options.check(benchmarks)
+    from evomoe.evaluation import command
 
     _hide_loading_bars()
-    print(evaluate_checkpoint(checkpoint, benchmarks, batch_size, limit, Path(output) if output else None))
+    if dump_prompts:
+        print(command.dump_prompts(checkpoint, benchmarks, options))
+        return
+    with _when_interrupted(lambda: "The same command goes on where it stopped."):
+        if text := command.evaluate_checkpoint(checkpoint, benchmarks, options):
+            print(text)
 
 
 def list_names(

@@ -131,7 +131,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
 
     @cached_property
     def _surveyed(self) -> list[Surveyed]:
-        return survey(self.records, self.processor, self._template, self._special_tokens, self.max_length)
+        return survey(self.records, self.processor, self._template, self._template.special_tokens, self.max_length)
 
     def _encode(self, record: Record) -> dict[str, torch.Tensor]:
         rendered = self._template.render(record)
@@ -145,7 +145,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         return {key: value[: self.max_length] if key in _TOKEN_KEYS else value for key, value in item.items()}
 
     def _process(self, record: Record, text: str) -> Any:
-        options: dict[str, Any] = self._special_tokens(text)
+        options: dict[str, Any] = self._template.special_tokens(text)
         if record.images:
             options["images"] = [read_pictures(record, open_rgb)]
             if _reports_replacements(self.processor):
@@ -155,11 +155,6 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         except (ValueError, TypeError, LookupError, ArithmeticError, OSError) as error:
             name = type(self.processor).__name__
             raise BadRecordError(f"{record.where}: {name} cannot process it: {error}") from error
-
-    def _special_tokens(self, text: str) -> dict[str, bool]:
-        # A template that writes the first token itself must not get a second one; otherwise the processor decides.
-        first = self._tokenizer.bos_token
-        return {"add_special_tokens": False} if first and text.startswith(first) else {}
 
     def _check_cut(self, record: Record, labels: list[int], of_image: list[bool]) -> None:
         first_label = next(i for i, label in enumerate(labels) if label != IGNORED)

@@ -4,7 +4,7 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -75,8 +75,12 @@ def check_image(source: str | bytes, max_pixels: int) -> None:
             _decode(_open_header(file, name), name)
 
 
-def open_rgb(source: "str | Image.Image") -> Image.Image:
+def open_rgb(source: "str | bytes | Image.Image", name: str = "") -> Image.Image:
     """Decodes a picture to RGB, turned upright where its EXIF data say so.
+
+    Args:
+        source: A path, an encoded picture or an opened one.
+        name: What messages call it, if it is no path.
 
     Raises:
         BadImageError: It is missing or cannot be decoded.
@@ -84,7 +88,29 @@ def open_rgb(source: "str | Image.Image") -> Image.Image:
     if isinstance(source, Image.Image):
         return _decode(source, "in memory")
     with _open_file(source) as file:
-        return _decode(_open_header(file, source), source)
+        return _decode(_open_header(file, name or _name(source)), name or _name(source))
+
+
+def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """Centres a picture on a square of that RGB colour, as LLaVA-1.5 does (``image_aspect_ratio: pad``)."""
+    side = max(image.size)
+    if image.size == (side, side):
+        return image
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def crops(processor: Any) -> bool:
+    """Whether a processor cuts off the ends of an oblong picture, as CLIP's does, and so LLaVA-1.5's at Hugging Face."""
+    return bool(getattr(getattr(processor, "image_processor", None), "do_center_crop", False))
+
+
+def mean_colour(processor: Any) -> tuple[int, int, int]:
+    """The colour that a processor's normalisation maps to zero; grey where it has none."""
+    mean = getattr(getattr(processor, "image_processor", None), "image_mean", None) or (0.5, 0.5, 0.5)
+    red, green, blue = (int(255 * value) for value in mean)
+    return red, green, blue
 
 
 def _name(source: str | bytes) -> str:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from evomoe.data.images import ImageFolder, open_rgb
 from evomoe.words import counted
 
 if TYPE_CHECKING:
     import datasets
+    from PIL import Image
+
+    from evomoe.data.images import ImageFolder
 
 
 class MissingDataError(ValueError):
@@ -54,8 +54,14 @@ class FilePicture:
     def key(self) -> str:
         return self.path
 
-    def open(self) -> Image.Image:
+    def open(self) -> "Image.Image":
+        from evomoe.data.images import open_rgb
+
         return open_rgb(self.path)
+
+    def fingerprint(self) -> str:
+        path = Path(self.path)
+        return f"{path.name} {path.stat().st_size if path.exists() else 0}"
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,14 @@ class CellPicture:
     key: str
     column: str = "image"
 
-    def open(self) -> Image.Image:
+    def open(self) -> "Image.Image":
+        from evomoe.data.images import open_rgb
+
         cell = self.rows[self.number][self.column]
-        return open_rgb(cell["bytes"] if cell.get("bytes") else cell["path"])
+        return open_rgb(cell["bytes"] if cell.get("bytes") else cell["path"], self.key)
+
+    def fingerprint(self) -> str:
+        return self.key  # the dataset's own fingerprint says the rest
 
 
 @dataclass(frozen=True)
@@ -79,10 +90,15 @@ class EncodedPicture:
     text: str = field(repr=False)
     key: str
 
-    def open(self) -> Image.Image:
+    def open(self) -> "Image.Image":
         import base64
 
-        return open_rgb(base64.b64decode(self.text))
+        from evomoe.data.images import open_rgb
+
+        return open_rgb(base64.b64decode(self.text), self.key)
+
+    def fingerprint(self) -> str:
+        return f"{self.key} {len(self.text)}"
 
 
 class DataFolder:
@@ -120,8 +136,10 @@ class DataFolder:
         wanted = " or ".join(choice.describe() for choice in choices)
         raise MissingDataError(f"{self.benchmark}: missing in {where}: {wanted}.")
 
-    def images(self, *names: str) -> ImageFolder:
+    def images(self, *names: str) -> "ImageFolder":
         """The folder of the pictures, which no name in an annotation file may leave: the first of ``names`` that exists."""
+        from evomoe.data.images import ImageFolder
+
         assert self.path is not None
         found = next((self.path / name for name in names if (self.path / name).is_dir()), None)
         if found is None:

@@ -1,0 +1,208 @@
+"""Greedy answers of any VLM to a benchmark's questions: in batches of similar length, padded on the left."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.data.chat_template import ChatTemplate
+from evomoe.data.images import BadImageError, crops, mean_colour, pad_to_square
+from evomoe.data.records import IMAGE_MARK, Record, Turn
+from evomoe.evaluation.base import Benchmark, Question, Result
+from evomoe.evaluation.encode_once import EncodeOnce
+from evomoe.evaluation.options import ImageAspect
+
+# Whatever a checkpoint's own generation settings say, every model is asked in the same way.
+GREEDY: dict[str, Any] = {
+    "do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0,
+}  # fmt: skip
+
+_SIMILAR = 64  # characters: prompts that differ by less share a batch, so that questions about one picture can stay together
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions, by their positions, with the keys of their pictures, as inputs of a model."""
+
+    index: list[int]
+    pictures: list[str]
+    inputs: Any
+
+
+class Prompts(Dataset[Batch]):
+    """A benchmark's questions as batches of model inputs, for any model with this processor.
+
+    A batch holds questions of similar length; those about the same picture follow one another. Questions with and without
+    a picture do not share a batch.
+
+    Args:
+        questions: with their pictures.
+        processor: the model's own, whose chat template is used.
+        prompts: the text of each question; by default what ``Question.text`` says.
+        batch_size: questions per batch.
+        image_aspect: "pad": pictures are first padded to a square with the processor's mean colour, as LLaVA-1.5 does;
+            "keep": they are given as they are; "auto": "pad" where the processor would crop them.
+        keep: hold the prepared batches in memory, for several models in turn.
+
+    Raises:
+        ValueError: the processor has no chat template, or the template loses a question.
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        processor: Any,
+        prompts: Sequence[str] | None = None,
+        batch_size: int = 128,
+        image_aspect: ImageAspect = "auto",
+        keep: bool = False,
+    ) -> None:
+        self.questions, self.processor = list(questions), processor
+        self.template = ChatTemplate(processor)
+        tokenizer = self.template.tokenizer
+        if tokenizer.pad_token is None:  # the attention mask hides the padding, so any token will do
+            tokenizer.pad_token = tokenizer.eos_token
+        if prompts is None:
+            prompts = [question.text for question in self.questions]
+        pairs = zip(self.questions, prompts, strict=True)
+        self.texts = [self.template.question(_record(question, prompt)) for question, prompt in pairs]
+        self.image_aspect: ImageAspect = image_aspect if image_aspect != "auto" else "pad" if crops(processor) else "keep"
+        self._padding = mean_colour(processor) if self.image_aspect == "pad" else None
+        self._latest: tuple[str, Image.Image] | None = None
+        self.keep = keep
+        self.arrange(batch_size)
+
+    def arrange(self, batch_size: int, chosen: Sequence[int] | None = None) -> None:
+        """Makes batches of all questions, or of those at the positions ``chosen``."""
+        self.chunks: list[list[int]] = []
+        self._kept: dict[int, Batch] = {}
+        positions = range(len(self.questions)) if chosen is None else chosen
+        for with_picture in (True, False):
+            part = [i for i in positions if (self.questions[i].picture is not None) is with_picture]
+            part.sort(key=self._order)
+            self.chunks += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+
+    def _order(self, position: int) -> tuple[int, str, int]:
+        picture = self.questions[position].picture
+        length = len(self.texts[position])
+        return length // _SIMILAR, picture.key if picture else "", length
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Decodes and prepares one batch; workers of a DataLoader call this ahead of the model."""
+        if self.keep and number in self._kept:
+            return self._kept[number]
+        index = self.chunks[number]
+        texts = [self.texts[i] for i in index]
+        pictures = [picture for i in index if (picture := self.questions[i].picture) is not None]
+        options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        options |= self.template.special_tokens(texts[0])
+        if pictures:
+            options["images"] = [[self._open(self.questions[i])] for i in index]
+        batch = Batch(index, [picture.key for picture in pictures], self.processor(text=texts, **options))
+        if self.keep:
+            self._kept[number] = batch
+        return batch
+
+    def _open(self, question: Question) -> Image.Image:
+        picture = question.picture
+        assert picture is not None
+        if self._latest is None or self._latest[0] != picture.key:
+            try:
+                image = picture.open()
+            except BadImageError as error:
+                raise ValueError(f"question {question.id!r}: {error}") from error
+            self._latest = picture.key, image if self._padding is None else pad_to_square(image, self._padding)
+        return self._latest[1]
+
+
+class Answerer:
+    """Answers batches of questions.
+
+    Args:
+        model: on its device; it is put into evaluation mode for as long as it answers.
+        max_new_tokens: the longest answer.
+        encode_once: let questions about one picture share its features, see ``EncodeOnce``.
+
+    Attributes:
+        encoded: how many pictures the model has encoded.
+    """
+
+    def __init__(self, model: PreTrainedModel, max_new_tokens: int, encode_once: bool = True) -> None:
+        self.model, self.max_new_tokens = model, max_new_tokens
+        self._encode_once = EncodeOnce(model) if encode_once else None
+
+    @property
+    def encoded(self) -> int:
+        assert self._encode_once is not None
+        return self._encode_once.encoded
+
+    def answer(self, prompts: Prompts, label: str = "answering", workers: int = 0) -> Iterator[dict[int, str]]:
+        """Yields the greedy answers of batch after batch, by the positions of their questions, without the spaces around.
+
+        Args:
+            prompts: the questions.
+            label: of the progress bar.
+            workers: processes that decode pictures and prepare batches ahead.
+
+        Raises:
+            ValueError: the accelerator's memory is too small for the batch.
+        """
+        loader = DataLoader(prompts, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+        total = sum(map(len, prompts.chunks))
+        was_training = self.model.training
+        self.model.eval()
+        once = self._encode_once
+        try:
+            with (
+                once.active() if once else contextlib.nullcontext(),
+                tqdm(total=total, desc=label, unit="question", dynamic_ncols=True, leave=False) as bar,
+            ):
+                for batch in loader:
+                    if once:
+                        once.keys = batch.pictures
+                    yield dict(zip(batch.index, self._generate(prompts, batch), strict=True))
+                    bar.update(len(batch.index))
+        finally:
+            self.model.train(was_training)
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Prompts, batch: Batch) -> list[str]:
+        inputs = batch.inputs.to(self.model.device, self.model.dtype)
+        try:
+            tokens_BS = self.model.generate(**inputs, **GREEDY, max_new_tokens=self.max_new_tokens)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"out of memory with {len(batch.index)} questions at once; the answers so far are kept: "
+                "go on with a smaller --batch-size."
+            ) from error
+        texts = prompts.processor.batch_decode(tokens_BS[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+def evaluate(model: PreTrainedModel, benchmark: Benchmark, prompts: Prompts, label: str = "answering") -> Result:
+    """Scores a model's greedy answers to a benchmark's questions, by the official rule."""
+    answers: dict[int, str] = {}
+    for some in Answerer(model, benchmark.max_new_tokens).answer(prompts, label):
+        answers |= some
+    by_id = {question.id: answers[position] for position, question in enumerate(prompts.questions)}
+    return benchmark.score(prompts.questions, by_id, "official")
+
+
+def _record(question: Question, prompt: str) -> Record:
+    """A question as training has it: the picture first, then the text."""
+    if question.picture is None:
+        return Record(f"question {question.id!r}", (), (Turn("user", prompt),))
+    return Record(f"question {question.id!r}", (question.picture.key,), (Turn("user", f"{IMAGE_MARK}\n{prompt}"),))
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
