@@ -20,6 +20,7 @@ from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, Picture, ProtocolNam
 from evomoe.evaluation.benchmarks.yes_no import lmms_mme_reading, mme_reading, vlmevalkit_reading
 from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, FilePicture, values
 from evomoe.evaluation.statistics import error_of_mean, percent
+from evomoe.files import write_text
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -165,7 +166,7 @@ def submit(questions: Sequence[MMEQuestion], answers: Mapping[str, str], folder:
         lines[question.type].append(f"{question.image}\t{question.text}\t{question.answer.capitalize()}\t{answer}\n")
     folder.mkdir(parents=True, exist_ok=True)
     for subtask, of_subtask in lines.items():
-        (folder / f"{subtask}.txt").write_text("".join(of_subtask), encoding="utf-8")
+        write_text(folder / f"{subtask}.txt", "".join(of_subtask))
     return [folder / f"{subtask}.txt" for subtask in lines]
 
 

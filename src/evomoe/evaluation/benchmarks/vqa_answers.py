@@ -7,6 +7,7 @@ replacements belongs, so that at most 32 periods go.
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 DIGITS = {
@@ -14,6 +15,7 @@ DIGITS = {
     "eight": "8", "nine": "9", "ten": "10",
 }  # fmt: skip
 ARTICLES = {"a", "an", "the"}
+ANNOTATORS = 10
 
 # Every spelling of these that lacks one apostrophe becomes the full one.
 _FULL = [
@@ -170,7 +172,7 @@ def leave_one_out(answer: str, annotators: Sequence[str]) -> float:
     return sum(min(1, (agreeing - (own == answer)) / 3) for own in annotators) / len(annotators)
 
 
-class Normalised:
+class Remembered:
     """A normaliser that remembers, since a benchmark's answers repeat."""
 
     def __init__(self, normalise: Callable[[str], str]) -> None:
@@ -181,3 +183,17 @@ class Normalised:
         if text not in self._known:
             self._known[text] = self._normalise(text)
         return self._known[text]
+
+
+def ten_answers(answers: Any, where: str) -> tuple[str, ...]:
+    """The annotators' answers of a record: strings, VQA's objects, or columns of them as in parquet.
+
+    Raises:
+        ValueError: there are not ten of them.
+    """
+    if isinstance(answers, dict):
+        answers = answers["answer"]
+    texts = tuple(answer["answer"] if isinstance(answer, dict) else answer for answer in answers)
+    if len(texts) != ANNOTATORS:
+        raise ValueError(f"{where}: {ANNOTATORS} annotators expected, but {len(texts)} found.")
+    return texts
