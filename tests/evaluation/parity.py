@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evomoe.evaluation.base import LETTER_ANSWER, SHORT_ANSWER, Question
-from evomoe.evaluation.benchmarks import mmbench, mme, sqa
+from evomoe.evaluation.benchmarks import mmbench, mme, sqa, textvqa
 from evomoe.evaluation.sources import FilePicture
 
 FOLDER = Path(os.environ.get("EVOMOE_PARITY_DATA") or Path(__file__).parents[2] / "../shared/data/llava-1.5-13b")
@@ -85,6 +85,26 @@ def of_mmbench():
         unit = str(index % mmbench.GROUP)
         questions.append(mmbench.MMBenchQuestion(str(index), text, None, row["gold"], unit=unit, choices=choices, hint=hint))
     return questions, _answers(questions, found), found
+
+
+def of_gqa():
+    found = rows("gqa_nogold")
+    return (
+        [Question(row["input"]["question_id"], row["input"]["prompt"].removesuffix(SHORT_ANSWER)) for row in found],
+        None,
+        found,
+    )
+
+
+def of_textvqa():
+    found, questions = rows("textvqa_nogold"), []
+    for number, row in enumerate(found):
+        text, words, _ = row["input"]["prompt"].split("\n")
+        words = words.removeprefix("Reference OCR token: ")
+        tokens = tuple(words.split(", ")) if words else ()
+        image = row["input"]["question_id"]
+        questions.append(textvqa.TextVQAQuestion(str(number), text, image_id=image, ocr_tokens=tokens))
+    return questions, None, found
 
 
 def asked(row: dict[str, Any]) -> str:
