@@ -5,17 +5,13 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 from PIL import Image
+from quiz_texts import TEXTS
 from tiny import make_llava
 
 from evomoe import upcycle
 from evomoe.evaluation import BENCHMARKS, Benchmark, Question, Result
 from evomoe.evaluation.sources import FilePicture
 from evomoe.evaluation.statistics import accuracy_by_type, error_of_mean
-
-TEXTS = [
-    "what color is the shape ?", "is there a red circle ?", "what", "is there not a blue triangle ?", "red ?",
-    "what is the shape ?", "no ?",
-]  # fmt: skip
 
 
 @pytest.fixture

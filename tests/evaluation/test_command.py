@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEXTS
+from quiz_texts import TEXTS
 from safetensors.torch import load_file, save_file
 from tiny import make_language_model
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TEXTS
 from PIL import Image
+from quiz_texts import TEXTS
 from tiny import make_processor
 
 from evomoe.data.images import crops, mean_colour, pad_to_square

@@ -63,6 +63,7 @@ class Question:
 
 
 Row = dict[str, float]
+Table = dict[str, Row]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Result:
     error_method: str
     questions: int
     unparsable: int
-    tables: dict[str, dict[str, Row]] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -124,6 +125,11 @@ class Benchmark:
     counts: tuple[int, ...] = ()
     mini: bool = False
 
+    @property
+    def scorer(self) -> str:
+        """Name and version of the rule, for results."""
+        return f"{self.name} {self.version}"
+
 
 def check_answers(
     name: str, questions: Sequence[Question], answers: Mapping[str, str], allow_missing: bool = False
@@ -156,4 +162,13 @@ def check_unique(name: str, identities: Sequence[str]) -> None:
     if twice:
         raise ValueError(
             f"{name}: {counted(len(twice), 'id')} {'occurs' if len(twice) == 1 else 'occur'} twice, first {twice[0]!r}."
+        )
+
+
+def check_labels(name: str, questions: Sequence[Question], server: str) -> None:
+    """Raises ValueError if a question has no public right answer: only the server can score these."""
+    if any(not question.answer for question in questions):
+        raise ValueError(
+            f"{name}: the right answers of this split are not public, so that it cannot be scored here. Write the answers in the "
+            f"server's format (the benchmark's submission) and upload them to {server}."
         )

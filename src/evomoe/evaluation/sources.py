@@ -5,11 +5,12 @@ Every file that is read is noted with its checksum, so that a result can say whi
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evomoe.evaluation.base import Picture
 from evomoe.words import counted
 
 if TYPE_CHECKING:
@@ -137,13 +138,14 @@ class DataFolder:
         raise MissingDataError(f"{self.benchmark}: missing in {where}: {wanted}.")
 
     def images(self, *names: str) -> "ImageFolder":
-        """The folder of the pictures, which no name in an annotation file may leave: the first of ``names`` that exists."""
+        """The folder of the pictures, which no name in an annotation file may leave: the first of ``names`` that exists.
+
+        If none does, it is the first: answers can be scored without the pictures; `check_pictures` misses them.
+        """
         from evomoe.data.images import ImageFolder
 
         assert self.path is not None
-        found = next((self.path / name for name in names if (self.path / name).is_dir()), None)
-        if found is None:
-            raise MissingDataError(f"{self.benchmark}: missing in {self.path}: the folder of the pictures, {' or '.join(names)}.")
+        found = next((self.path / name for name in names if (self.path / name).is_dir()), self.path / names[0])
         return ImageFolder(found, allow_absolute_outside=False)
 
     def text(self, path: Path) -> str:
@@ -218,6 +220,26 @@ class DataFolder:
                 f"{self.benchmark}: {counted(found, 'question')} read, but the known versions have {versions} ({files}). "
                 "Get a known version, or score this one with --any-version."
             )
+
+
+def values(record: Any, where: str, *names: str) -> list[Any]:
+    """The values of a record's fields; ``where`` names file and record in the error.
+
+    Raises:
+        ValueError: it has no such field.
+    """
+    missing = [name for name in names if not isinstance(record, dict) or name not in record]
+    if missing:
+        raise ValueError(f"{where}: the record has no field {missing[0]!r}. Is this the file that the benchmark publishes?")
+    return [record[name] for name in names]
+
+
+def check_pictures(name: str, pictures: Iterable[Picture | None]) -> None:
+    """Raises MissingDataError if picture files do not exist: how many, and the first."""
+    paths = dict.fromkeys(picture.path for picture in pictures if isinstance(picture, FilePicture))
+    missing = [path for path in paths if not Path(path).exists()]
+    if missing:
+        raise MissingDataError(f"{name}: {counted(len(missing), 'picture')} of {len(paths):,} missing, first {missing[0]}.")
 
 
 def _json_lines(text: str, path: Path) -> Iterator[Any]:
