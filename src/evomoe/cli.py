@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from evomoe import __version__
+from evomoe.evaluation.base import ProtocolName
 from evomoe.evaluation.options import Options as EvaluationOptions
 from evomoe.files import refuse_existing, refuse_missing
 from evomoe.named_values import NamedValues
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         "params": params,
         "compose": compose,
         "eval": evaluate,
+        "score": score,
         "list": list_names,
     }
     if arguments == ["--version"]:
@@ -219,6 +221,36 @@ def evaluate(
     with _when_interrupted(lambda: "The same command goes on where it stopped."):
         if text := command.evaluate_checkpoint(checkpoint, benchmarks, options):
             print(text)
+
+
+def score(
+    benchmark: tyro.conf.Positional[str],
+    predictions: str,
+    annotations: str,
+    protocol: ProtocolName = "official",
+    output: str | None = None,
+    allow_missing: bool = False,
+    any_version: bool = False,
+) -> None:
+    """Score answers that another program wrote: LLaVA's, EvalAI's, GQA's, MME's, MMBench's formats.
+
+    Args:
+        benchmark: its name, see `evomoe list benchmarks`.
+        predictions: file with the answers, or MME's folder.
+        annotations: the benchmark's folder, or the annotation file in it.
+        protocol: whose rule.
+        output: also write the result to this JSON file.
+        allow_missing: count questions without an answer as wrong.
+        any_version: also score data that no known version of the benchmark has.
+    """
+    for option, path in (("predictions", predictions), ("annotations", annotations)):
+        if not Path(path).exists():
+            raise ValueError(f"{option}: there is no {path}.")
+    if output:
+        refuse_existing(output, "file")
+    from evomoe.evaluation.scoring import score_predictions
+
+    print(score_predictions(benchmark, predictions, annotations, protocol, output, allow_missing, any_version))
 
 
 def list_names(

@@ -12,7 +12,7 @@ from evomoe.evaluation.sources import DataFolder, MissingDataError, check_pictur
 
 
 def load(name, root):
-    folder = DataFolder(name, root, "textvqa" if name == "textvqa-ocr" else None)
+    folder = DataFolder(name, root / (BENCHMARKS[name].folder or name))
     return BENCHMARKS[name].load(folder), folder
 
 

@@ -111,6 +111,7 @@ class Benchmark:
         version: of the scorer; grows whenever a score could change.
         submit: writes the answers in the format of the official server or tool into a folder, and returns the paths.
         counts: how many questions the known versions of its data have; empty if any number is right.
+        folder: what its folder below ``--data-root`` is called, if not as itself.
         mini: whether it is a small one of ``evomoe.data.mini``.
     """
 
@@ -123,6 +124,7 @@ class Benchmark:
     version: int = 1
     submit: Callable[[Sequence[Any], Mapping[str, str], Path], list[Path]] | None = None
     counts: tuple[int, ...] = ()
+    folder: str = ""
     mini: bool = False
 
     @property

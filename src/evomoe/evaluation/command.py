@@ -14,13 +14,13 @@ from accelerate import PartialState
 
 from evomoe import __version__
 from evomoe.evaluation.answers import AnswerFile, digest, fingerprint
-from evomoe.evaluation.average import averages
-from evomoe.evaluation.base import Benchmark, Question, Result, check_unique
+from evomoe.evaluation.base import Benchmark, Question, Result
 from evomoe.evaluation.benchmarks import BENCHMARKS
 from evomoe.evaluation.generation import GREEDY, Answerer, Prompts
 from evomoe.evaluation.options import Options
-from evomoe.evaluation.reports import detail_tables, summary_table
-from evomoe.evaluation.sources import DataFolder
+from evomoe.evaluation.reports import report
+from evomoe.evaluation.scoring import load_questions
+from evomoe.evaluation.sources import DataFolder, check_pictures
 from evomoe.files import write_text
 from evomoe.loading import load_config, load_model, load_processor, takes_pictures
 
@@ -47,8 +47,7 @@ def evaluate_checkpoint(checkpoint: str | Path, names: Sequence[str], options: O
     results = [result for name in names if (result := evaluation.run(BENCHMARKS[name])) is not None]
     if not evaluation.state.is_main_process:
         return ""
-    tables = [summary_table(results), *(table for result in results for table in detail_tables(result)), *averages(results)]
-    text = "\n\n".join(tables)
+    text = "\n\n".join([report(results)] * bool(results) + evaluation.unscored)
     write_text(evaluation.folder / "report.md", f"# {checkpoint}\n\n{text}\n")
     return f"{text}\n\nAnswers and results: {evaluation.folder}"
 
@@ -83,15 +82,13 @@ class _Evaluation:
         self.state = PartialState(timeout=timedelta(days=7))
         self._model: Any = None
         self._files: dict[str, str] | None = None
+        self.unscored: list[str] = []
 
     def prepare(self, benchmark: Benchmark) -> tuple[list[Question], DataFolder, Prompts]:
         """The questions of a benchmark, where they come from, and what the model will be asked."""
         folder = data_folder(benchmark, self.options.data_root)
-        questions = list(benchmark.load(folder))
-        check_unique(benchmark.name, [question.id for question in questions])
-        if not self.options.any_version:
-            folder.check_count(len(questions), benchmark.counts)
-        questions = evenly_spaced(questions, self.options.limit)
+        questions = evenly_spaced(load_questions(benchmark, folder, self.options.any_version), self.options.limit)
+        check_pictures(benchmark.name, (question.picture for question in questions))
         texts = [benchmark.prompt(question, self.options.protocol) for question in questions]
         prompts = Prompts(questions, self.processor, texts, self.options.batch_size, self.options.image_aspect)
         return questions, folder, prompts
@@ -109,7 +106,11 @@ class _Evaluation:
         if not self.state.is_main_process:
             return None
         by_id = answers.read() if finished else answers.finish(questions, prompts.texts, str(self.checkpoint))
-        submitted = benchmark.submit(questions, by_id, answers.path.with_suffix("")) if benchmark.submit else []
+        submission = answers.path.with_name(f"submission-{answers.key}")
+        submitted = benchmark.submit(questions, by_id, submission) if benchmark.submit else []
+        if submitted and not any(question.answer for question in questions):
+            self.unscored.append(f"{benchmark.name}: the right answers are not public; upload {', '.join(map(str, submitted))}.")
+            return None
         result = benchmark.score(questions, by_id, self.options.protocol)
         result = dataclasses.replace(result, benchmark=benchmark.name)
         self._write(result, settings, data, answers.path, submitted)
@@ -169,7 +170,7 @@ class _Evaluation:
 
 def data_folder(benchmark: Benchmark, root: str | None) -> DataFolder:
     """Where a benchmark's data lie: below ``--data-root``; those of the mini world are made when they are first asked for."""
-    return DataFolder(benchmark.name, root)
+    return DataFolder(benchmark.name, None if root is None else Path(root) / (benchmark.folder or benchmark.name))
 
 
 def evenly_spaced(questions: Sequence[Question], limit: int) -> list[Question]:

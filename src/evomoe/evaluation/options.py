@@ -18,11 +18,11 @@ class Options:
     Attributes:
         protocol: whose prompts and rules.
         batch_size: questions per batch; changes no answer.
-        data_root: folder in which each benchmark has a folder of its name.
+        data_root: folder in which each benchmark has a folder of its name; without it, the hub is asked.
         limit: only so many questions, evenly spaced, groups that are scored together kept whole; 0 for all.
-        output: folder for answers and results; None: ``runs/eval/<name of the checkpoint>``.
+        output: folder for answers and results; runs/eval/NAME-OF-THE-CHECKPOINT unless named.
         dtype: precision of the weights.
-        image_aspect: as in ``Prompts``.
+        image_aspect: pad: pad pictures to a square first, as LLaVA-1.5 does; keep: do not; auto: where the processor would crop them.
         workers: processes that prepare batches.
         any_version: also score data that no known version of the benchmark has.
         trust_remote_code: run code from the model's repository.
@@ -33,7 +33,7 @@ class Options:
     data_root: str | None = None
     limit: int = 0
     output: str | None = None
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     image_aspect: ImageAspect = "auto"
     workers: int = 2
     any_version: bool = False

@@ -231,7 +231,7 @@ def _excel(path: Path) -> list[dict[str, Any]]:
     except Exception as error:  # openpyxl and zipfile raise many kinds, and all mean the same here
         raise ValueError(f"{path}: the Excel file cannot be read: {error}") from error
     names, *rows = book.worksheets[0].iter_rows(values_only=True)
-    return [dict(zip(names, row, strict=True)) for row in rows if any(cell is not None for cell in row)]
+    return [dict[str, Any](zip(names, row, strict=True)) for row in rows if any(cell is not None for cell in row)]
 
 
 def _mme_folder(path: Path) -> Iterator[Answer]:

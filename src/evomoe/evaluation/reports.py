@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from evomoe.evaluation.average import averages
 from evomoe.evaluation.base import Result
 from evomoe.tables import markdown_table
 
@@ -40,6 +41,13 @@ def detail_tables(result: Result) -> list[str]:
         rows = [[name, *(_number(row.get(column)) for column in columns)] for name, row in groups.items()]
         tables.append(markdown_table([f"{result.benchmark}, {title}", *columns], rows))
     return tables
+
+
+def report(results: Sequence[Result]) -> str:
+    """All tables of some results, and the averages that they allow."""
+    tables = [summary_table(results), *(table for result in results for table in detail_tables(result))]
+    means = averages({result.benchmark: result.score for result in results})
+    return "\n\n".join([*tables, *(f"AVG {mean:.2f} = {formula}" for formula, mean in means.items())])
 
 
 def _number(value: float | None) -> str:

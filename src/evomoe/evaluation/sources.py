@@ -107,23 +107,30 @@ class DataFolder:
 
     Args:
         benchmark: its name.
-        root: ``--data-root``, in which each benchmark has a folder of its own name; None looks at the hub alone.
-        folder: the name of that folder, if it is not the benchmark's.
+        path: its folder, or one of the files in it, which is then preferred; None looks at the hub alone.
 
     Attributes:
         read: every file that was read, by name, with its checksum and, for tables, its number of rows.
     """
 
-    def __init__(self, benchmark: str, root: str | Path | None, folder: str | None = None) -> None:
+    def __init__(self, benchmark: str, path: str | Path | None) -> None:
         self.benchmark = benchmark
-        self.path = None if root is None else Path(root) / (folder or benchmark)
+        self._file = Path(path) if path is not None and Path(path).is_file() else None
+        self.path = self._file.parent if self._file else None if path is None else Path(path)
         self.read: dict[str, dict[str, Any]] = {}
+        self._sought: dict[str, DataFile] = {}
 
     def find(self, *choices: DataFile) -> Path | None:
         """The first of these files that is there; None if there is none."""
+        self._sought |= {choice.path: choice for choice in choices}
         if self.path is None:
             return None
-        return next((self.path / choice.path for choice in choices if (self.path / choice.path).exists()), None)
+        if self._file and self._file.name in {Path(choice.path).name for choice in choices}:
+            return self._file
+        places = [self.path / choice.path for choice in choices]
+        if self._file:  # the folder that was named may be one within the benchmark's
+            places += [self.path / Path(choice.path).name for choice in choices]
+        return next((place for place in places if place.exists()), None)
 
     def need(self, *choices: DataFile) -> Path:
         """The first of these files that is there.
@@ -196,10 +203,12 @@ class DataFolder:
             rows = datasets.load_dataset(str(self.path) if local else repository, config, split=split)
         except Exception as error:  # datasets and the hub's client raise many kinds, and all mean the same here
             reason = " ".join(str(error).split())[:300]
-            where = f"in {self.path} nor " if self.path is not None else ""
+            where = self.path or f"DIR/{self.benchmark}, for --data-root DIR"
+            files = "".join(f"\n  {file.describe()}" for file in self._sought.values())
             raise MissingDataError(
-                f"{self.benchmark}: its data are neither {where}on the hub as {repository} ({reason}). Download them into "
-                f"--data-root DIR: hf download --repo-type dataset {repository} --local-dir DIR/{self.benchmark}"
+                f"{self.benchmark}: its data are neither in {where} nor on the hub as {repository} ({reason}).\n"
+                f"Put there what is published, one of{files}\nor: hf download --repo-type dataset {repository} "
+                f"--local-dir {self.path or f'DIR/{self.benchmark}'}"
             ) from error
         for column, feature in rows.features.items():
             if isinstance(feature, datasets.Image):

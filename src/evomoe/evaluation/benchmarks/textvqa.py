@@ -145,5 +145,5 @@ BENCHMARK = Benchmark(
 )  # fmt: skip
 WITH_OCR = Benchmark(
     "textvqa-ocr", "TextVQA, asked with the words that an OCR program read, as in LLaVA-1.5 and EvoMoE.",
-    partial(load, ocr=True), prompt, partial(score, ocr=True), 128, counts=(5000,),
+    partial(load, ocr=True), prompt, partial(score, ocr=True), 128, counts=(5000,), folder="textvqa",
 )  # fmt: skip
