@@ -86,7 +86,7 @@ def test_help_does_not_import_torch():
     [
         (["upcycle", "dense", "out", "--num-experts", "1"], "num_experts is 1; a mixture needs at least 2."),
         (["train", "--model", "m", "--data", "d", "--output", "o", "--stages", "2", "1"], "stages: [2, 1] must be some of"),
-        (["eval", "model", "--benchmarks", "vqa"], "benchmarks: there is no 'vqa'; choose from easy-vqa."),
+        (["eval", "model", "--benchmarks", "vqa"], "benchmarks: there is no 'vqa'; choose from vqav2, gqa,"),
         (["params", "./no/such"], "./no/such: there is no such folder"),
         (["train", "--model", "m", "--data", "d", "--output", "o", "--stage2.steps", "-5"], "--stage2.steps is -5; it must be"),
         (

@@ -230,8 +230,9 @@ def _excel(path: Path) -> list[dict[str, Any]]:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except Exception as error:  # openpyxl and zipfile raise many kinds, and all mean the same here
         raise ValueError(f"{path}: the Excel file cannot be read: {error}") from error
-    names, *rows = book.worksheets[0].iter_rows(values_only=True)
-    return [dict[str, Any](zip(names, row, strict=True)) for row in rows if any(cell is not None for cell in row)]
+    rows: Any = book.worksheets[0].iter_rows(values_only=True)
+    names = next(rows)
+    return [dict(zip(names, row, strict=True)) for row in rows if any(cell is not None for cell in row)]
 
 
 def _mme_folder(path: Path) -> Iterator[Answer]:
