@@ -115,14 +115,14 @@ def test_pope_of_a_model_that_never_says_yes_is_0():
 
 def test_pope_of_other_protocols():
     made = of_pope("yes", "yes", "no", "no")
-    answers = by_id(made, *["Yes", "maybe", "Yes", "No"] * 3)
+    answers = by_id(made, *["Yes", "maybe", "Yes", "Yes"] * 3)
     official, lmms, kit = (pope.score(made, answers, name) for name in ("official", "lmms-eval", "vlmevalkit"))
-    assert official.score == pytest.approx(80) and official.unparsable == 3  # "maybe" counts as yes: precision 2/3, recall 1
-    assert lmms.score == pytest.approx(200 / 3) and lmms.unparsable == 3  # precision 1/2; "maybe" is left out of recall: 1
-    assert kit.score == pytest.approx(50)  # "maybe" counts as no: recall 1/2
+    assert official.score == pytest.approx(200 / 3) and official.unparsable == 3  # "maybe" is a yes: precision 1/2, recall 1
+    assert lmms.score == pytest.approx(50) and lmms.unparsable == 3  # precision 1/3; "maybe" is left out of recall: 1
+    assert kit.score == pytest.approx(40)  # "maybe" is a no: recall 1/2
     ratios = [result.tables["split"]["all"]["yes ratio"] for result in (official, lmms, kit)]
-    assert ratios == [75, 50, 50]  # lmms-eval's is the labels'
-    assert [result.tables["split"]["all"]["accuracy"] for result in (official, lmms, kit)] == [75, 50, 50]
+    assert ratios == [100, 50, 75]  # lmms-eval's is the labels'
+    assert [result.tables["split"]["all"]["accuracy"] for result in (official, lmms, kit)] == [50, 25, 25]
 
 
 def of_mme(*subtasks):
