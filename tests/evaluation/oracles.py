@@ -141,6 +141,27 @@ class _Oracles:
         process = self.load("lmms_eval/tasks/scienceqa/utils.py").sqa_process_results
         return [process({"choices": ["x"] * count, "answer": right}, [text])["exact_match"] for text, count, right, _ in items]
 
+    def lmms_prompts(self, items):
+        """Of (text, hint, choices): what its tasks ask by default."""
+        short = {"pre_prompt": "", "post_prompt": "\nAnswer the question using a single word or phrase."}
+        letter = {"pre_prompt": "", "post_prompt": "\nAnswer with the option's letter from the given choices directly."}
+        utils = {name: self.load(f"lmms_eval/tasks/{name}/utils.py") for name in ("vqav2", "textvqa", "pope", "mme", "scienceqa")}
+        evaluator = self.load("lmms_eval/tasks/mmbench/mmbench_evals.py").MMBench_Evaluator()
+
+        def one(text, hint, choices):
+            doc = {"question": text, "hint": hint, "choices": choices, "ocr_tokens": choices}
+            options, _ = evaluator.create_options_prompt(dict(zip("ABCDE", choices, strict=False)), list("ABCDE"))
+            return {
+                **{name: getattr(utils[name], f"{name}_doc_to_text")(doc, short) for name in ("vqav2", "textvqa", "pope", "mme")},
+                "textvqa-ocr": utils["textvqa"].textvqa_doc_to_text(doc, short | {"ocr": True}),
+                "sqa": utils["scienceqa"].sqa_doc_to_text(doc, letter | {"format": "default"}),
+                "mmbench": f"{hint} {text} {options}\n{letter['post_prompt']}"
+                if hint
+                else f"{text} {options}\n{letter['post_prompt']}",
+            }
+
+        return [one(*item) for item in items]
+
     def lmms_mmbench(self, rows):
         """Of (answer, choices, right letter): whether each counts, and the mean as its evaluator has it."""
         evaluator = self.load("lmms_eval/tasks/mmbench/mmbench_evals.py").MMBench_Evaluator()

@@ -215,3 +215,21 @@ def test_mmbench_of_lmms_eval():
     ours = [mmbench.score([question], answers, "lmms-eval").score / 100 for question in made]
     assert not differing(rows, ours, hits)
     assert mmbench.score(made, answers, "lmms-eval").score == pytest.approx(100 * mean)
+
+
+def test_prompts_of_lmms_eval():
+    texts = st.one_of(ANSWERS, ANSWERS.map(lambda text: f"{text} Please answer yes or no."))
+    choice = st.sampled_from(["red", "a b", "1,000", "café", "B."])
+    items = generated(st.tuples(texts, ANSWERS, st.lists(choice, min_size=2, max_size=4)), COUNT // 4)
+    for (text, hint, choices), theirs in zip(items, ask(FOLDER, "lmms_prompts", items), strict=True):
+        offered = {"choices": tuple(choices), "hint": hint}
+        asked = {
+            "vqav2": (vqav2, vqav2.VQAQuestion("1", text)),
+            "textvqa": (textvqa, textvqa.TextVQAQuestion("1", text)),
+            "textvqa-ocr": (textvqa, textvqa.TextVQAQuestion("1", text, ocr_tokens=tuple(choices))),
+            "pope": (pope, Question("1", text)),
+            "mme": (mme, mme.MMEQuestion("1", text)),
+            "sqa": (sqa, sqa.SQAQuestion("1", text, **offered)),
+            "mmbench": (mmbench, mmbench.MMBenchQuestion("1", text, **offered)),
+        }
+        assert {name: module.prompt(question, "lmms-eval") for name, (module, question) in asked.items()} == theirs

@@ -97,6 +97,16 @@ def test_llavas_answer_files(name, questions, tmp_path):
     assert predictions.read(name, questions(name), tmp_path / "merge.jsonl") == WANTED[name]
 
 
+def test_mmes_answers_are_matched_without_the_pictures(questions, tmp_path):
+    """Then it is not known that code_reasoning's are PNG."""
+    questions("mme")
+    for picture in (tmp_path / "mme").rglob("*.png"):
+        picture.unlink()
+    write(tmp_path / "merge.jsonl", lines(llava("mme")))
+    read = predictions.read("mme", BENCHMARKS["mme"].load(DataFolder("mme", tmp_path)), tmp_path / "merge.jsonl")
+    assert list(read.values()) == ["red", "blue"] * 3
+
+
 def test_mmes_folder_round_trip(questions, tmp_path):
     asked = questions("mme")
     answers = {question.id: f"Yes, it\nis {number}" for number, question in enumerate(asked)}
