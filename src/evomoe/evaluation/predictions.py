@@ -116,7 +116,11 @@ def _pope_split(answer: Answer) -> Key:
 
 def _mme_key(answer: Answer) -> Key:
     subtask, _, image = answer.id.partition("/")
-    return subtask, image.removeprefix("images/"), _bare(answer.prompt)
+    return subtask, Path(image).stem, _bare(answer.prompt)
+
+
+def _mme_question(question: Any) -> Key:
+    return question.type, Path(question.image).stem, _bare(question.text)  # without the pictures their endings are not known
 
 
 def _textvqa_key(answer: Answer) -> Key:
@@ -133,7 +137,7 @@ def _textvqa_question(question: Any) -> Key:
 # order of lines in a split, as LLaVA does.
 _KEYS: dict[str, tuple[Callable[[Any], Key], Callable[[Answer], Key]]] = {
     "pope": (lambda question: (question.type,), _pope_split),
-    "mme": (lambda question: (question.type, question.image, _bare(question.text)), _mme_key),
+    "mme": (_mme_question, _mme_key),
     "textvqa": (_textvqa_question, _textvqa_key),
     "textvqa-ocr": (_textvqa_question, _textvqa_key),
 }

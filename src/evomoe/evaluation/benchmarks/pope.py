@@ -7,7 +7,8 @@ with 2,910 random ones.
 Rule: POPE's ``evaluate.py``, as LLaVA uses it: whatever does not say no counts as yes; the score is the mean F1 of the three
 splits. lmms-eval pools the splits, wants the bare word, leaves other answers out of recall, and its yes ratio is that of the
 labels. VLMEvalKit pools too; an answer with both words or neither is wrong, and counts as no in precision and recall. An
-answer is unparsable if the rule finds neither; the official rule always finds one, so that there it is counted by the words.
+answer is unparsable if the rule finds neither; the official rule always finds one, and there it is one in which not exactly
+one of the words "yes" and "no" occurs.
 """
 
 from collections import defaultdict
@@ -27,8 +28,13 @@ READINGS = {"official": pope_reading, "lmms-eval": exact_reading, "vlmevalkit": 
 def load(folder: DataFolder) -> list[Question]:
     """Ids are split and number, such as "adversarial/1"; types are the splits."""
     files = {split: DataFile(f"coco/coco_pope_{split}.json", ORIGIN) for split in SPLITS}
-    if folder.find(*files.values()) is None:
-        return _from_parquet(folder)
+    found = folder.find(*files.values()) is not None
+    questions = _from_files(folder, files) if found else _from_parquet(folder)
+    check_unique("pope", [question.id for question in questions])
+    return questions
+
+
+def _from_files(folder: DataFolder, files: Mapping[str, DataFile]) -> list[Question]:
     images, questions = folder.images("val2014"), []
     for split, file in files.items():
         path = folder.need(file)
@@ -37,7 +43,6 @@ def load(folder: DataFolder) -> list[Question]:
             identity, image, text, label = values(record, where, "question_id", "image", "text", "label")
             picture = FilePicture(images.resolve(image))
             questions.append(Question(f"{split}/{identity}", text, picture, _label(label, where), split))
-    check_unique("pope", [question.id for question in questions])
     return questions
 
 
@@ -49,7 +54,6 @@ def _from_parquet(folder: DataFolder) -> list[Question]:
         identity, text, label, split, source = values(row, where, "question_id", "question", "answer", "category", "image_source")
         picture = CellPicture(rows, number, source)
         questions.append(Question(f"{split}/{identity}", text, picture, _label(label, where), split))
-    check_unique("pope", [question.id for question in questions])
     return questions
 
 

@@ -55,9 +55,13 @@ class TextVQAQuestion(Question):
 
 def load(folder: DataFolder, ocr: bool = False) -> list[TextVQAQuestion]:
     """Ids are TextVQA's question ids."""
-    path = folder.find(ANNOTATIONS)
-    if path is None:
-        return _from_parquet(folder, ocr)
+    questions = _from_files(folder, ocr) if folder.find(ANNOTATIONS) is not None else _from_parquet(folder, ocr)
+    check_unique("textvqa", [question.id for question in questions])
+    return questions
+
+
+def _from_files(folder: DataFolder, ocr: bool) -> list[TextVQAQuestion]:
+    path = folder.need(ANNOTATIONS)
     (records,) = values(folder.json(path), str(path), "data")
     tokens = _tokens(folder) if ocr else None
     images, questions = folder.images("train_images"), []
@@ -68,7 +72,6 @@ def load(folder: DataFolder, ocr: bool = False) -> list[TextVQAQuestion]:
             raise ValueError(f"{where}: the picture {image!r} is not in {OCR.path}. Are the two files of one version?")
         read = None if tokens is None else tokens[image]
         questions.append(_question(record, read, FilePicture(images.resolve(f"{image}.jpg")), where))
-    check_unique("textvqa", [question.id for question in questions])
     return questions
 
 
