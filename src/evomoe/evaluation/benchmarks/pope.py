@@ -12,7 +12,7 @@ one of the words "yes" and "no" occurs.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, ProtocolName, Question, Result, Row, check_unique
 from evomoe.evaluation.benchmarks.yes_no import exact_reading, pope_reading, vlmevalkit_reading
@@ -22,6 +22,7 @@ from evomoe.evaluation.statistics import bootstrap_error, percent
 SPLITS = ("random", "popular", "adversarial")
 ORIGIN = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
 REPOSITORY = "lmms-lab-encoder/POPE"
+Pair = tuple[str, str]  # the label, and what is read in the answer
 READINGS = {"official": pope_reading, "lmms-eval": exact_reading, "vlmevalkit": vlmevalkit_reading}
 
 
@@ -70,53 +71,52 @@ def prompt(question: Question, protocol: ProtocolName) -> str:
 
 def score(questions: Sequence[Question], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Result:
     """Mean F1 of the splits under the official protocol, F1 over all questions under the others."""
-    readings = [READINGS[protocol](answers[question.id]) for question in questions]
-    groups: dict[str, list[tuple[str, str]]] = {name: [] for name in ("all", *SPLITS)}
-    counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: {split: [0, 0, 0] for split in SPLITS})
-    for question, reading in zip(questions, readings, strict=True):
-        pair = (question.answer, reading)
-        groups["all"].append(pair)
-        groups[question.type].append(pair)
-        added = _positives(pair, protocol)
-        of_split = counts[question.picture.key if question.picture else question.id][question.type]
-        for i, one in enumerate(added):
-            of_split[i] += one
-    splits = [split for split in SPLITS if groups[split]]
+    read, by_picture = READINGS[protocol], defaultdict(lambda: defaultdict(list))
+    for question in questions:
+        pair = (question.answer, read(answers[question.id]))
+        of_picture = by_picture[question.picture.key if question.picture else question.id]
+        of_picture[question.type].append(pair)
+        of_picture["all"].append(pair)
+    groups = {name: [pair for of_picture in by_picture.values() for pair in of_picture[name]] for name in ("all", *SPLITS)}
     tables = {name: _row(pairs, protocol) for name, pairs in groups.items() if pairs}
-
-    def mean_f1(sums: Sequence[float]) -> float:
-        return sum(_f1(*sums[i : i + 3]) for i in range(0, len(sums), 3)) / (len(sums) // 3)
-
-    def pooled_f1(sums: Sequence[float]) -> float:
-        return _f1(*(sum(sums[i::3]) for i in range(3)))
-
-    by_picture = [[count for split in splits for count in of_picture[split]] for of_picture in counts.values()]
     official = protocol == "official"
+    parts = [name for name in SPLITS if name in tables] if official else ["all"]
+    parse = vlmevalkit_reading if official else read
     return Result(
         benchmark=BENCHMARK.name,
         protocol=protocol,
         scorer=BENCHMARK.scorer,
-        score=sum(tables[split]["F1"] for split in splits) / len(splits) if official else tables["all"]["F1"],
+        score=sum(tables[part]["F1"] for part in parts) / len(parts),
         unit="mean F1 of the splits, %" if official else "F1 over all questions, %",
-        standard_error=100 * bootstrap_error(by_picture, mean_f1 if official else pooled_f1),
+        standard_error=100 * bootstrap_error(_units(by_picture.values(), parts, protocol), _mean_f1),
         error_method="bootstrap over pictures",
         questions=len(questions),
-        unparsable=sum(not vlmevalkit_reading(answers[question.id]) for question in questions)
-        if official
-        else readings.count(""),
+        unparsable=sum(not parse(answers[question.id]) for question in questions),
         tables={"split": tables},
     )
 
 
-def _positives(pair: tuple[str, str], protocol: ProtocolName) -> tuple[bool, bool, bool]:
-    """Whether it is a true positive, a false positive, a false negative."""
-    label, reading = pair
-    negative = reading == "no" or (reading == "" and protocol == "vlmevalkit")
-    return label == reading == "yes", label == "no" and reading == "yes", label == "yes" and negative
+def _counts(pairs: Sequence[Pair], protocol: ProtocolName) -> tuple[int, int, int]:
+    """True positives, false positives, false negatives."""
+    negative = {"no", ""} if protocol == "vlmevalkit" else {"no"}
+    return (
+        sum(label == reading == "yes" for label, reading in pairs),
+        sum(label == "no" and reading == "yes" for label, reading in pairs),
+        sum(label == "yes" and reading in negative for label, reading in pairs),
+    )
 
 
-def _row(pairs: Sequence[tuple[str, str]], protocol: ProtocolName) -> Row:
-    true, false, missed = (sum(column) for column in zip(*(_positives(pair, protocol) for pair in pairs), strict=True))
+def _units(pictures: Iterable[Mapping[str, Sequence[Pair]]], parts: Sequence[str], protocol: ProtocolName) -> list[list[int]]:
+    """For each picture the counts of each part, one after the other."""
+    return [[count for part in parts for count in _counts(of_picture[part], protocol)] for of_picture in pictures]
+
+
+def _mean_f1(sums: Sequence[float]) -> float:
+    return sum(_f1(*sums[i : i + 3]) for i in range(0, len(sums), 3)) / (len(sums) // 3)
+
+
+def _row(pairs: Sequence[Pair], protocol: ProtocolName) -> Row:
+    true, false, missed = _counts(pairs, protocol)
     yes = [label if protocol == "lmms-eval" else reading for label, reading in pairs].count("yes")
     return {
         "accuracy": percent(sum(label == reading for label, reading in pairs), len(pairs)),
