@@ -36,7 +36,7 @@ def asked(monkeypatch) -> list[str]:
     generate = Answerer._generate
 
     def counting(self, prompts, batch):
-        asked.extend(prompts.questions[i].id for i in batch.index)
+        asked.extend(prompts.asked[i].where.split("'")[1] for i in batch.index)
         return generate(self, prompts, batch)
 
     monkeypatch.setattr(Answerer, "_generate", counting)

@@ -10,20 +10,20 @@ from quiz_texts import TEXTS
 from tiny import make_processor
 
 from evomoe.data.images import crops, mean_colour, pad_to_square
-from evomoe.evaluation.generation import Answerer, Prompts, evaluate
+from evomoe.evaluation.generation import Answerer, Prompts, ask, evaluate
 
 
 def answers_of(model, prompts: Prompts, max_new_tokens: int = 6, encode_once: bool = True, workers: int = 0) -> list[str]:
     answers: dict[int, str] = {}
     for some in Answerer(model, max_new_tokens, encode_once).answer(prompts, workers=workers):
         answers |= some
-    return [answers[i] for i in range(len(prompts.questions))]
+    return [answers[i] for i in range(len(prompts.asked))]
 
 
 def test_prompts_are_batched_by_length_and_picture_and_padded_on_the_left(questions):
     questions.append(replace(questions[0], id="long", text="is there a blue circle ? " * 8))
     questions.append(replace(questions[0], id="text", picture=None))
-    prompts = Prompts(questions, make_processor(), batch_size=3)
+    prompts = Prompts([*map(ask, questions)], make_processor(), batch_size=3)
     batches = [prompts[number] for number in range(len(prompts))]
     assert [len(batch.index) for batch in batches] == [3, 3, 2, 1] and sorted(sum(prompts.chunks, [])) == list(range(9))
     pictures = [questions[i].picture.key[-5] for i in sum(prompts.chunks[:3], [])]
@@ -39,14 +39,14 @@ def test_prompts_are_batched_by_length_and_picture_and_padded_on_the_left(questi
 
 def test_a_prompt_is_a_picture_then_the_question_then_the_assistant_s_turn(questions):
     processor = make_processor()
-    inputs = Prompts(questions[:1], processor)[0].inputs
+    inputs = Prompts([ask(questions[0])], processor)[0].inputs
     words = [token for token in processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]) if token != "<unk>"]  # spaces
     assert words == ["<|user|>", *["<image>"] * 4, "what", "color", "is", "the", "shape", "?", "<|assistant|>"]
     assert inputs["pixel_values"][0, 0].mean() > 0.9 > -0.9 > inputs["pixel_values"][0, 1].mean()  # red, without blue and green
 
 
 def test_a_protocol_s_own_words_take_the_place_of_the_question(questions):
-    prompts = Prompts(questions[:1], make_processor(), ["is there a red circle ?"])
+    prompts = Prompts([ask(questions[0], "is there a red circle ?")], make_processor())
     assert prompts.texts == ["<|user|><image>is there a red circle ?<|assistant|>"]
 
 
@@ -56,15 +56,17 @@ def test_answers_are_the_greedy_ones_one_by_one_in_the_order_of_the_questions(qu
     processor = make_processor()
     expected = []
     for question in questions:
-        inputs = Prompts([question], processor)[0].inputs
+        inputs = Prompts([ask(question)], processor)[0].inputs
         tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         expected.append(processor.tokenizer.decode(tokens, skip_special_tokens=True).strip())
     assert len(set(expected)) > 2
-    assert answers_of(model, Prompts(questions, processor, batch_size=batch_size), encode_once=encode_once) == expected
+    assert (
+        answers_of(model, Prompts([*map(ask, questions)], processor, batch_size=batch_size), encode_once=encode_once) == expected
+    )
 
 
 def test_workers_give_the_same_answers(questions, model):
-    prompts = Prompts(questions, make_processor(), batch_size=2)
+    prompts = Prompts([*map(ask, questions)], make_processor(), batch_size=2)
     expected = answers_of(model, prompts)
     assert answers_of(model, prompts, workers=2) == expected
     assert answers_of(model, pickle.loads(pickle.dumps(prompts))) == expected  # as workers get it that are not forked
@@ -75,14 +77,14 @@ def test_a_picture_is_decoded_and_encoded_once(questions, model, monkeypatch):
     picture = type(questions[0].picture)
     read = picture.open
     monkeypatch.setattr(picture, "open", lambda self: opened.append(self.key) or read(self))
-    prompts = Prompts(questions, make_processor(), batch_size=2)
+    prompts = Prompts([*map(ask, questions)], make_processor(), batch_size=2)
     answerer = Answerer(model, 2)
     assert len(list(answerer.answer(prompts))) == 4
     assert answerer.encoded == 3 and len(opened) == 3 == len(set(opened))
 
 
 def test_kept_batches_are_prepared_once(questions, model, monkeypatch):
-    prompts = Prompts(questions, make_processor(), batch_size=2, keep=True)
+    prompts = Prompts([*map(ask, questions)], make_processor(), batch_size=2, keep=True)
     first = answers_of(model, prompts)
     monkeypatch.setattr(prompts, "processor", None)
     assert prompts[0] is prompts[0]
@@ -91,13 +93,13 @@ def test_kept_batches_are_prepared_once(questions, model, monkeypatch):
 
 
 def test_only_what_is_asked_for_is_arranged(questions):
-    prompts = Prompts(questions, make_processor())
+    prompts = Prompts([*map(ask, questions)], make_processor())
     prompts.arrange(2, [5, 1, 3])
     assert sorted(sum(prompts.chunks, [])) == [1, 3, 5]
 
 
 def test_answering_leaves_the_model_in_its_mode_and_ignores_its_own_generation_settings(questions, model):
-    prompts = Prompts(questions, make_processor(), batch_size=4)
+    prompts = Prompts([*map(ask, questions)], make_processor(), batch_size=4)
     greedy = answers_of(model, prompts)
     model.train()
     model.generation_config.do_sample, model.generation_config.temperature = True, 5.0
@@ -116,8 +118,8 @@ def test_a_model_is_scored_by_the_benchmark_s_own_rule(questions, model, quiz):
         seen.append((asked, answers, protocol))
         return quiz.score(asked, answers, protocol)
 
-    prompts = Prompts(questions, make_processor())
-    result = evaluate(model, replace(quiz, score=score, max_new_tokens=4), prompts)
+    prompts = Prompts([*map(ask, questions)], make_processor())
+    result = evaluate(model, replace(quiz, score=score, max_new_tokens=4), questions, prompts)
     expected = dict(zip((question.id for question in questions), answers_of(model, prompts, 4), strict=True))
     assert seen == [(questions, expected, "official")] and result.questions == 7
 
@@ -125,17 +127,17 @@ def test_a_model_is_scored_by_the_benchmark_s_own_rule(questions, model, quiz):
 def test_a_picture_that_cannot_be_read_is_named(questions, tmp_path):
     (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
     with pytest.raises(ValueError, match="question 'q[036]': image .*0.png"):
-        Prompts(questions, make_processor())[0]
+        Prompts([*map(ask, questions)], make_processor())[0]
     (tmp_path / "0.png").unlink()
     with pytest.raises(ValueError, match="question 'q[036]': image .*0.png does not exist"):
-        Prompts(questions, make_processor())[0]
+        Prompts([*map(ask, questions)], make_processor())[0]
 
 
 def test_a_processor_without_a_chat_template_is_refused(questions):
     processor = make_processor()
     processor.chat_template = processor.tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
-        Prompts(questions, processor)
+        Prompts([*map(ask, questions)], processor)
 
 
 def test_too_little_memory_is_said_with_what_to_do(questions, model, monkeypatch):
@@ -144,7 +146,7 @@ def test_too_little_memory_is_said_with_what_to_do(questions, model, monkeypatch
 
     monkeypatch.setattr(model, "generate", generate)
     with pytest.raises(ValueError, match="out of memory with 7 questions at once; .* smaller --batch-size"):
-        answers_of(model, Prompts(questions, make_processor()))
+        answers_of(model, Prompts([*map(ask, questions)], make_processor()))
 
 
 def test_pictures_are_padded_to_a_square_where_they_would_be_cropped(questions, tmp_path):
@@ -157,16 +159,16 @@ def test_pictures_are_padded_to_a_square_where_they_would_be_cropped(questions, 
 
     wide.save(tmp_path / "0.png")
     processor = make_processor()
-    assert not crops(processor) and Prompts(questions, processor).image_aspect == "keep"
-    kept = Prompts(questions[:1], processor)[0].inputs["pixel_values"][0, 0]
+    assert not crops(processor) and Prompts([*map(ask, questions)], processor).image_aspect == "keep"
+    kept = Prompts([ask(questions[0])], processor)[0].inputs["pixel_values"][0, 0]
     assert kept.min() > 0.9  # squeezed, red all over
     processor.image_processor.do_center_crop = True
     processor.image_processor.image_mean = [0.2, 0.4, 0.6]
     assert crops(processor) and mean_colour(processor) == (51, 102, 153)
-    assert Prompts(questions, processor).image_aspect == "pad"
-    assert Prompts(questions, processor, image_aspect="keep").image_aspect == "keep"
+    assert Prompts([*map(ask, questions)], processor).image_aspect == "pad"
+    assert Prompts([*map(ask, questions)], processor, image_aspect="keep").image_aspect == "keep"
     processor.image_processor.do_center_crop = False
-    padded = Prompts(questions[:1], processor, image_aspect="pad")[0].inputs["pixel_values"][0]
+    padded = Prompts([ask(questions[0])], processor, image_aspect="pad")[0].inputs["pixel_values"][0]
     assert padded[0, 8].mean() > 1 and padded[:, 0].abs().max() < 0.05  # the mean colour is 0 after normalisation
 
 

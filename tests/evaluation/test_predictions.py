@@ -6,6 +6,7 @@ import pytest
 from official_files import WRITERS, lines, write
 
 from evomoe.evaluation import BENCHMARKS, predictions
+from evomoe.evaluation.answers import AnswerFile
 from evomoe.evaluation.benchmarks import mmbench
 from evomoe.evaluation.sources import DataFolder
 
@@ -17,7 +18,7 @@ def questions(tmp_path):
     def made(name):
         folder = "textvqa" if name == "textvqa-ocr" else name
         WRITERS[name](tmp_path / folder)
-        return BENCHMARKS[name].load(DataFolder(name, tmp_path, folder))
+        return BENCHMARKS[name].load(DataFolder(name, tmp_path / folder))
 
     return made
 
@@ -29,6 +30,10 @@ def test_our_own_answers(name, questions, tmp_path):
     records = [{"id": identity, "answer": text} for identity, text in wanted.items()]
     write(tmp_path / "answers.jsonl", lines(records[::-1]))
     assert predictions.read(f"mini-{name}", asked, tmp_path / "answers.jsonl") == wanted
+    file = AnswerFile(tmp_path / "eval", {})  # as `evomoe eval` writes them
+    file.append([(question, "prompt", wanted[question.id]) for question in asked], "model")
+    file.finish(asked, ["prompt"] * len(asked), "model")
+    assert predictions.read(name, asked, file.path) == wanted
 
 
 @pytest.mark.parametrize(
@@ -103,7 +108,7 @@ def test_mmes_answers_are_matched_without_the_pictures(questions, tmp_path):
     for picture in (tmp_path / "mme").rglob("*.png"):
         picture.unlink()
     write(tmp_path / "merge.jsonl", lines(llava("mme")))
-    read = predictions.read("mme", BENCHMARKS["mme"].load(DataFolder("mme", tmp_path)), tmp_path / "merge.jsonl")
+    read = predictions.read("mme", BENCHMARKS["mme"].load(DataFolder("mme", tmp_path / "mme")), tmp_path / "merge.jsonl")
     assert list(read.values()) == ["red", "blue"] * 3
 
 

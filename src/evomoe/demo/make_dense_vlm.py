@@ -26,7 +26,7 @@ from tqdm import tqdm
 from evomoe.data import easy_vqa
 from evomoe.evaluation import Result
 from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK, questions
-from evomoe.evaluation.generation import Prompts, evaluate
+from evomoe.evaluation.generation import Prompts, ask, evaluate
 from evomoe.evaluation.reports import score_table
 from evomoe.files import new_folder, write_text
 from evomoe.tables import markdown_table
@@ -398,7 +398,9 @@ def main() -> None:
         stage1_seconds += warm_up(model, processor, pictures, [([*mix, *negated], recipe.negated_steps)], recipe)
         validation = [item for item in easy_vqa.questions("train") if item.image_path in held_back]
         splits = {"validation split": questions(validation), "test split": questions(easy_vqa.questions("test"))}
-        scores = {name: evaluate(model, BENCHMARK, Prompts(split, processor)) for name, split in splits.items()}
+        scores = {
+            name: evaluate(model, BENCHMARK, split, Prompts([*map(ask, split)], processor)) for name, split in splits.items()
+        }
         run = {"seed": arguments.seed, "vision tower, seconds": int(tower_seconds), "Stage I, seconds": int(stage1_seconds)}
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -16,7 +16,7 @@ from evomoe import __version__
 from evomoe.evaluation.answers import AnswerFile, digest, fingerprint
 from evomoe.evaluation.base import Benchmark, Question, Result
 from evomoe.evaluation.benchmarks import BENCHMARKS
-from evomoe.evaluation.generation import GREEDY, Answerer, Prompts
+from evomoe.evaluation.generation import GREEDY, Answerer, Prompts, ask
 from evomoe.evaluation.options import Options
 from evomoe.evaluation.reports import report
 from evomoe.evaluation.scoring import load_questions
@@ -90,7 +90,8 @@ class _Evaluation:
         questions = evenly_spaced(load_questions(benchmark, folder, self.options.any_version), self.options.limit)
         check_pictures(benchmark.name, (question.picture for question in questions))
         texts = [benchmark.prompt(question, self.options.protocol) for question in questions]
-        prompts = Prompts(questions, self.processor, texts, self.options.batch_size, self.options.image_aspect)
+        asked = [ask(question, text) for question, text in zip(questions, texts, strict=True)]
+        prompts = Prompts(asked, self.processor, self.options.batch_size, self.options.image_aspect)
         return questions, folder, prompts
 
     def run(self, benchmark: Benchmark) -> Result | None:
@@ -101,7 +102,7 @@ class _Evaluation:
         finished, given = answers.finished, answers.read()
         self.state.wait_for_everyone()  # before any process writes
         if not finished:
-            self._answer(benchmark, prompts, answers, given)
+            self._answer(benchmark, questions, prompts, answers, given)
             self.state.wait_for_everyone()
         if not self.state.is_main_process:
             return None
@@ -116,15 +117,17 @@ class _Evaluation:
         self._write(result, settings, data, answers.path, submitted)
         return result
 
-    def _answer(self, benchmark: Benchmark, prompts: Prompts, answers: AnswerFile, given: dict[str, str]) -> None:
-        missing = [i for i, question in enumerate(prompts.questions) if question.id not in given]
+    def _answer(
+        self, benchmark: Benchmark, questions: Sequence[Question], prompts: Prompts, answers: AnswerFile, given: dict[str, str]
+    ) -> None:
+        missing = [i for i, question in enumerate(questions) if question.id not in given]
         prompts.arrange(self.options.batch_size, missing)
         prompts.chunks = prompts.chunks[self.state.process_index :: self.state.num_processes]
         if given:
             logger.info("%s: %d answers are there, %d to go", benchmark.name, len(given), len(missing))
         answerer = Answerer(self.model, benchmark.max_new_tokens)
         for some in answerer.answer(prompts, benchmark.name, self.options.workers):
-            answers.append([(prompts.questions[i], prompts.texts[i], text) for i, text in some.items()], str(self.checkpoint))
+            answers.append([(questions[i], prompts.texts[i], text) for i, text in some.items()], str(self.checkpoint))
 
     @property
     def model(self) -> Any:
@@ -138,7 +141,7 @@ class _Evaluation:
         """All that the answers depend on; what is equal here gives equal answers."""
         if self._files is None:
             self._files = fingerprint(self.checkpoint)
-        pictures = (picture.fingerprint() if (picture := question.picture) else "" for question in prompts.questions)
+        pictures = (" ".join(picture.fingerprint() for picture in asked.pictures) for asked in prompts.asked)
         return {
             "model": self._files,
             "dtype": self.options.dtype,

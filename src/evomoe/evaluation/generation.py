@@ -14,7 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.images import BadImageError, crops, mean_colour, pad_to_square
 from evomoe.data.records import IMAGE_MARK, Record, Turn
-from evomoe.evaluation.base import Benchmark, Question, Result
+from evomoe.evaluation.base import Benchmark, Picture, Question, Result
 from evomoe.evaluation.encode_once import EncodeOnce
 from evomoe.evaluation.options import ImageAspect
 
@@ -27,8 +27,25 @@ _SIMILAR = 64  # characters: prompts that differ by less share a batch, so that 
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a model is to answer: the turns of a conversation, with marks where the pictures stand, and its name in messages."""
+
+    where: str
+    turns: tuple[Turn, ...]
+    pictures: tuple[Picture, ...] = ()
+
+
+def ask(question: Question, prompt: str | None = None) -> Asked:
+    """A question as training has it: the picture first, then the text, or the words of a protocol in its place."""
+    text, where = question.text if prompt is None else prompt, f"question {question.id!r}"
+    if question.picture is None:
+        return Asked(where, (Turn("user", text),))
+    return Asked(where, (Turn("user", f"{IMAGE_MARK}\n{text}"),), (question.picture,))
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Questions, by their positions, with the keys of their pictures, as inputs of a model."""
+    """Conversations, by their positions, with the keys of their pictures, as inputs of a model."""
 
     index: list[int]
     pictures: list[str]
@@ -36,16 +53,15 @@ class Batch:
 
 
 class Prompts(Dataset[Batch]):
-    """A benchmark's questions as batches of model inputs, for any model with this processor.
+    """Conversations that wait for an answer, as batches of inputs for any model with this processor.
 
-    A batch holds questions of similar length; those about the same picture follow one another. Questions with and without
-    a picture do not share a batch.
+    A batch holds prompts of similar length; those about the same picture follow one another. Prompts with and without
+    pictures do not share a batch.
 
     Args:
-        questions: with their pictures.
+        asked: the conversations.
         processor: the model's own, whose chat template is used.
-        prompts: the text of each question; by default what ``Question.text`` says.
-        batch_size: questions per batch.
+        batch_size: conversations per batch.
         image_aspect: "pad": pictures are first padded to a square with the processor's mean colour, as LLaVA-1.5 does;
             "keep": they are given as they are; "auto": "pad" where the processor would crop them.
         keep: hold the prepared batches in memory, for several models in turn.
@@ -56,22 +72,21 @@ class Prompts(Dataset[Batch]):
 
     def __init__(
         self,
-        questions: Sequence[Question],
+        asked: Sequence[Asked],
         processor: Any,
-        prompts: Sequence[str] | None = None,
         batch_size: int = 128,
         image_aspect: ImageAspect = "auto",
         keep: bool = False,
     ) -> None:
-        self.questions, self.processor = list(questions), processor
+        self.asked, self.processor = list(asked), processor
         self.template = ChatTemplate(processor)
         tokenizer = self.template.tokenizer
         if tokenizer.pad_token is None:  # the attention mask hides the padding, so any token will do
             tokenizer.pad_token = tokenizer.eos_token
-        if prompts is None:
-            prompts = [question.text for question in self.questions]
-        pairs = zip(self.questions, prompts, strict=True)
-        self.texts = [self.template.question(_record(question, prompt)) for question, prompt in pairs]
+        self.texts = [
+            self.template.question(Record(one.where, tuple(picture.key for picture in one.pictures), one.turns))
+            for one in self.asked
+        ]
         self.image_aspect: ImageAspect = image_aspect if image_aspect != "auto" else "pad" if crops(processor) else "keep"
         self._padding = mean_colour(processor) if self.image_aspect == "pad" else None
         self._latest: tuple[str, Image.Image] | None = None
@@ -79,19 +94,17 @@ class Prompts(Dataset[Batch]):
         self.arrange(batch_size)
 
     def arrange(self, batch_size: int, chosen: Sequence[int] | None = None) -> None:
-        """Makes batches of all questions, or of those at the positions ``chosen``."""
+        """Makes batches of all conversations, or of those at the positions ``chosen``."""
         self.chunks: list[list[int]] = []
         self._kept: dict[int, Batch] = {}
-        positions = range(len(self.questions)) if chosen is None else chosen
+        positions = range(len(self.asked)) if chosen is None else chosen
         for with_picture in (True, False):
-            part = [i for i in positions if (self.questions[i].picture is not None) is with_picture]
-            part.sort(key=self._order)
+            part = sorted((i for i in positions if bool(self.asked[i].pictures) is with_picture), key=self._order)
             self.chunks += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
 
-    def _order(self, position: int) -> tuple[int, str, int]:
-        picture = self.questions[position].picture
+    def _order(self, position: int) -> tuple[int, list[str], int]:
         length = len(self.texts[position])
-        return length // _SIMILAR, picture.key if picture else "", length
+        return length // _SIMILAR, [picture.key for picture in self.asked[position].pictures], length
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -102,24 +115,22 @@ class Prompts(Dataset[Batch]):
             return self._kept[number]
         index = self.chunks[number]
         texts = [self.texts[i] for i in index]
-        pictures = [picture for i in index if (picture := self.questions[i].picture) is not None]
+        pictures = [picture.key for i in index for picture in self.asked[i].pictures]
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         options |= self.template.special_tokens(texts[0])
         if pictures:
-            options["images"] = [[self._open(self.questions[i])] for i in index]
-        batch = Batch(index, [picture.key for picture in pictures], self.processor(text=texts, **options))
+            options["images"] = [[self._open(self.asked[i], picture) for picture in self.asked[i].pictures] for i in index]
+        batch = Batch(index, pictures, self.processor(text=texts, **options))
         if self.keep:
             self._kept[number] = batch
         return batch
 
-    def _open(self, question: Question) -> Image.Image:
-        picture = question.picture
-        assert picture is not None
+    def _open(self, asked: Asked, picture: Picture) -> Image.Image:
         if self._latest is None or self._latest[0] != picture.key:
             try:
                 image = picture.open()
             except BadImageError as error:
-                raise ValueError(f"question {question.id!r}: {error}") from error
+                raise ValueError(f"{asked.where}: {error}") from error
             self._latest = picture.key, image if self._padding is None else pad_to_square(image, self._padding)
         return self._latest[1]
 
@@ -131,13 +142,15 @@ class Answerer:
         model: on its device; it is put into evaluation mode for as long as it answers.
         max_new_tokens: the longest answer.
         encode_once: let questions about one picture share its features, see ``EncodeOnce``.
+        **generation: further settings of ``generate``, in place of those for greedy answers.
 
     Attributes:
         encoded: how many pictures the model has encoded.
     """
 
-    def __init__(self, model: PreTrainedModel, max_new_tokens: int, encode_once: bool = True) -> None:
-        self.model, self.max_new_tokens = model, max_new_tokens
+    def __init__(self, model: PreTrainedModel, max_new_tokens: int, encode_once: bool = True, **generation: Any) -> None:
+        self.model = model
+        self.generation = GREEDY | generation | {"max_new_tokens": max_new_tokens}
         self._encode_once = EncodeOnce(model) if encode_once else None
 
     @property
@@ -178,7 +191,7 @@ class Answerer:
     def _generate(self, prompts: Prompts, batch: Batch) -> list[str]:
         inputs = batch.inputs.to(self.model.device, self.model.dtype)
         try:
-            tokens_BS = self.model.generate(**inputs, **GREEDY, max_new_tokens=self.max_new_tokens)
+            tokens_BS = self.model.generate(**inputs, **self.generation)
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"out of memory with {len(batch.index)} questions at once; the answers so far are kept: "
@@ -188,20 +201,15 @@ class Answerer:
         return [text.strip() for text in texts]
 
 
-def evaluate(model: PreTrainedModel, benchmark: Benchmark, prompts: Prompts, label: str = "answering") -> Result:
-    """Scores a model's greedy answers to a benchmark's questions, by the official rule."""
+def evaluate(
+    model: PreTrainedModel, benchmark: Benchmark, questions: Sequence[Question], prompts: Prompts, label: str = "answering"
+) -> Result:
+    """Scores a model's greedy answers to a benchmark's questions, of which ``prompts`` were made, by the official rule."""
     answers: dict[int, str] = {}
     for some in Answerer(model, benchmark.max_new_tokens).answer(prompts, label):
         answers |= some
-    by_id = {question.id: answers[position] for position, question in enumerate(prompts.questions)}
-    return benchmark.score(prompts.questions, by_id, "official")
-
-
-def _record(question: Question, prompt: str) -> Record:
-    """A question as training has it: the picture first, then the text."""
-    if question.picture is None:
-        return Record(f"question {question.id!r}", (), (Turn("user", prompt),))
-    return Record(f"question {question.id!r}", (question.picture.key,), (Turn("user", f"{IMAGE_MARK}\n{prompt}"),))
+    by_id = {question.id: answers[position] for position, question in enumerate(questions)}
+    return benchmark.score(questions, by_id, "official")
 
 
 def _as_it_is(batch: Batch) -> Batch:

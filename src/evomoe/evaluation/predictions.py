@@ -61,7 +61,7 @@ def read(name: str, questions: Sequence[Question], path: Path, allow_missing: bo
     found = list(_answers(path))
     if not found:
         raise ValueError(f"{path}: there are no answers in it.")
-    own = all(answer.own for answer in found)
+    own = {answer.id for answer in found} <= {question.id for question in questions} or all(answer.own for answer in found)
     if own or kind not in _KEYS or (kind != "pope" and not any(answer.prompt for answer in found)):
         answers = _by_id(path, found)
     else:
