@@ -158,12 +158,12 @@ class Answerer:
         assert self._encode_once is not None
         return self._encode_once.encoded
 
-    def answer(self, prompts: Prompts, label: str = "answering", workers: int = 0) -> Iterator[dict[int, str]]:
+    def answer(self, prompts: Prompts, label: str | None = "answering", workers: int = 0) -> Iterator[dict[int, str]]:
         """Yields the greedy answers of batch after batch, by the positions of their questions, without the spaces around.
 
         Args:
             prompts: the questions.
-            label: of the progress bar.
+            label: of the progress bar; None for no bar.
             workers: processes that decode pictures and prepare batches ahead.
 
         Raises:
@@ -177,7 +177,7 @@ class Answerer:
         try:
             with (
                 once.active() if once else contextlib.nullcontext(),
-                tqdm(total=total, desc=label, unit="question", dynamic_ncols=True, leave=False) as bar,
+                tqdm(total=total, desc=label, unit="question", dynamic_ncols=True, leave=False, disable=label is None) as bar,
             ):
                 for batch in loader:
                     if once:
