@@ -9,7 +9,7 @@ from PIL import Image
 from quiz_texts import TEXTS
 from tiny import make_processor
 
-from evomoe.data.images import crops, mean_colour, pad_to_square
+from evomoe.data.images import Shape
 from evomoe.evaluation.generation import Answerer, Prompts, ask, evaluate
 
 
@@ -150,26 +150,23 @@ def test_too_little_memory_is_said_with_what_to_do(questions, model, monkeypatch
 
 
 def test_pictures_are_padded_to_a_square_where_they_would_be_cropped(questions, tmp_path):
-    wide = Image.new("RGB", (20, 10), "red")
-    square = pad_to_square(wide, (1, 2, 3))
-    assert square.size == (20, 20) and square.getpixel((0, 4)) == (1, 2, 3) and square.getpixel((0, 5)) == (255, 0, 0)
-    assert square.getpixel((19, 14)) == (255, 0, 0) and square.getpixel((19, 15)) == (1, 2, 3)
-    tall = pad_to_square(wide.rotate(90, expand=True), (1, 2, 3))
-    assert tall.getpixel((5, 0)) == (255, 0, 0) and tall.getpixel((4, 0)) == (1, 2, 3) == tall.getpixel((15, 19))
+    wide, processor = Image.new("RGB", (20, 10), "red"), make_processor()
+    processor.image_processor.image_mean = [0.2, 0.4, 0.6]
+    shape = Shape(processor, "pad")
+    square, colour = shape.fit(wide), (51, 102, 153)
+    assert square.size == (20, 20) == shape.size(20, 10) and square.getpixel((0, 4)) == colour
+    assert square.getpixel((0, 5)) == (255, 0, 0) == square.getpixel((19, 14)) and square.getpixel((19, 15)) == colour
+    tall = shape.fit(wide.rotate(90, expand=True))
+    assert tall.getpixel((5, 0)) == (255, 0, 0) and tall.getpixel((4, 0)) == colour == tall.getpixel((15, 19))
 
     wide.save(tmp_path / "0.png")
-    processor = make_processor()
-    assert not crops(processor) and Prompts([*map(ask, questions)], processor).image_aspect == "keep"
+    assert Shape(processor, "auto").aspect == "keep" and Shape(processor, "keep").size(20, 10) == (20, 10)
     kept = Prompts([ask(questions[0])], processor)[0].inputs["pixel_values"][0, 0]
-    assert kept.min() > 0.9  # squeezed, red all over
-    processor.image_processor.do_center_crop = True
-    processor.image_processor.image_mean = [0.2, 0.4, 0.6]
-    assert crops(processor) and mean_colour(processor) == (51, 102, 153)
-    assert Prompts([*map(ask, questions)], processor).image_aspect == "pad"
-    assert Prompts([*map(ask, questions)], processor, image_aspect="keep").image_aspect == "keep"
-    processor.image_processor.do_center_crop = False
+    assert kept.min() > 1  # squeezed, red all over
     padded = Prompts([ask(questions[0])], processor, image_aspect="pad")[0].inputs["pixel_values"][0]
     assert padded[0, 8].mean() > 1 and padded[:, 0].abs().max() < 0.05  # the mean colour is 0 after normalisation
+    processor.image_processor.do_center_crop = True
+    assert Shape(processor, "auto").aspect == "pad" and Shape(processor, "keep").aspect == "keep"
 
 
 def test_the_texts_of_the_quiz_differ_in_length():

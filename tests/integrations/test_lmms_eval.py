@@ -139,10 +139,21 @@ def test_an_error_is_raised_and_no_empty_answer_given(place, tmp_path):
     row = {"id": "0", "question_id": "0", "answer": "yes", "image_source": "p", "image": PICTURES[0], "category": "random"}
     rows = [{**row, "question": "is there a red circle ?"}, {**row, "question": "is <image> red ?"}]
     write_dataset(tmp_path / "lmms-lab-encoder" / "POPE", "default", "test", rows)
-    result = lmms_eval(tmp_path, "--model_args", f"pretrained={place / 'sparse'}", "--tasks", "pope", "--batch_size", "2")
+    result = lmms_eval(
+        tmp_path,
+        "--model_args",
+        f"pretrained={place / 'sparse'}",
+        "--tasks",
+        "pope",
+        "--batch_size",
+        "2",
+        "--output_path",
+        str(tmp_path),
+    )
     assert result.returncode != 0 and "pope, test, document 1" in result.stdout + result.stderr
 
 
-def test_an_unknown_argument_is_refused(place):
-    result = lmms_eval(place, "--model_args", f"pretrained={place / 'sparse'},temprature=1", "--tasks", "pope")
+def test_an_unknown_argument_is_refused(place, tmp_path):
+    unknown = f"pretrained={place / 'sparse'},temprature=1"
+    result = lmms_eval(place, "--model_args", unknown, "--tasks", "pope", "--output_path", str(tmp_path))
     assert result.returncode != 0 and "temprature" in result.stdout + result.stderr

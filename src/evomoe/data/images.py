@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from evomoe.recipe import ImageAspect
+
 _END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 _TAIL_BYTES = 1024
 
@@ -91,26 +93,38 @@ def open_rgb(source: "str | bytes | Image.Image", name: str = "") -> Image.Image
         return _decode(_open_header(file, name or _name(source)), name or _name(source))
 
 
-def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Centres a picture on a square of that RGB colour, as LLaVA-1.5 does (``image_aspect_ratio: pad``)."""
-    side = max(image.size)
-    if image.size == (side, side):
-        return image
-    square = Image.new("RGB", (side, side), colour)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
+class Shape:
+    """What becomes of a picture's shape before the processor sees it, in training and in evaluation alike.
 
+    Args:
+        processor: The model's.
+        aspect: "pad": centred on a square of the processor's mean colour, as LLaVA-1.5 does (its
+            ``image_aspect_ratio: pad``); "keep": as it is; "auto": "pad" where the processor would cut off the ends of an oblong
+            picture, as CLIP's does, and so LLaVA-1.5's at Hugging Face.
 
-def crops(processor: Any) -> bool:
-    """Whether a processor cuts off the ends of an oblong picture, as CLIP's does, and so LLaVA-1.5's at Hugging Face."""
-    return bool(getattr(getattr(processor, "image_processor", None), "do_center_crop", False))
+    Attributes:
+        aspect: "pad" or "keep".
+    """
 
+    def __init__(self, processor: Any, aspect: ImageAspect) -> None:
+        image_processor = getattr(processor, "image_processor", None)
+        crops = bool(getattr(image_processor, "do_center_crop", False))
+        self.aspect: ImageAspect = aspect if aspect != "auto" else "pad" if crops else "keep"
+        mean = getattr(image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
+        self._colour = tuple(int(255 * value) for value in mean)
 
-def mean_colour(processor: Any) -> tuple[int, int, int]:
-    """The colour that a processor's normalisation maps to zero; grey where it has none."""
-    mean = getattr(getattr(processor, "image_processor", None), "image_mean", None) or (0.5, 0.5, 0.5)
-    red, green, blue = (int(255 * value) for value in mean)
-    return red, green, blue
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The picture in that shape."""
+        size = self.size(*image.size)
+        if image.size == size:
+            return image
+        square = Image.new("RGB", size, self._colour)
+        square.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+        return square
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """The size of such a picture in that shape; either order of the two will do."""
+        return (width, height) if self.aspect == "keep" else (max(width, height), max(width, height))
 
 
 def _name(source: str | bytes) -> str:

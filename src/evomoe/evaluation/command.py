@@ -147,7 +147,7 @@ class _Evaluation:
             "dtype": self.options.dtype,
             "prompts": digest(text for pair in zip(prompts.texts, pictures, strict=True) for text in pair),
             "data": data.read,
-            "image_aspect": prompts.image_aspect,
+            "image_aspect": prompts.shape.aspect,
             "generation": {**GREEDY, "max_new_tokens": benchmark.max_new_tokens},
             "versions": {"evomoe": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         }

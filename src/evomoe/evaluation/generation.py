@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.data.chat_template import ChatTemplate
-from evomoe.data.images import BadImageError, crops, mean_colour, pad_to_square
+from evomoe.data.images import BadImageError, Shape
 from evomoe.data.records import IMAGE_MARK, Record, Turn
 from evomoe.evaluation.base import Benchmark, Picture, Question, Result
 from evomoe.evaluation.encode_once import EncodeOnce
-from evomoe.evaluation.options import ImageAspect
+from evomoe.recipe import ImageAspect
 
 # Whatever a checkpoint's own generation settings say, every model is asked in the same way.
 GREEDY: dict[str, Any] = {
@@ -62,8 +62,7 @@ class Prompts(Dataset[Batch]):
         asked: the conversations.
         processor: the model's own, whose chat template is used.
         batch_size: conversations per batch.
-        image_aspect: "pad": pictures are first padded to a square with the processor's mean colour, as LLaVA-1.5 does;
-            "keep": they are given as they are; "auto": "pad" where the processor would crop them.
+        image_aspect: what becomes of the pictures' shape, see ``evomoe.data.images.Shape``.
         keep: hold the prepared batches in memory, for several models in turn.
 
     Raises:
@@ -87,8 +86,7 @@ class Prompts(Dataset[Batch]):
             self.template.question(Record(one.where, tuple(picture.key for picture in one.pictures), one.turns))
             for one in self.asked
         ]
-        self.image_aspect: ImageAspect = image_aspect if image_aspect != "auto" else "pad" if crops(processor) else "keep"
-        self._padding = mean_colour(processor) if self.image_aspect == "pad" else None
+        self.shape = Shape(processor, image_aspect)
         self._latest: tuple[str, Image.Image] | None = None
         self.keep = keep
         self.arrange(batch_size)
@@ -131,7 +129,7 @@ class Prompts(Dataset[Batch]):
                 image = picture.open()
             except BadImageError as error:
                 raise ValueError(f"{asked.where}: {error}") from error
-            self._latest = picture.key, image if self._padding is None else pad_to_square(image, self._padding)
+            self._latest = picture.key, self.shape.fit(image)
         return self._latest[1]
 
 

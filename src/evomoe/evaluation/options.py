@@ -7,8 +7,7 @@ from typing import Literal
 
 from evomoe.evaluation.base import PROTOCOLS, ProtocolName
 from evomoe.evaluation.benchmarks import BENCHMARKS
-
-ImageAspect = Literal["auto", "pad", "keep"]
+from evomoe.recipe import ImageAspect
 
 
 @dataclass(frozen=True)
