@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--max-new-tokens", type=int, default=512)
-    parser.add_argument("--remembered", type=int, default=64, help="of how many pictures features are kept on the device")
+    parser.add_argument(
+        "--remembered", type=int, default=64, help="pictures whose features are kept; more where rows share one far apart"
+    )
     parser.add_argument("run_options", nargs="*", help="options of run.py, after --")
     options = parser.parse_args()
     run = options.vlmevalkit.resolve() / "run.py"
