@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-oldest test-newest lint bench gpu docs clean
+.PHONY: demo test test-all test-oldest test-newest test-harnesses lint bench gpu docs clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("EvoMoE needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -38,6 +38,17 @@ test-all: $(READY)
 test-oldest test-newest: test-%: .venv-%/ready
 	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile -m 'not gpu'
 
+# Against other people's programs: lmms-eval in an environment of its own (7 GB), and the scorers of LLaVA and lmms-eval.
+.venv-harnesses/ready: pyproject.toml
+	@$(PYTHON) -m venv .venv-harnesses
+	@.venv-harnesses/bin/python -m pip install --quiet --disable-pip-version-check lmms-eval==0.7.3 --editable .
+	@.venv-harnesses/bin/python tests/evaluation/oracles.py install .venv-harnesses/oracles
+	@touch $@
+
+test-harnesses: $(READY) .venv-harnesses/ready
+	@EVOMOE_LMMS_EVAL=$(abspath .venv-harnesses/bin/python) EVOMOE_ORACLES=$(abspath .venv-harnesses/oracles) \
+		OMP_NUM_THREADS=1 $(PYTEST) -m slow tests/integrations tests/evaluation/test_oracles.py
+
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
@@ -56,4 +67,4 @@ docs: $(READY)
 	@$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest runs
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses runs

@@ -26,8 +26,9 @@ from evomoe.data import easy_vqa
 from evomoe.data.conversations import Collator, ConversationDataset
 from evomoe.data.records import load_records
 from evomoe.demo.journey import DENSE_MODEL, demo_recipe
-from evomoe.evaluation import BENCHMARKS, Item, evaluate
-from evomoe.evaluation.base import Prompts
+from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK
+from evomoe.evaluation.benchmarks.easy_vqa import questions as questions_of
+from evomoe.evaluation.generation import Prompts, ask, evaluate
 from evomoe.files import write_text
 from evomoe.loading import load_model, load_processor
 from evomoe.recipe import EvolutionOptions, Recipe
@@ -37,7 +38,6 @@ from evomoe.stages.trainable import set_trainable
 from evomoe.tables import markdown_table
 from evomoe.trainer import EvolutionCallback, EvoMoETrainer
 
-BENCHMARK = BENCHMARKS["easy-vqa"]
 VARIANTS = {
     "scaled_update": EvolutionOptions("scaled_update"),
     "ema": EvolutionOptions("ema"),
@@ -75,8 +75,8 @@ class Comparison:
         judged = set(sorted({question.image_path for question in questions})[: options.held_out])
         records = [record for record in easy_vqa.train_records("full", seed) if record["image"] not in judged]
         self.dataset = ConversationDataset(load_records(records), self.processor, self.recipe.max_length)
-        items = [Item(q.image_path, q.question, q.answer, q.type) for q in questions if q.image_path in judged]
-        self.prompts = Prompts(items, self.processor)
+        self.asked = questions_of(question for question in questions if question.image_path in judged)
+        self.prompts = Prompts([*map(ask, self.asked)], self.processor, keep=True)
         self.layers = [0, 2, 4, 6]
 
     def trainer(self, stage: int, model, **fields) -> EvoMoETrainer:
@@ -90,7 +90,7 @@ class Comparison:
         )  # fmt: skip
 
     def score(self, model) -> float:
-        return evaluate(model, self.prompts, BENCHMARK).total
+        return evaluate(model, BENCHMARK, self.asked, self.prompts).score
 
 
 def run_seed(options: Options, seed: int) -> None:

@@ -20,11 +20,14 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from evomoe.configuration import MoEConfig
+from evomoe.data import easy_vqa
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.records import load_records
 from evomoe.demo.journey import DENSE_MODEL
+from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK, questions
+from evomoe.evaluation.generation import Answerer, Prompts, ask
 from evomoe.evolution import ExpertEvolution
-from evomoe.loading import load_processor
+from evomoe.loading import load_model, load_processor
 from evomoe.modality import ForwardPass, Modality, running
 from evomoe.modeling import EvoMoEBlock
 from evomoe.placement import moe_layers
@@ -162,6 +165,28 @@ def evolution_step(rounds: int) -> Iterator[Ratio]:
     yield Ratio.of(f"{label}, with / without evolution", [step() for _ in range(rounds)], 1.02)
 
 
+def answering(rounds: int) -> Iterator[Ratio]:
+    """The demo's model on easy-VQA, about ten questions a picture: in batches with each picture encoded once, against other ways."""
+    everything = easy_vqa.questions("test")
+    shown = set(sorted({question.image_path for question in everything})[:10])
+    asked = [ask(question) for question in questions(question for question in everything if question.image_path in shown)]
+    model, processor = load_model(DENSE_MODEL).to(DEVICE), load_processor(DENSE_MODEL)
+
+    def answer(batch_size: int, encode_once: bool):
+        def run() -> None:
+            answerer = Answerer(model, BENCHMARK.max_new_tokens, encode_once)
+            for _ in answerer.answer(Prompts(asked, processor, batch_size), label=None):
+                pass
+            if encode_once and answerer.encoded != len(shown):
+                raise RuntimeError(f"{answerer.encoded} pictures were encoded, not {len(shown)}.")
+
+        return run
+
+    label = f"{len(asked)} questions on {len(shown)} pictures, batches of 32, pictures encoded once"
+    yield compare(f"{label} / one by one", answer(32, True), answer(1, False), max(3, rounds // 4))
+    yield compare(f"{label} / encoded for each question", answer(32, True), answer(32, False), rounds)
+
+
 def data_check(number: int = 100_000) -> Iterator[str]:
     """CPU time to check records before training, each with one of 4,000 pictures: the records alone, then their labels too."""
     with tempfile.TemporaryDirectory() as name:
@@ -205,7 +230,7 @@ def main() -> None:
     rounds = 12 if DEVICE == "cpu" else 50
     begin = time.perf_counter()
     print(f"{machine()}, {DTYPE}")
-    for benchmark in (block_against_dense, router_against_dense, evolution_step):
+    for benchmark in (block_against_dense, router_against_dense, evolution_step, answering):
         for ratio in benchmark(rounds):
             print(ratio, flush=True)
     for line in (*data_check(), *command_line()):

@@ -86,7 +86,7 @@ def test_help_does_not_import_torch():
     [
         (["upcycle", "dense", "out", "--num-experts", "1"], "num_experts is 1; a mixture needs at least 2."),
         (["train", "--model", "m", "--data", "d", "--output", "o", "--stages", "2", "1"], "stages: [2, 1] must be some of"),
-        (["eval", "model", "--benchmarks", "vqa"], "benchmarks: there is no 'vqa'; choose from easy-vqa."),
+        (["eval", "model", "--benchmarks", "vqa"], "benchmarks: there is no 'vqa'; choose from vqav2, gqa,"),
         (["params", "./no/such"], "./no/such: there is no such folder"),
         (["train", "--model", "m", "--data", "d", "--output", "o", "--stage2.steps", "-5"], "--stage2.steps is -5; it must be"),
         (
@@ -207,10 +207,11 @@ def test_upcycle_then_eval(workspace, capsys):
     sparse = workspace / "sparse"
     assert main(["upcycle", str(workspace / "model"), str(sparse), "--num-experts", "2", "--moe-layers", "1,3", *TINY]) == 0
     assert "EvoMoELlavaForConditionalGeneration, 2 experts in layers 1, 3, router dtr" in capsys.readouterr().out
-    answers = workspace / "answers.json"
+    answers = workspace / "answers"
     assert main(["eval", str(sparse), "--limit", "6", "--batch-size", "4", "--output", str(answers)]) == 0
-    assert "| easy-vqa, accuracy %" in capsys.readouterr().out
-    assert len(json.loads(answers.read_text())["easy-vqa"]["answers"]) == 6
+    assert "| easy-vqa, question type |" in capsys.readouterr().out
+    (file,) = answers.glob("easy-vqa/answers-*.jsonl")
+    assert len(file.read_text().splitlines()) == 6
     assert main(["upcycle", str(workspace / "model"), str(sparse)]) == 1
     assert capsys.readouterr().err.endswith("sparse exists already; name another folder.\n")
 
@@ -263,7 +264,8 @@ def test_compose_writes_a_llava(tmp_path, capsys):
         (["upcycle", "dense", "there"], "there exists already; name another folder."),
         (["compose", "out", "--text", "a/b/c", "--vision", "tower"], "a/b/c: there is no such folder."),
         (["eval", "/no/model"], "/no/model: there is no such folder."),
-        (["eval", "model", "--output", "there"], "there exists already; name another file."),
+        (["score", "pope", "--predictions", "no.jsonl", "--annotations", "there"], "predictions: there is no no.jsonl."),
+        (["score", "pope", "--predictions", "there", "--annotations", "no"], "annotations: there is no no."),
         (["train", "--model", "../m", "--data", "d", "--output", "o"], "../m: there is no such folder."),
         (["train", "--model", "m", "--data", "no.json", "--output", "o"], "no.json: there is no such file."),
         (["train", "--model", "m", "--data", "./saved:train", "--output", "o"], "./saved: there is no such folder."),
@@ -317,7 +319,7 @@ def test_ctrl_c_says_how_to_go_on_where_there_is_a_way(workspace, monkeypatch, c
     monkeypatch.setattr("evomoe.stages.run", interrupt)
     for arguments, hint in (
         (["list", "recipes"], ""),
-        (["eval", "model"], ""),
+        (["eval", "model"], " The same command goes on where it stopped."),
         (["demo"], " The same command goes on where it stopped."),
         (train_arguments(workspace), " The same command starts anew."),
     ):

@@ -68,6 +68,13 @@ def test_smollm2_vlm_says_what_to_install(monkeypatch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_vlmevalkit_runner_says_what_to_clone(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sys.argv", ["runner", "--vlmevalkit", str(tmp_path), "--pretrained", "x", "--", "--data", "MME"])
+    with pytest.raises(SystemExit):
+        load("vlmevalkit_runner").main()
+    assert "no run.py there; git clone https://github.com/open-compass/VLMEvalKit" in capsys.readouterr().err
+
+
 def test_the_documentation_shows_the_example_as_it_is():
     code = (ROOT / "examples" / "custom_router.py").read_text(encoding="utf-8")
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")

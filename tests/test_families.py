@@ -162,7 +162,7 @@ def _step(model: PreTrainedModel, inputs: dict, what: str, layers: list[int]) ->
 @pytest.mark.slow
 def test_every_family_of_transformers_is_converted_or_refused_with_a_reason():
     """The rule on all dense and sparse families that this version of transformers can build without further packages."""
-    converted, refused = set(), set()
+    converted, refused, unbuilt = set(), set(), set()
     for auto, table in ((AutoModelForImageTextToText, IMAGE_TEXT_TO_TEXT), (AutoModelForCausalLM, CAUSAL_LM)):
         for name in table:
             try:
@@ -174,6 +174,7 @@ def test_every_family_of_transformers_is_converted_or_refused_with_a_reason():
                 with torch.device("meta"):
                     model = auto.from_config(config)
             except Exception:  # needs a package, or its default configuration cannot be built: not ours to judge
+                unbuilt.add(name)
                 continue
             try:
                 assert set(check_convertible(model)) <= {"mlp", "ffn", "ff", "feed_forward", "mlp_block"}, name
@@ -182,5 +183,6 @@ def test_every_family_of_transformers_is_converted_or_refused_with_a_reason():
                 assert len(str(error)) > 60
                 refused.add(name)
     assert len(converted) > 80 and len(refused) > 60
-    assert {"llava", "qwen3_vl", "smolvlm", "gemma3", "internvl", "mllama", "phi3", "falcon", "lfm2"} <= converted
+    assert {"llava", "qwen3_vl", "gemma3", "internvl", "mllama", "phi3", "falcon", "lfm2"} <= converted
+    assert "smolvlm" in converted | unbuilt  # transformers 5.16 cannot build its default configuration
     assert {"blip-2", "qwen3_vl_moe", "mixtral", "opt", "rwkv", "zamba2", "t5gemma2", "granitemoe"} <= refused

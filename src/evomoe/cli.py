@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 import tyro
 
 from evomoe import __version__
+from evomoe.evaluation.base import ProtocolName
+from evomoe.evaluation.options import Options as EvaluationOptions
 from evomoe.files import refuse_existing, refuse_missing
 from evomoe.named_values import NamedValues
 from evomoe.recipe import MoEOptions, Recipe
@@ -31,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         "params": params,
         "compose": compose,
         "eval": evaluate,
+        "score": score,
         "list": list_names,
     }
     if arguments == ["--version"]:
@@ -195,27 +198,59 @@ def compose(
 
 def evaluate(
     checkpoint: tyro.conf.Positional[str],
+    options: Annotated[EvaluationOptions, Flat] = EvaluationOptions(),  # noqa: B008
     benchmarks: tuple[str, ...] = ("easy-vqa",),
-    batch_size: int = 128,
-    limit: int = 0,
-    output: str | None = None,
+    dump_prompts: bool = False,
 ) -> None:
     """Score a model, dense or sparse, on benchmarks.
 
     Args:
         checkpoint: folder or hub name.
-        benchmarks: names of benchmarks.
-        batch_size: questions per batch.
-        limit: score only so many questions, evenly spaced; 0 scores all.
-        output: also write the scores and every answer to this JSON file.
+        options: how.
+        benchmarks: names of benchmarks, see `evomoe list benchmarks`.
+        dump_prompts: write every prompt as the model would see it, answer none, and load no weights.
     """
     refuse_missing(checkpoint)
-    if output:
-        refuse_existing(output, "file")
-    from evomoe.evaluation.command import evaluate_checkpoint
+    options.check(benchmarks)
+    from evomoe.evaluation import command
 
     _hide_loading_bars()
-    print(evaluate_checkpoint(checkpoint, benchmarks, batch_size, limit, Path(output) if output else None))
+    if dump_prompts:
+        print(command.dump_prompts(checkpoint, benchmarks, options))
+        return
+    with _when_interrupted(lambda: "The same command goes on where it stopped."):
+        if text := command.evaluate_checkpoint(checkpoint, benchmarks, options):
+            print(text)
+
+
+def score(
+    benchmark: tyro.conf.Positional[str],
+    predictions: str,
+    annotations: str,
+    protocol: ProtocolName = "official",
+    output: str | None = None,
+    allow_missing: bool = False,
+    any_version: bool = False,
+) -> None:
+    """Score answers that another program wrote: LLaVA's, EvalAI's, GQA's, MME's, MMBench's formats.
+
+    Args:
+        benchmark: its name, see `evomoe list benchmarks`.
+        predictions: file with the answers, or MME's folder.
+        annotations: the benchmark's folder, or the annotation file in it.
+        protocol: whose rule.
+        output: also write the result to this JSON file.
+        allow_missing: count questions without an answer as wrong.
+        any_version: also score data that no known version of the benchmark has.
+    """
+    for option, path in (("predictions", predictions), ("annotations", annotations)):
+        if not Path(path).exists():
+            raise ValueError(f"{option}: there is no {path}.")
+    if output:
+        refuse_existing(output, "file")
+    from evomoe.evaluation.scoring import score_predictions
+
+    print(score_predictions(benchmark, predictions, annotations, protocol, output, allow_missing, any_version))
 
 
 def list_names(

@@ -36,6 +36,7 @@ def _summary(what: str, value) -> str:
         moe = "".join(f", {name} {getattr(value.moe, name)}" for name in changed)
         stages = " ".join(f"{stage} ({STAGES[stage]})" for stage in value.stages)
         return f"stages {stages}{experts}{moe}"
-    documented = inspect.getmodule(value.items) if what == "benchmarks" else value
-    summary = (inspect.getdoc(documented) or "").partition("\n")[0].strip()
+    if what == "benchmarks":
+        return value.summary
+    summary = (inspect.getdoc(value) or "").partition("\n")[0].strip()
     return f"{summary} Options: {describe_options(_HAVE_OPTIONS[what], value)}" if what in _HAVE_OPTIONS else summary

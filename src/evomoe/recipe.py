@@ -8,13 +8,15 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
 from evomoe.files import write_text
 from evomoe.named_values import NamedValues
 from evomoe.placement import parse_placement
+
+ImageAspect = Literal["auto", "pad", "keep"]
 
 STAGES = {0: "align", 1: "warmup", 2: "evolution", 3: "routing"}
 
@@ -193,6 +195,8 @@ class Recipe:
         init_options: keyword arguments of that initialiser.
         max_length: tokens per record; longer ones are cut, and counted.
         max_pixels: larger pictures are refused.
+        image_aspect: "pad" pads pictures to a square first, as LLaVA-1.5 does; "keep" does not; "auto" pads where the processor
+            would crop them.
         on_bad_record: "stop" before training, or "skip" and list.
         dtype: precision of the loaded weights: float32, bfloat16 or auto. Mixed precision is ``trainer`` bf16=true.
         workers: processes that decode images; 0 decodes in the main process.
@@ -220,6 +224,7 @@ class Recipe:
     stage3: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=16, train="router"))
     max_length: int = 2048
     max_pixels: int = 89_478_485
+    image_aspect: ImageAspect = "auto"
     on_bad_record: Literal["stop", "skip"] = "stop"
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     workers: int = 0
@@ -255,6 +260,8 @@ class Recipe:
             )
         if self.on_bad_record not in ("stop", "skip"):
             raise ValueError(f"on_bad_record: there is no '{self.on_bad_record}'; choose 'stop' or 'skip'.")
+        if self.image_aspect not in get_args(ImageAspect):
+            raise ValueError(f"image_aspect: there is no '{self.image_aspect}'; choose 'auto', 'pad' or 'keep'.")
         _check_whole("max-length", self.max_length, 1)
         _check_whole("max-pixels", self.max_pixels, 1)
         _check_whole("workers", self.workers, 0)

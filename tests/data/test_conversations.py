@@ -11,7 +11,7 @@ from transformers import LlavaProcessor
 
 from evomoe.data import conversations
 from evomoe.data.conversations import ConversationDataset, LabelMismatchError, messages_of
-from evomoe.data.images import open_rgb
+from evomoe.data.images import Shape, open_rgb
 from evomoe.data.labels import IGNORED
 from evomoe.data.records import BadRecordError, Record, Turn
 
@@ -454,3 +454,20 @@ def test_nothing_is_logged_for_good_records(make_processor, cases, caplog):
     with caplog.at_level(logging.WARNING, logger="evomoe"):
         assert len(list(ConversationDataset(list(cases.values()), make_processor()))) == 4
     assert not [entry for entry in caplog.records if entry.name.startswith("evomoe")]
+
+
+def test_pictures_are_padded_as_in_evaluation_where_they_would_be_cropped(processor, cases, tmp_path):
+    wide = cases["several images"].images[1]
+    Shape(processor, "pad").fit(open_rgb(wide)).save(tmp_path / "padded.png")
+
+    def dataset(image, aspect) -> ConversationDataset:
+        asked = record(("user", "<image>\nwhat color?"), ("assistant", "a blue one"), images=[image])
+        return ConversationDataset([asked], processor, image_aspect=aspect)
+
+    padded, expected = dataset(wide, "pad"), dataset(tmp_path / "padded.png", "keep")
+    item = padded[0]
+    assert item.keys() == expected[0].keys() and all(torch.equal(item[name], value) for name, value in expected[0].items())
+    assert padded.lengths() == expected.lengths()
+    kept, automatic = dataset(wide, "keep")[0]["pixel_values"], dataset(wide, "auto")[0]["pixel_values"]
+    assert kept.shape != item["pixel_values"].shape or not torch.equal(kept, item["pixel_values"])
+    assert torch.equal(automatic, kept)  # none of these processors crops

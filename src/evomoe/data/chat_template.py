@@ -75,6 +75,22 @@ class ChatTemplate:
         self._check_complete(record, messages, text)
         return text
 
+    def question(self, record: Record) -> str:
+        """Renders a record that ends with a question, up to where the assistant is to answer.
+
+        Raises:
+            BadRecordError, LabelMismatchError: As `text` does.
+        """
+        messages = self._messages(record)
+        text = self._rendered(record, messages, add_generation_prompt=True)
+        self._check_complete(record, messages, text)
+        return text
+
+    def special_tokens(self, text: str) -> dict[str, bool]:
+        """What to tell the processor of special tokens: a template that writes the first one itself must not get a second."""
+        first = self.tokenizer.bos_token
+        return {"add_special_tokens": False} if first and text.startswith(first) else {}
+
     def render(self, record: Record) -> RenderedConversation:
         """Renders a record and finds its answers from the renderings of its beginnings.
 

@@ -10,10 +10,11 @@ from torch.utils.data import Dataset, Subset
 from transformers import ProcessorMixin
 
 from evomoe.data.chat_template import ChatTemplate, LabelMismatchError, RenderedConversation, messages_of
-from evomoe.data.images import open_rgb
+from evomoe.data.images import Shape, open_rgb
 from evomoe.data.labels import IGNORED, place_labels
 from evomoe.data.records import BadRecordError, Record, bad_summary
 from evomoe.data.survey import Surveyed, cut_fault, read_pictures, survey
+from evomoe.recipe import ImageAspect
 
 __all__ = ["Collator", "ConversationDataset", "LabelMismatchError", "messages_of"]
 
@@ -46,6 +47,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         processor: Any,
         max_length: int = 2048,
         on_bad_record: Literal["stop", "skip"] = "stop",
+        image_aspect: ImageAspect = "auto",
     ) -> None:
         if on_bad_record not in ("stop", "skip"):
             raise ValueError(f"on_bad_record: {on_bad_record!r} is neither 'stop' nor 'skip'")
@@ -58,6 +60,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         self.processor = processor
         self.max_length = max_length
         self.on_bad_record = on_bad_record
+        self._shape = Shape(processor, image_aspect)
         self._template = ChatTemplate(processor)
         self._tokenizer = self._template.tokenizer
         if not self._tokenizer.is_fast:
@@ -131,7 +134,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
 
     @cached_property
     def _surveyed(self) -> list[Surveyed]:
-        return survey(self.records, self.processor, self._template, self._special_tokens, self.max_length)
+        return survey(self.records, self.processor, self._template, self._shape, self.max_length)
 
     def _encode(self, record: Record) -> dict[str, torch.Tensor]:
         rendered = self._template.render(record)
@@ -145,9 +148,9 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         return {key: value[: self.max_length] if key in _TOKEN_KEYS else value for key, value in item.items()}
 
     def _process(self, record: Record, text: str) -> Any:
-        options: dict[str, Any] = self._special_tokens(text)
+        options: dict[str, Any] = self._template.special_tokens(text)
         if record.images:
-            options["images"] = [read_pictures(record, open_rgb)]
+            options["images"] = [[self._shape.fit(image) for image in read_pictures(record, open_rgb)]]
             if _reports_replacements(self.processor):
                 options["return_text_replacement_offsets"] = True
         try:
@@ -155,11 +158,6 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         except (ValueError, TypeError, LookupError, ArithmeticError, OSError) as error:
             name = type(self.processor).__name__
             raise BadRecordError(f"{record.where}: {name} cannot process it: {error}") from error
-
-    def _special_tokens(self, text: str) -> dict[str, bool]:
-        # A template that writes the first token itself must not get a second one; otherwise the processor decides.
-        first = self._tokenizer.bos_token
-        return {"add_special_tokens": False} if first and text.startswith(first) else {}
 
     def _check_cut(self, record: Record, labels: list[int], of_image: list[bool]) -> None:
         first_label = next(i for i, label in enumerate(labels) if label != IGNORED)

@@ -4,9 +4,11 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from evomoe.recipe import ImageAspect
 
 _END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 _TAIL_BYTES = 1024
@@ -75,8 +77,12 @@ def check_image(source: str | bytes, max_pixels: int) -> None:
             _decode(_open_header(file, name), name)
 
 
-def open_rgb(source: "str | Image.Image") -> Image.Image:
+def open_rgb(source: "str | bytes | Image.Image", name: str = "") -> Image.Image:
     """Decodes a picture to RGB, turned upright where its EXIF data say so.
+
+    Args:
+        source: A path, an encoded picture or an opened one.
+        name: What messages call it, if it is no path.
 
     Raises:
         BadImageError: It is missing or cannot be decoded.
@@ -84,7 +90,41 @@ def open_rgb(source: "str | Image.Image") -> Image.Image:
     if isinstance(source, Image.Image):
         return _decode(source, "in memory")
     with _open_file(source) as file:
-        return _decode(_open_header(file, source), source)
+        return _decode(_open_header(file, name or _name(source)), name or _name(source))
+
+
+class Shape:
+    """What becomes of a picture's shape before the processor sees it, in training and in evaluation alike.
+
+    Args:
+        processor: The model's.
+        aspect: "pad": centred on a square of the processor's mean colour, as LLaVA-1.5 does (its
+            ``image_aspect_ratio: pad``); "keep": as it is; "auto": "pad" where the processor would cut off the ends of an oblong
+            picture, as CLIP's does, and so LLaVA-1.5's at Hugging Face.
+
+    Attributes:
+        aspect: "pad" or "keep".
+    """
+
+    def __init__(self, processor: Any, aspect: ImageAspect) -> None:
+        image_processor = getattr(processor, "image_processor", None)
+        crops = bool(getattr(image_processor, "do_center_crop", False))
+        self.aspect: ImageAspect = aspect if aspect != "auto" else "pad" if crops else "keep"
+        mean = getattr(image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
+        self._colour = tuple(int(255 * value) for value in mean)
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The picture in that shape."""
+        size = self.size(*image.size)
+        if image.size == size:
+            return image
+        square = Image.new("RGB", size, self._colour)
+        square.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+        return square
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """The size of such a picture in that shape; either order of the two will do."""
+        return (width, height) if self.aspect == "keep" else (max(width, height), max(width, height))
 
 
 def _name(source: str | bytes) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from evomoe.data.chat_template import ChatTemplate
-from evomoe.data.images import BadImageError, read_size
+from evomoe.data.images import BadImageError, Shape, read_size
 from evomoe.data.labels import Token, answer_tokens
 from evomoe.data.records import BadRecordError, Record
 
@@ -44,7 +44,7 @@ def survey(
     records: Sequence[Record],
     processor: Any,
     template: ChatTemplate,
-    special_tokens: Callable[[str], dict[str, bool]],
+    shape: Shape,
     max_length: int,
 ) -> list[Surveyed]:
     """Renders and tokenises every record, places its labels and finds whether it can be cut.
@@ -57,7 +57,7 @@ def survey(
         records: What `load_records` returns.
         processor: What will make tensors of them.
         template: Its chat template.
-        special_tokens: The tokenizer's options for a rendered text.
+        shape: What becomes of the pictures' shape.
         max_length: The tokens that an item may have.
     """
     known: dict[str, _Size] = {}
@@ -67,7 +67,7 @@ def survey(
     ) as progress:
         for start in range(0, len(records), _AT_ONCE):
             numbers = range(start, min(start + _AT_ONCE, len(records)))
-            measured += _measure(records, numbers, template, special_tokens, known)
+            measured += _measure(records, numbers, template, shape, known)
             progress.update(len(numbers))
     sizes = Counter(size for one in measured if isinstance(one, _Measured) for size in one.sizes)
     tokens_of = _image_tokens(sizes, processor, template)
@@ -106,7 +106,7 @@ def _measure(
     records: Sequence[Record],
     numbers: range,
     template: ChatTemplate,
-    special_tokens: Callable[[str], dict[str, bool]],
+    shape: Shape,
     known: dict[str, _Size],
 ) -> list[_Measured | Surveyed]:
     results: dict[int, _Measured | Surveyed] = {}
@@ -114,11 +114,15 @@ def _measure(
     for number in numbers:
         try:
             record = records[number]
-            rendered[number] = record, template.render(record), read_pictures(record, lambda image: _size(image, known))
+            rendered[number] = (
+                record,
+                template.render(record),
+                read_pictures(record, lambda image: shape.size(*_size(image, known))),
+            )
         except BadRecordError as error:
             results[number] = Surveyed(1, str(error))
     texts = [conversation.text for _, conversation, _ in rendered.values()]
-    options = special_tokens(texts[0]) if texts else {}
+    options = template.special_tokens(texts[0]) if texts else {}
     encodings = template.tokenizer(texts, **options).encodings if texts else []
     for (number, (record, conversation, sizes)), encoding in zip(rendered.items(), encodings, strict=True):
         ids, tokens = encoding.ids, list(itertools.starmap(Token, encoding.offsets))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,8 +14,10 @@ from evomoe.analysis.interventions import only_expert
 from evomoe.analysis.report import ReportInput, write_report
 from evomoe.analysis.routing import routing_statistics
 from evomoe.data import easy_vqa
-from evomoe.evaluation import BENCHMARKS, Score, evaluate
-from evomoe.evaluation.base import Prompts, score_table
+from evomoe.evaluation import Question, Result
+from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK, questions
+from evomoe.evaluation.generation import Prompts, ask, evaluate
+from evomoe.evaluation.reports import score_table
 from evomoe.files import write_text
 from evomoe.loading import load_model, load_processor
 from evomoe.recipe import MoEOptions, Recipe, StageOptions
@@ -23,7 +26,6 @@ from evomoe.stages import run
 from evomoe.stages.trainable import set_trainable
 
 DENSE_MODEL = Path(__file__).parent / "dense_vlm"
-BENCHMARK = BENCHMARKS["easy-vqa"]
 
 EVOLUTION_STEPS, ROUTING_STEPS = 250, 150
 
@@ -94,8 +96,9 @@ def _measure(folder: Path, sparse_folder: Path, control_folder: Path) -> ReportI
     """Scores all models on the test split, and looks at routers and experts."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dense, control, sparse = (load_model(path).to(device) for path in (DENSE_MODEL, control_folder, sparse_folder))
-    prompts = Prompts(list(BENCHMARK.items()), load_processor(sparse_folder))
-    scores = _Scores(folder / "scores.json", prompts)
+    asked = questions(easy_vqa.questions("test"))
+    prompts = Prompts([*map(ask, asked)], load_processor(sparse_folder), keep=True)
+    scores = _Scores(folder / "scores.json", asked, prompts)
     scores.add("dense, as shipped (Stage I)", dense)
     scores.add("dense, fine-tuned (control)", control)
     for expert in range(sparse.config.moe.num_experts):
@@ -109,7 +112,7 @@ def _measure(folder: Path, sparse_folder: Path, control_folder: Path) -> ReportI
         "EvoMoE, Stage II": count_parameters(dense, set_trainable(dense, "ffn", layers)),
         "EvoMoE, Stage III": count_parameters(sparse, set_trainable(sparse, "router", layers)),
     }
-    probe = [inputs.to(device) for _, inputs in prompts.batches[::20]]
+    probe = [prompts[number].inputs.to(device) for number in range(0, len(prompts), 20)]
     return ReportInput(
         parameters,
         routing_statistics(sparse, probe),
@@ -123,17 +126,17 @@ def _measure(folder: Path, sparse_folder: Path, control_folder: Path) -> ReportI
 class _Scores:
     """Scores by model name, kept in a file, so that an interrupted demo does not score a model twice."""
 
-    def __init__(self, path: Path, prompts: Prompts) -> None:
-        self.path, self.prompts = path, prompts
+    def __init__(self, path: Path, asked: Sequence[Question], prompts: Prompts) -> None:
+        self.path, self.asked, self.prompts = path, asked, prompts
         stored = json.loads(path.read_text()) if path.is_file() else {}
-        self.by_name = {name: Score(**values) for name, values in stored.items()}
+        self.by_name = {name: Result(**values) for name, values in stored.items()}
 
     def add(self, name: str, model: PreTrainedModel) -> None:
         if name not in self.by_name:
-            self.by_name[name] = evaluate(model, self.prompts, BENCHMARK, name)
+            self.by_name[name] = evaluate(model, BENCHMARK, self.asked, self.prompts, name)
             write_text(
                 self.path,
-                json.dumps({n: dataclasses.asdict(score) for n, score in self.by_name.items()}, indent=1) + "\n",
+                json.dumps({n: score.as_dict() for n, score in self.by_name.items()}, indent=1) + "\n",
             )
 
 

@@ -24,9 +24,10 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from evomoe.data import easy_vqa
-from evomoe.evaluation import Item, Score, evaluate
-from evomoe.evaluation.base import Prompts, score_table
-from evomoe.evaluation.easy_vqa import BENCHMARK, items
+from evomoe.evaluation import Result
+from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK, questions
+from evomoe.evaluation.generation import Prompts, ask, evaluate
+from evomoe.evaluation.reports import score_table
 from evomoe.files import new_folder, write_text
 from evomoe.tables import markdown_table
 
@@ -108,7 +109,17 @@ class Recipe:
     stage1_learning_rate: float = 1e-3
 
 
-def absence_questions(examples: Sequence[Item]) -> list[Item]:
+@dataclass(frozen=True)
+class Example:
+    """What the model learns from one picture: a question, or a request, and its answer."""
+
+    image_path: str
+    question: str
+    answer: str
+    type: str
+
+
+def absence_questions(examples: Sequence[Example]) -> list[Example]:
     """Every affirmative yes/no question turned around, in the wordings of ABSENCE by turns.
 
     A language model that becomes a LLaVA has met negation in its texts. This decoder has read nothing, so it learns here
@@ -120,17 +131,17 @@ def absence_questions(examples: Sequence[Item]) -> list[Item]:
     turned = []
     for example in (example for example in examples if example.type == "yes/no"):
         question = next(wordings).format(re.findall(r"\ba (?:\w+ shape|\w+)", example.question)[0])
-        turned.append(Item(example.image_path, question, opposite[example.answer], "absence"))
+        turned.append(Example(example.image_path, question, opposite[example.answer], "absence"))
     return turned
 
 
-def balance(examples: Sequence[Item]) -> list[Item]:
+def balance(examples: Sequence[Example]) -> list[Example]:
     """Repeats examples until yes and no, about colours and about shapes, are equally many.
 
     Nine colour questions in ten are answered "no": unbalanced, the model settles on "no" and learns no more. Captions and
     open questions, learnt within a hundred steps, get a third of the place of a yes/no stratum.
     """
-    strata: dict[tuple[str, ...], list[Item]] = {}
+    strata: dict[tuple[str, ...], list[Example]] = {}
     for example in examples:
         about = (example.answer, str(" shape" in example.question)) if example.answer in ("yes", "no") else ()
         key = (example.type, *about)
@@ -156,7 +167,7 @@ class Pictures:
         occupied = (figure_NHW.any(2).int(), figure_NHW.any(1).int())  # rows (N, H), columns (N, W)
         self.room = [(line.argmax(1), line.flip(1).argmax(1)) for line in occupied]
 
-    def moved(self, examples: Sequence[Item]) -> Tensor:
+    def moved(self, examples: Sequence[Example]) -> Tensor:
         """The examples' pictures (B, 3, H, W), moved at random with torch's global generator."""
         rows_B = torch.tensor([self.rows[example.image_path] for example in examples])
         sources = []
@@ -170,7 +181,7 @@ class Pictures:
         return moved_BHWC.permute(0, 3, 1, 2)
 
 
-def draw(examples: Sequence[Item], size: int) -> list[Item]:
+def draw(examples: Sequence[Example], size: int) -> list[Example]:
     """A batch drawn with replacement by torch's global generator."""
     return [examples[row] for row in torch.randint(len(examples), (size,)).tolist()]
 
@@ -194,7 +205,7 @@ def optimise(
 
 
 def train_vision_tower(
-    pictures: Pictures, captions: Sequence[Item], recipe: Recipe
+    pictures: Pictures, captions: Sequence[Example], recipe: Recipe
 ) -> tuple[transformers.SiglipVisionModel, float]:
     """Trains a SigLIP tower to give both words of each caption by linear heads on its mean feature; returns it and seconds."""
     tower = transformers.SiglipVisionModel(
@@ -209,7 +220,7 @@ def train_vision_tower(
         )
     )
 
-    def words(examples: Sequence[Item]) -> list[tuple[str, ...]]:
+    def words(examples: Sequence[Example]) -> list[tuple[str, ...]]:
         return list(zip(*(example.answer.split()[1:] for example in examples), strict=True))  # colours, shapes
 
     names = [sorted(set(column)) for column in words(captions)]
@@ -305,7 +316,7 @@ def build_vlm(
     return model
 
 
-def encode(processor: transformers.LlavaProcessor, image_tokens: int, examples: Sequence[Item]) -> dict[str, Tensor]:
+def encode(processor: transformers.LlavaProcessor, image_tokens: int, examples: Sequence[Example]) -> dict[str, Tensor]:
     """Right-padded ids, mask and labels (B, S); the loss counts answers and end tokens alone."""
     ids, labels = [], []
     for example in examples:
@@ -325,7 +336,7 @@ def warm_up(
     model: transformers.LlavaForConditionalGeneration,
     processor: transformers.LlavaProcessor,
     pictures: Pictures,
-    lessons: Sequence[tuple[Sequence[Item], int]],
+    lessons: Sequence[tuple[Sequence[Example], int]],
     recipe: Recipe,
 ) -> float:
     """Stage I: trains all but the tower on each lesson's examples for its number of steps; returns the seconds taken."""
@@ -342,7 +353,7 @@ def warm_up(
     return optimise("Stage I", trained, losses(), steps, recipe.stage1_learning_rate, recipe)
 
 
-def render_card(model: nn.Module, recipe: Recipe, run: dict[str, object], scores: dict[str, Score]) -> str:
+def render_card(model: nn.Module, recipe: Recipe, run: dict[str, object], scores: dict[str, Result]) -> str:
     """The model card. ``run`` maps facts about this run, such as seconds, to their values; ``scores`` is by split."""
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.model.named_children()}
     count["all"] = sum(count.values())  # the output layer is tied to the decoder's embedding
@@ -368,9 +379,9 @@ def main() -> None:
     torch.set_flush_denormal(True)
     recipe = Recipe()
     with new_folder(arguments.output) as folder:
-        asked = list(items("train"))
+        asked = [Example(item.image_path, item.question, item.answer, item.type) for item in easy_vqa.questions("train")]
         told = easy_vqa.captions(easy_vqa.questions("train"))
-        captions = [Item(path, easy_vqa.CAPTION_REQUEST, text, "caption") for path, text in told.items()]
+        captions = [Example(path, easy_vqa.CAPTION_REQUEST, text, "caption") for path, text in told.items()]
         processor = build_processor([text for item in [*asked, *captions] for text in (item.question, item.answer)], recipe)
         pictures = Pictures((item.image_path for item in asked), processor.image_processor)
         held_back = set(list(pictures.rows)[-recipe.validation_pictures :])
@@ -385,8 +396,11 @@ def main() -> None:
         negated = [item for item in asked if item.type == "yes/no negated" and item.image_path in few]
         torch.manual_seed(arguments.seed)  # so that this last lesson can be given again to the same model
         stage1_seconds += warm_up(model, processor, pictures, [([*mix, *negated], recipe.negated_steps)], recipe)
-        splits = {"validation split": [item for item in asked if item.image_path in held_back], "test split": items("test")}
-        scores = {name: evaluate(model, Prompts(split, processor), BENCHMARK) for name, split in splits.items()}
+        validation = [item for item in easy_vqa.questions("train") if item.image_path in held_back]
+        splits = {"validation split": questions(validation), "test split": questions(easy_vqa.questions("test"))}
+        scores = {
+            name: evaluate(model, BENCHMARK, split, Prompts([*map(ask, split)], processor)) for name, split in splits.items()
+        }
         run = {"seed": arguments.seed, "vision tower, seconds": int(tower_seconds), "Stage I, seconds": int(stage1_seconds)}
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -1,8 +1,6 @@
-"""Scores: one file per benchmark, one row per name."""
+"""Scores: benchmarks, the answers of a model to their questions, and the rules that count them."""
 
-from evomoe.evaluation import easy_vqa
-from evomoe.evaluation.base import Benchmark, Item, Score, evaluate
+from evomoe.evaluation.base import PROTOCOLS, Benchmark, Question, Result
+from evomoe.evaluation.benchmarks import BENCHMARKS
 
-BENCHMARKS: dict[str, Benchmark] = {"easy-vqa": easy_vqa.BENCHMARK}
-
-__all__ = ["BENCHMARKS", "Benchmark", "Item", "Score", "evaluate"]
+__all__ = ["BENCHMARKS", "PROTOCOLS", "Benchmark", "Question", "Result"]

@@ -1,115 +1,176 @@
-"""Greedy answers of any VLM to a benchmark's questions, and their score by question type."""
+"""What a benchmark is: questions, prompts, a rule that turns answers into a score. Nothing here needs torch."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-import torch
-from PIL import Image
-from tqdm.auto import tqdm
-from transformers.modeling_utils import PreTrainedModel
+from evomoe.words import counted
 
-from evomoe.data.chat_template import messages_of
-from evomoe.data.records import IMAGE_MARK, Turn
-from evomoe.tables import markdown_table
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from evomoe.evaluation.sources import DataFolder
+
+ProtocolName = Literal["official", "lmms-eval", "vlmevalkit"]
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
+
+
+class Picture(Protocol):
+    """A picture that is not read before it is needed."""
+
+    @property
+    def key(self) -> str:
+        """Names the picture: questions about the same one have equal keys, and it is decoded and encoded once for all."""
+        ...
+
+    def open(self) -> "Image":
+        """Decodes it to RGB; raises BadImageError, naming it."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Tells it from another picture of the same name, without reading it."""
+        ...
 
 
 @dataclass(frozen=True)
-class Item:
-    """One question: the path of its picture, its text, the right answer, and the group it is reported in."""
+class Question:
+    """One question of a benchmark; a benchmark whose scorer needs more adds fields.
 
-    image_path: str
-    question: str
-    answer: str
-    type: str
+    Attributes:
+        id: names it in answer files; unique within the benchmark.
+        text: the question as the benchmark has it.
+        picture: what it is about; None for a question without a picture.
+        answer: the right answer; empty where it is not public.
+        type: the group that it is reported in.
+        unit: questions of the same unit are scored together (MME's pairs, MMBench's rotations); its own id otherwise.
+    """
+
+    id: str
+    text: str
+    picture: Picture | None = None
+    answer: str = ""
+    type: str = ""
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.unit:
+            object.__setattr__(self, "unit", self.id)
+
+
+Row = dict[str, float]
+Table = dict[str, Row]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The score of one model on one benchmark.
+
+    Attributes:
+        benchmark: its name.
+        protocol: whose rule was followed.
+        scorer: name and version of the scorer, such as "pope 1".
+        score: the number that papers report, in ``unit``.
+        unit: what the score is, such as "accuracy %" or "points of 2,000".
+        standard_error: of the score, in its unit, with how it was found in ``error_method``.
+        questions: how many were scored.
+        unparsable: answers that the rule could make nothing of (it says in the benchmark's module what that means).
+        tables: the sub-scores, by title, row and column, as the official tool prints them.
+    """
+
+    benchmark: str
+    protocol: str
+    scorer: str
+    score: float
+    unit: str
+    standard_error: float
+    error_method: str
+    questions: int
+    unparsable: int
+    tables: dict[str, Table] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where the questions come from and how one answer is scored, 0 to 1."""
+    """A row of ``BENCHMARKS``.
 
-    items: Callable[[], Sequence[Item]]
-    score: Callable[[str, Item], float]
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
-class Score:
-    """Accuracy in percent: of all questions and by type, with the number of questions."""
-
-    total: float
-    by_type: dict[str, float]
-    counts: dict[str, int]
-
-    @classmethod
-    def of(cls, items: Sequence[Item], points: Sequence[float]) -> "Score":
-        groups: dict[str, list[float]] = defaultdict(list)
-        for item, point in zip(items, points, strict=True):
-            groups[item.type].append(point)
-        by_type = {name: 100 * sum(group) / len(group) for name, group in sorted(groups.items())}
-        return cls(100 * sum(points) / len(points), by_type, {name: len(groups[name]) for name in by_type})
-
-
-class Prompts:
-    """A benchmark's questions as model inputs, prepared once and used for any number of models with the same processor.
-
-    Batches hold questions of similar length, padded on the left.
+    Attributes:
+        name: the row's name.
+        summary: one sentence for ``evomoe list benchmarks``.
+        load: reads the questions from the folder of the benchmark's data.
+        prompt: the text that a model is asked under a protocol, without the picture's mark.
+        score: the rule; the answers are by question id, one for each question.
+        max_new_tokens: length of the longest answer, in tokens.
+        version: of the scorer; grows whenever a score could change.
+        submit: writes the answers in the format of the official server or tool into a folder, and returns the paths.
+        counts: how many questions the known versions of its data have; empty if any number is right.
+        folder: what its folder below ``--data-root`` is called, if not as itself.
+        mini: whether it is a small one of ``evomoe.data.mini``.
     """
 
-    def __init__(self, items: Sequence[Item], processor, batch_size: int = 128) -> None:
-        self.items, self.processor = list(items), processor
-        texts = [self._render(item.question) for item in self.items]
-        order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), self.items[i].image_path))
-        chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        self.batches = [(chunk, self._inputs([texts[i] for i in chunk], [self.items[i] for i in chunk])) for chunk in chunks]
+    name: str
+    summary: str
+    load: "Callable[[DataFolder], Sequence[Question]]"
+    prompt: Callable[[Any, ProtocolName], str]
+    score: Callable[[Sequence[Any], Mapping[str, str], ProtocolName], Result]
+    max_new_tokens: int
+    version: int = 1
+    submit: Callable[[Sequence[Any], Mapping[str, str], Path], list[Path]] | None = None
+    counts: tuple[int, ...] = ()
+    folder: str = ""
+    mini: bool = False
 
-    def _render(self, question: str) -> str:
-        messages = messages_of((Turn("user", f"{IMAGE_MARK}\n{question}"),))  # as in training
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-    def _inputs(self, texts: list[str], items: list[Item]):
-        images = [[_open(item.image_path)] for item in items]
-        return self.processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
-
-    def answers(self, model: PreTrainedModel, max_new_tokens: int, label: str = "answering") -> list[str]:
-        """The model's greedy answer to every question, in the order of ``items``."""
-        answers = [""] * len(self.items)
-        for index, new_tokens_BS in self.generate(model, max_new_tokens, label):
-            texts = self.processor.batch_decode(new_tokens_BS, skip_special_tokens=True)
-            for i, text in zip(index, texts, strict=True):
-                answers[i] = text
-        return answers
-
-    @torch.inference_mode()
-    def generate(self, model: PreTrainedModel, max_new_tokens: int, label: str) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Yields, per batch, the questions' positions in ``items`` and their new tokens (B, S)."""
-        was_training = model.training
-        model.eval()
-        for index, inputs in tqdm(self.batches, desc=label, unit="batch", dynamic_ncols=True, leave=False):
-            inputs = inputs.to(model.device, model.dtype)
-            tokens_BS = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
-            yield index, tokens_BS[:, inputs["input_ids"].shape[1] :]
-        model.train(was_training)
+    @property
+    def scorer(self) -> str:
+        """Name and version of the rule, for results."""
+        return f"{self.name} {self.version}"
 
 
-def evaluate(model: PreTrainedModel, prompts: Prompts, benchmark: Benchmark, label: str = "answering") -> Score:
-    """Scores a model's greedy answers."""
-    answers = prompts.answers(model, benchmark.max_new_tokens, label)
-    return Score.of(prompts.items, [benchmark.score(answer, item) for answer, item in zip(answers, prompts.items, strict=True)])
+def check_answers(
+    name: str, questions: Sequence[Question], answers: Mapping[str, str], allow_missing: bool = False
+) -> dict[str, str]:
+    """The answers to these questions, in their order; with ``allow_missing`` an absent one is empty.
+
+    Raises:
+        ValueError: questions have no answer, or answers no question: how many, and the first of them.
+    """
+    known = {question.id for question in questions}
+    unknown = [identity for identity in answers if identity not in known]
+    missing = [question.id for question in questions if question.id not in answers]
+    if unknown:
+        raise ValueError(
+            f"{name}: {counted(len(unknown), 'answer')} of {len(answers):,} {'is' if len(unknown) == 1 else 'are'} to no question "
+            f"of these annotations, first {unknown[0]!r}; the questions are {next(iter(known))!r} and so on. Are the two files of one version?"
+        )
+    if missing and not allow_missing:
+        raise ValueError(
+            f"{name}: {counted(len(missing), 'question')} of {len(questions):,} {'has' if len(missing) == 1 else 'have'} no answer, "
+            f"first {missing[0]!r}; add the answers, or count these as wrong with --allow-missing."
+        )
+    return {question.id: answers.get(question.id, "") for question in questions}
 
 
-def score_table(benchmark: str, scores: dict[str, Score]) -> str:
-    """A Markdown table: a row per model, a column per question type, accuracies in percent."""
-    counts = next(iter(scores.values())).counts
-    types = [f"{name} ({count:,})" for name, count in counts.items()]
-    header = [f"{benchmark}, accuracy %", *types, f"all ({sum(counts.values()):,})"]
-    rows = [[name, *(f"{score.by_type[t]:.1f}" for t in counts), f"{score.total:.2f}"] for name, score in scores.items()]
-    return markdown_table(header, rows)
+def check_unique(name: str, identities: Sequence[str]) -> None:
+    """Raises ValueError if an id occurs twice: how many do, and the first."""
+    seen: set[str] = set()
+    twice = [identity for identity in identities if identity in seen or seen.add(identity)]
+    if twice:
+        raise ValueError(
+            f"{name}: {counted(len(twice), 'id')} {'occurs' if len(twice) == 1 else 'occur'} twice, first {twice[0]!r}."
+        )
 
 
-def _open(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error}).") from error
+def check_labels(name: str, questions: Sequence[Question], server: str) -> None:
+    """Raises ValueError if a question has no public right answer: only the server can score these."""
+    if any(not question.answer for question in questions):
+        raise ValueError(
+            f"{name}: the right answers of this split are not public, so that it cannot be scored here. Write the answers in the "
+            f"server's format (the benchmark's submission) and upload them to {server}."
+        )

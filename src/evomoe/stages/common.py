@@ -121,7 +121,7 @@ def load_data(recipe: Recipe) -> dict[int, ConversationDataset]:
 
     def load(data: str) -> ConversationDataset:
         records = load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
-        dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record)
+        dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect)
         dataset.check()
         return dataset
 

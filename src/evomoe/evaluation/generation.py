@@ -1,0 +1,214 @@
+"""Greedy answers of any VLM to a benchmark's questions: in batches of similar length, padded on the left."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.data.chat_template import ChatTemplate
+from evomoe.data.images import BadImageError, Shape
+from evomoe.data.records import IMAGE_MARK, Record, Turn
+from evomoe.evaluation.base import Benchmark, Picture, Question, Result
+from evomoe.evaluation.encode_once import EncodeOnce
+from evomoe.recipe import ImageAspect
+
+# Whatever a checkpoint's own generation settings say, every model is asked in the same way.
+GREEDY: dict[str, Any] = {
+    "do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0,
+}  # fmt: skip
+
+_SIMILAR = 64  # characters: prompts that differ by less share a batch, so that questions about one picture can stay together
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model is to answer: the turns of a conversation, with marks where the pictures stand, and its name in messages."""
+
+    where: str
+    turns: tuple[Turn, ...]
+    pictures: tuple[Picture, ...] = ()
+
+
+def ask(question: Question, prompt: str | None = None) -> Asked:
+    """A question as training has it: the picture first, then the text, or the words of a protocol in its place."""
+    text, where = question.text if prompt is None else prompt, f"question {question.id!r}"
+    if question.picture is None:
+        return Asked(where, (Turn("user", text),))
+    return Asked(where, (Turn("user", f"{IMAGE_MARK}\n{text}"),), (question.picture,))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Conversations, by their positions, with the keys of their pictures, as inputs of a model."""
+
+    index: list[int]
+    pictures: list[str]
+    inputs: Any
+
+
+class Prompts(Dataset[Batch]):
+    """Conversations that wait for an answer, as batches of inputs for any model with this processor.
+
+    A batch holds prompts of similar length; those about the same picture follow one another. Prompts with and without
+    pictures do not share a batch.
+
+    Args:
+        asked: the conversations.
+        processor: the model's own, whose chat template is used.
+        batch_size: conversations per batch.
+        image_aspect: what becomes of the pictures' shape, see ``evomoe.data.images.Shape``.
+        keep: hold the prepared batches in memory, for several models in turn.
+
+    Raises:
+        ValueError: the processor has no chat template, or the template loses a question.
+    """
+
+    def __init__(
+        self,
+        asked: Sequence[Asked],
+        processor: Any,
+        batch_size: int = 128,
+        image_aspect: ImageAspect = "auto",
+        keep: bool = False,
+    ) -> None:
+        self.asked, self.processor = list(asked), processor
+        self.template = ChatTemplate(processor)
+        tokenizer = self.template.tokenizer
+        if tokenizer.pad_token is None:  # the attention mask hides the padding, so any token will do
+            tokenizer.pad_token = tokenizer.eos_token
+        self.texts = [
+            self.template.question(Record(one.where, tuple(picture.key for picture in one.pictures), one.turns))
+            for one in self.asked
+        ]
+        self.shape = Shape(processor, image_aspect)
+        self._latest: tuple[str, Image.Image] | None = None
+        self.keep = keep
+        self.arrange(batch_size)
+
+    def arrange(self, batch_size: int, chosen: Sequence[int] | None = None) -> None:
+        """Makes batches of all conversations, or of those at the positions ``chosen``."""
+        self.chunks: list[list[int]] = []
+        self._kept: dict[int, Batch] = {}
+        positions = range(len(self.asked)) if chosen is None else chosen
+        for with_picture in (True, False):
+            part = sorted((i for i in positions if bool(self.asked[i].pictures) is with_picture), key=self._order)
+            self.chunks += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+
+    def _order(self, position: int) -> tuple[int, list[str], int]:
+        length = len(self.texts[position])
+        return length // _SIMILAR, [picture.key for picture in self.asked[position].pictures], length
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Decodes and prepares one batch; workers of a DataLoader call this ahead of the model."""
+        if self.keep and number in self._kept:
+            return self._kept[number]
+        index = self.chunks[number]
+        texts = [self.texts[i] for i in index]
+        pictures = [picture.key for i in index for picture in self.asked[i].pictures]
+        options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        options |= self.template.special_tokens(texts[0])
+        if pictures:
+            options["images"] = [[self._open(self.asked[i], picture) for picture in self.asked[i].pictures] for i in index]
+        batch = Batch(index, pictures, self.processor(text=texts, **options))
+        if self.keep:
+            self._kept[number] = batch
+        return batch
+
+    def _open(self, asked: Asked, picture: Picture) -> Image.Image:
+        if self._latest is None or self._latest[0] != picture.key:
+            try:
+                image = picture.open()
+            except BadImageError as error:
+                raise ValueError(f"{asked.where}: {error}") from error
+            self._latest = picture.key, self.shape.fit(image)
+        return self._latest[1]
+
+
+class Answerer:
+    """Answers batches of questions.
+
+    Args:
+        model: on its device; it is put into evaluation mode for as long as it answers.
+        max_new_tokens: the longest answer.
+        encode_once: let questions about one picture share its features, see ``EncodeOnce``.
+        **generation: further settings of ``generate``, in place of those for greedy answers.
+
+    Attributes:
+        encoded: how many pictures the model has encoded.
+    """
+
+    def __init__(self, model: PreTrainedModel, max_new_tokens: int, encode_once: bool = True, **generation: Any) -> None:
+        self.model = model
+        self.generation = GREEDY | generation | {"max_new_tokens": max_new_tokens}
+        self._encode_once = EncodeOnce(model) if encode_once else None
+
+    @property
+    def encoded(self) -> int:
+        assert self._encode_once is not None
+        return self._encode_once.encoded
+
+    def answer(self, prompts: Prompts, label: str | None = "answering", workers: int = 0) -> Iterator[dict[int, str]]:
+        """Yields the greedy answers of batch after batch, by the positions of their questions, without the spaces around.
+
+        Args:
+            prompts: the questions.
+            label: of the progress bar; None for no bar.
+            workers: processes that decode pictures and prepare batches ahead.
+
+        Raises:
+            ValueError: the accelerator's memory is too small for the batch.
+        """
+        loader = DataLoader(prompts, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+        total = sum(map(len, prompts.chunks))
+        was_training = self.model.training
+        self.model.eval()
+        once = self._encode_once
+        try:
+            with (
+                once.active() if once else contextlib.nullcontext(),
+                tqdm(total=total, desc=label, unit="question", dynamic_ncols=True, leave=False, disable=label is None) as bar,
+            ):
+                for batch in loader:
+                    if once:
+                        once.keys = batch.pictures
+                    yield dict(zip(batch.index, self._generate(prompts, batch), strict=True))
+                    bar.update(len(batch.index))
+        finally:
+            self.model.train(was_training)
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Prompts, batch: Batch) -> list[str]:
+        inputs = batch.inputs.to(self.model.device, self.model.dtype)
+        try:
+            tokens_BS = self.model.generate(**inputs, **self.generation)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"out of memory with {len(batch.index)} questions at once; the answers so far are kept: "
+                "go on with a smaller --batch-size."
+            ) from error
+        texts = prompts.processor.batch_decode(tokens_BS[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+def evaluate(
+    model: PreTrainedModel, benchmark: Benchmark, questions: Sequence[Question], prompts: Prompts, label: str = "answering"
+) -> Result:
+    """Scores a model's greedy answers to a benchmark's questions, of which ``prompts`` were made, by the official rule."""
+    answers: dict[int, str] = {}
+    for some in Answerer(model, benchmark.max_new_tokens).answer(prompts, label):
+        answers |= some
+    by_id = {question.id: answers[position] for position, question in enumerate(questions)}
+    return benchmark.score(questions, by_id, "official")
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

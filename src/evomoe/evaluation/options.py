@@ -1,0 +1,58 @@
+"""How a checkpoint is evaluated, as data. Needs neither torch nor transformers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from evomoe.evaluation.base import PROTOCOLS, ProtocolName
+from evomoe.evaluation.benchmarks import BENCHMARKS
+from evomoe.recipe import ImageAspect
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a checkpoint is evaluated.
+
+    Attributes:
+        protocol: whose prompts and rules.
+        batch_size: questions per batch; changes no answer.
+        data_root: folder in which each benchmark has a folder of its name; without it, the hub is asked.
+        limit: only so many questions, evenly spaced, groups that are scored together kept whole; 0 for all.
+        output: folder for answers and results; runs/eval/NAME-OF-THE-CHECKPOINT unless named.
+        dtype: precision of the weights.
+        image_aspect: pad: pad pictures to a square first, as LLaVA-1.5 does; keep: do not; auto: where the processor would crop them.
+        workers: processes that prepare batches.
+        any_version: also score data that no known version of the benchmark has.
+        trust_remote_code: run code from the model's repository.
+    """
+
+    protocol: ProtocolName = "official"
+    batch_size: int = 16
+    data_root: str | None = None
+    limit: int = 0
+    output: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    image_aspect: ImageAspect = "auto"
+    workers: int = 2
+    any_version: bool = False
+    trust_remote_code: bool = False
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raises ValueError, naming it, if an option is wrong."""
+        for name in names:
+            if name not in BENCHMARKS:
+                raise ValueError(f"benchmarks: there is no '{name}'; choose from {', '.join(BENCHMARKS)}.")
+        if len(set(names)) < len(names) or not names:
+            raise ValueError("benchmarks: name each benchmark once, and at least one.")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol: there is no '{self.protocol}'; choose from {', '.join(PROTOCOLS)}.")
+        if self.limit < 0:
+            raise ValueError(f"limit: {self.limit} must be 0 (all questions) or more.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: {self.batch_size} must be at least 1.")
+        if self.workers < 0:
+            raise ValueError(f"workers: {self.workers} must be 0 (this process) or more.")
+
+    def folder(self, checkpoint: str | Path) -> Path:
+        return Path(self.output or Path("runs") / "eval" / Path(checkpoint).resolve().name)

@@ -1,0 +1,252 @@
+"""Answers that another program wrote, matched to a benchmark's questions.
+
+Formats: LLaVA's answer file (JSON lines of question_id, prompt, text), EvalAI's JSON (question_id, answer), GQA's JSON
+(questionId, prediction), MME's folder of text files, MMBench's Excel or tab-separated table (index, prediction), and our own
+JSON lines (id, answer).
+"""
+
+import json
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomoe.evaluation.base import Question, check_answers
+from evomoe.evaluation.benchmarks import mme
+from evomoe.evaluation.benchmarks.mmbench import GROUP, table_rows
+from evomoe.words import counted
+
+Key = tuple[str, ...]
+_IDS = ("id", "question_id", "questionId", "index")
+_TEXTS = ("answer", "text", "prediction")
+# LLaVA's question file numbers POPE's splits one after the other.
+_LLAVA_POPE = ("adversarial", "random", "popular")
+_LLAVA_POPE_STEP = 10_000_000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of a file.
+
+    Attributes:
+        id: what the file calls the question.
+        text: the answer.
+        prompt: what was asked; empty if the file does not say.
+        where: file and record, for errors.
+        own: whether the id is `Question.id`.
+    """
+
+    id: str
+    text: str
+    prompt: str
+    where: str
+    own: bool = False
+
+
+def read(name: str, questions: Sequence[Question], path: Path, allow_missing: bool = False) -> dict[str, str]:
+    """The answers in a file by question id, in the order of the questions.
+
+    Args:
+        name: the benchmark's; a small one is read as the one it imitates.
+        questions: the benchmark's.
+        path: a file, or MME's folder.
+        allow_missing: whether a question may go without an answer, which is then empty.
+
+    Raises:
+        ValueError: the file is in none of the formats or broken (with the line), an answer is to no question, a question has two
+            answers or none, or an MMBench group or an MME picture lacks some of its answers.
+    """
+    kind = name.removeprefix("mini-")
+    found = list(_answers(path))
+    if not found:
+        raise ValueError(f"{path}: there are no answers in it.")
+    own = {answer.id for answer in found} <= {question.id for question in questions} or all(answer.own for answer in found)
+    if own or kind not in _KEYS or (kind != "pope" and not any(answer.prompt for answer in found)):
+        answers = _by_id(path, found)
+    else:
+        of_question, of_answer = _KEYS[kind]
+        answers = _paired(path, [(of_question(question), question.id) for question in questions], found, of_answer)
+    if kind == "pope" and not own:
+        _check_texts(questions, answers, found)
+    if not allow_missing:
+        _check_units(name, questions, answers)
+    return check_answers(name, questions, answers, allow_missing)
+
+
+def _by_id(path: Path, found: Sequence[Answer]) -> dict[str, str]:
+    twice = [identity for identity, count in Counter(answer.id for answer in found).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path}: {counted(len(twice), 'question')} answered twice, first {twice[0]!r}.")
+    return {answer.id: answer.text for answer in found}
+
+
+def _paired(
+    path: Path, asked: Iterable[tuple[Key, str]], found: Iterable[Answer], of_answer: Callable[[Answer], Key]
+) -> dict[str, str]:
+    """Pairs questions and answers of equal keys, in the order of both where keys repeat."""
+    waiting: dict[Key, deque[str]] = defaultdict(deque)
+    for key, identity in asked:
+        waiting[key].append(identity)
+    answers: dict[str, str] = {}
+    for answer in found:
+        key = of_answer(answer)
+        if key not in waiting:
+            raise ValueError(f"{answer.where}: no question of these annotations is {' / '.join(key)!r}.")
+        if not waiting[key]:
+            raise ValueError(f"{answer.where}: one answer too many to {' / '.join(key)!r}; is the file written twice?")
+        answers[waiting[key].popleft()] = answer.text
+    return answers
+
+
+def _bare(text: str) -> str:
+    """A question of MME without what is added to it, whatever its spaces."""
+    return " ".join(text.split("\n")[0].replace(mme.YES_OR_NO, "").split())
+
+
+def _pope_split(answer: Answer) -> Key:
+    number = int(answer.id) // _LLAVA_POPE_STEP if answer.id.isdigit() else -1
+    if number not in range(len(_LLAVA_POPE)):
+        raise ValueError(
+            f"{answer.where}: the id {answer.id!r} is not one of LLaVA's for POPE: "
+            "1 and on are adversarial, 10,000,001 and on random, 20,000,001 and on popular."
+        )
+    return (_LLAVA_POPE[number],)
+
+
+def _mme_key(answer: Answer) -> Key:
+    subtask, _, image = answer.id.partition("/")
+    return subtask, Path(image).stem, _bare(answer.prompt)
+
+
+def _mme_question(question: Any) -> Key:
+    return question.type, Path(question.image).stem, _bare(question.text)  # without the pictures their endings are not known
+
+
+def _textvqa_key(answer: Answer) -> Key:
+    lines = answer.prompt.split("\n")
+    text = lines[1] if lines[0].startswith("Reference OCR token:") and len(lines) > 1 else lines[0]
+    return answer.id, text.lower()
+
+
+def _textvqa_question(question: Any) -> Key:
+    return question.image_id, question.text.split("\n")[0].lower()
+
+
+# Where a file's ids are not the questions': what both sides are paired by, of a question and of an answer. POPE pairs by the
+# order of lines in a split, as LLaVA does.
+_KEYS: dict[str, tuple[Callable[[Any], Key], Callable[[Answer], Key]]] = {
+    "pope": (lambda question: (question.type,), _pope_split),
+    "mme": (_mme_question, _mme_key),
+    "textvqa": (_textvqa_question, _textvqa_key),
+    "textvqa-ocr": (_textvqa_question, _textvqa_key),
+}
+
+
+def _check_texts(questions: Sequence[Question], answers: Mapping[str, str], found: Sequence[Answer]) -> None:
+    """POPE's answers are paired by their order, so that a file of another version would be scored against wrong labels."""
+    texts = {question.id: question.text for question in questions}
+    for identity, answer in zip(answers, found, strict=True):
+        if answer.prompt and not answer.prompt.startswith(texts[identity].strip()):
+            raise ValueError(
+                f"{answer.where}: asked {answer.prompt.splitlines()[0]!r}, but {identity} is {texts[identity]!r}. "
+                "Are the labels of the version that was asked (2,910 or 3,000 random ones)?"
+            )
+
+
+def _check_units(name: str, questions: Sequence[Question], answers: Mapping[str, str]) -> None:
+    """Questions that are scored together are answered together."""
+    units: dict[str, list[str]] = defaultdict(list)
+    for question in questions:
+        units[question.unit].append(question.id)
+    for unit, identities in units.items():
+        missing = [identity for identity in identities if identity not in answers]
+        if 0 < len(missing) < len(identities):
+            what = f"rotation {int(missing[0]) // GROUP} of group" if missing[0].isdigit() else "one of the pair of"
+            raise ValueError(
+                f"{name}: {what} {unit} has no answer (question {missing[0]}); the {len(identities)} are scored together. "
+                "Add it, or count it as wrong with --allow-missing."
+            )
+
+
+def _answers(path: Path) -> Iterator[Answer]:
+    if path.is_dir():
+        return _mme_folder(path)
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file.")
+    if path.suffix == ".xlsx":
+        return _records(path, _excel(path), "record")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: the file is neither UTF-8 text nor an Excel file (.xlsx).") from None
+    if path.suffix == ".tsv":
+        return _records(path, table_rows(text), "record")
+    if text.lstrip().startswith("["):
+        return _records(path, _json(path, text), "record")
+    return _records(path, _lines(path, text), "line")
+
+
+def _records(path: Path, records: Iterable[Any], unit: str) -> Iterator[Answer]:
+    for number, record in enumerate(records, 1):
+        if record is None:  # an empty line
+            continue
+        where = f"{path}, {unit} {number}"
+        identity = next((name for name in _IDS if isinstance(record, dict) and name in record), None)
+        text = next((name for name in _TEXTS if isinstance(record, dict) and name in record and identity), None)
+        if identity == "index":
+            text = "prediction" if "prediction" in record else None  # beside it, "answer" is the right one
+        if identity is None or text is None:
+            raise ValueError(
+                f"{where}: not an answer; wanted are the fields question_id and text (LLaVA), question_id and answer (EvalAI), "
+                "questionId and prediction (GQA), index and prediction (MMBench), or id and answer."
+            )
+        given = "" if record[text] is None else str(record[text])
+        yield Answer(_identity(record[identity]), given, str(record.get("prompt") or ""), where, identity == "id")
+
+
+def _identity(value: Any) -> str:
+    """Excel keeps whole numbers as numbers with a fraction."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _json(path: Path, text: str) -> list[Any]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}.") from error
+
+
+def _lines(path: Path, text: str) -> Iterator[Any]:
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(), which splits at line ends of Unicode too
+        try:
+            yield json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}, column {error.colno}: broken JSON: {error.msg}.") from error
+
+
+def _excel(path: Path) -> list[dict[str, Any]]:
+    try:
+        import openpyxl
+    except ImportError:
+        raise ValueError(f"{path}: reading an Excel file needs openpyxl: pip install 'evomoe[xlsx]'") from None
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except Exception as error:  # openpyxl and zipfile raise many kinds, and all mean the same here
+        raise ValueError(f"{path}: the Excel file cannot be read: {error}") from error
+    rows: Any = book.worksheets[0].iter_rows(values_only=True)
+    names = next(rows)
+    return [dict(zip(names, row, strict=True)) for row in rows if any(cell is not None for cell in row)]
+
+
+def _mme_folder(path: Path) -> Iterator[Answer]:
+    """MME's files: two consecutive lines of picture, question, right answer, answer for each picture."""
+    for file in sorted(path.glob("*.txt")):
+        cells = [line.split("\t") for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+        for number, row in enumerate(cells, 1):
+            if len(row) != 4:
+                raise ValueError(f"{file}, line {number}: {len(row)} cells; MME's lines have 4: picture, question, gt, answer.")
+            partner = cells[(number - 1) ^ 1] if (number - 1) ^ 1 < len(cells) else [""]
+            if partner[0] != row[0]:
+                raise ValueError(f"{file}, line {number}: {row[0]} stands alone; a picture's two lines follow each other.")
+            yield Answer(f"{file.stem}/{row[0]}", row[3], row[1], f"{file}, line {number}")

@@ -1,0 +1,64 @@
+"""``evomoe score``: answers that another program wrote, scored without torch."""
+
+import dataclasses
+import json
+from datetime import date
+from pathlib import Path
+
+from evomoe.evaluation.base import Benchmark, ProtocolName, Question, check_unique
+from evomoe.evaluation.benchmarks import BENCHMARKS
+from evomoe.evaluation.options import Options
+from evomoe.evaluation.predictions import read as read_predictions
+from evomoe.evaluation.reports import report
+from evomoe.evaluation.sources import DataFolder
+from evomoe.files import write_text
+
+
+def score_predictions(
+    name: str,
+    predictions: str | Path,
+    annotations: str | Path,
+    protocol: ProtocolName = "official",
+    output: str | Path | None = None,
+    allow_missing: bool = False,
+    any_version: bool = False,
+) -> str:
+    """Scores answers that another program wrote.
+
+    Args:
+        name: a row of ``BENCHMARKS``.
+        predictions: file, or MME's folder, in one of the formats that ``predictions`` reads.
+        annotations: the benchmark's folder, or its annotation file.
+        protocol: whose rule.
+        output: JSON file for the result.
+        allow_missing: count questions without an answer as wrong.
+        any_version: also score data that no known version of the benchmark has.
+
+    Returns:
+        Tables in Markdown.
+
+    Raises:
+        ValueError: an option is wrong, or answers and questions do not fit together.
+    """
+    Options(protocol=protocol).check([name])
+    benchmark, folder = BENCHMARKS[name], DataFolder(name, annotations)
+    questions = load_questions(benchmark, folder, any_version)
+    answers = read_predictions(name, questions, Path(predictions), allow_missing)
+    result = dataclasses.replace(benchmark.score(questions, answers, protocol), benchmark=name)
+    if output:
+        written = {**result.as_dict(), "predictions": str(predictions), "data": folder.read, "date": date.today().isoformat()}
+        write_text(output, json.dumps(written, indent=1) + "\n")
+    return report([result])
+
+
+def load_questions(benchmark: Benchmark, folder: DataFolder, any_version: bool = False) -> list[Question]:
+    """A benchmark's questions; their ids are unique and their number is that of a known version, or any.
+
+    Raises:
+        ValueError: they are not.
+    """
+    questions = list(benchmark.load(folder))
+    check_unique(benchmark.name, [question.id for question in questions])
+    if not any_version:
+        folder.check_count(len(questions), benchmark.counts)
+    return questions

@@ -1,0 +1,260 @@
+"""Where a benchmark's questions and pictures come from: a local folder with the official files, or Hugging Face parquet.
+
+Every file that is read is noted with its checksum, so that a result can say which version of the data it is about.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomoe.evaluation.base import Picture
+from evomoe.words import counted
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+    from evomoe.data.images import ImageFolder
+
+
+class MissingDataError(ValueError):
+    """A benchmark's file is not where it was looked for; the message says where it goes and how to get it."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file that a benchmark reads, and what is known of the published one.
+
+    Attributes:
+        path: where it goes, below the benchmark's folder.
+        origin: where it is published.
+        size: bytes; 0 if it is not known.
+        md5: hexadecimal; empty if it is not known.
+    """
+
+    path: str
+    origin: str
+    size: int = 0
+    md5: str = ""
+
+    def describe(self) -> str:
+        facts = [f"{self.size:,} bytes"] * bool(self.size) + [f"MD5 {self.md5}"] * bool(self.md5)
+        return f"{self.path} ({', '.join([f'from {self.origin}', *facts])})"
+
+
+@dataclass(frozen=True)
+class FilePicture:
+    """A picture file."""
+
+    path: str
+
+    @property
+    def key(self) -> str:
+        return self.path
+
+    def open(self) -> "Image.Image":
+        from evomoe.data.images import open_rgb
+
+        return open_rgb(self.path)
+
+    def fingerprint(self) -> str:
+        path = Path(self.path)
+        return f"{path.name} {path.stat().st_size if path.exists() else 0}"
+
+
+@dataclass(frozen=True)
+class CellPicture:
+    """A picture in a row of a dataset, read from disk when it is opened; ``key`` names it."""
+
+    rows: "datasets.Dataset" = field(repr=False, compare=False)
+    number: int
+    key: str
+    column: str = "image"
+
+    def open(self) -> "Image.Image":
+        from evomoe.data.images import open_rgb
+
+        cell = self.rows[self.number][self.column]
+        return open_rgb(cell["bytes"] if cell.get("bytes") else cell["path"], self.key)
+
+    def fingerprint(self) -> str:
+        return self.key  # the dataset's own fingerprint says the rest
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A picture as base64 text, as MMBench's tables hold them."""
+
+    text: str = field(repr=False)
+    key: str
+
+    def open(self) -> "Image.Image":
+        import base64
+
+        from evomoe.data.images import open_rgb
+
+        return open_rgb(base64.b64decode(self.text), self.key)
+
+    def fingerprint(self) -> str:
+        return f"{self.key} {len(self.text)}"
+
+
+class DataFolder:
+    """The data of one benchmark.
+
+    Args:
+        benchmark: its name.
+        path: its folder, or one of the files in it, which is then preferred; None looks at the hub alone.
+
+    Attributes:
+        read: every file that was read, by name, with its checksum and, for tables, its number of rows.
+    """
+
+    def __init__(self, benchmark: str, path: str | Path | None) -> None:
+        self.benchmark = benchmark
+        self._file = Path(path) if path is not None and Path(path).is_file() else None
+        self.path = self._file.parent if self._file else None if path is None else Path(path)
+        self.read: dict[str, dict[str, Any]] = {}
+        self._sought: dict[str, DataFile] = {}
+
+    def find(self, *choices: DataFile) -> Path | None:
+        """The first of these files that is there; None if there is none."""
+        self._sought |= {choice.path: choice for choice in choices}
+        if self.path is None:
+            return None
+        if self._file and self._file.name in {Path(choice.path).name for choice in choices}:
+            return self._file
+        places = [self.path / choice.path for choice in choices]
+        if self._file:  # the folder that was named may be one within the benchmark's
+            places += [self.path / Path(choice.path).name for choice in choices]
+        return next((place for place in places if place.exists()), None)
+
+    def need(self, *choices: DataFile) -> Path:
+        """The first of these files that is there.
+
+        Raises:
+            MissingDataError: none is; the message lists them.
+        """
+        if (path := self.find(*choices)) is not None:
+            return path
+        where = "--data-root DIR" if self.path is None else str(self.path)
+        wanted = " or ".join(choice.describe() for choice in choices)
+        raise MissingDataError(f"{self.benchmark}: missing in {where}: {wanted}.")
+
+    def images(self, *names: str) -> "ImageFolder":
+        """The folder of the pictures, which no name in an annotation file may leave: the first of ``names`` that exists.
+
+        If none does, it is the first: answers can be scored without the pictures; `check_pictures` misses them.
+        """
+        from evomoe.data.images import ImageFolder
+
+        assert self.path is not None
+        found = next((self.path / name for name in names if (self.path / name).is_dir()), self.path / names[0])
+        return ImageFolder(found, allow_absolute_outside=False)
+
+    def text(self, path: Path) -> str:
+        """A text file's content.
+
+        Raises:
+            ValueError: it is not UTF-8.
+        """
+        content = path.read_bytes()
+        self.note(path.name if self.path is None else str(path.relative_to(self.path)), content)
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: the file is not UTF-8 text: {error.reason}.") from error
+
+    def json(self, path: Path) -> Any:
+        """A JSON file's content.
+
+        Raises:
+            ValueError: it is broken; the message names line and column.
+        """
+        text = self.text(path)
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}.") from error
+
+    def json_lines(self, path: Path) -> list[Any]:
+        """The objects of a file with one JSON object a line.
+
+        Raises:
+            ValueError: a line is broken.
+        """
+        return list(_json_lines(self.text(path), path))
+
+    def parquet(self, repository: str, config: str | None, split: str) -> "datasets.Dataset":
+        """A split of a dataset in Hugging Face's format, its pictures still encoded.
+
+        It lies in the benchmark's folder (parquet files as on the hub) or on the hub, which asks for no token for public data.
+
+        Raises:
+            MissingDataError: it is in neither place.
+        """
+        import datasets
+
+        local = self.path is not None and any(self.path.rglob("*.parquet"))
+        try:
+            rows = datasets.load_dataset(str(self.path) if local else repository, config, split=split)
+        except Exception as error:  # datasets and the hub's client raise many kinds, and all mean the same here
+            reason = " ".join(str(error).split())[:300]
+            where = self.path or f"DIR/{self.benchmark}, for --data-root DIR"
+            files = "".join(f"\n  {file.describe()}" for file in self._sought.values())
+            raise MissingDataError(
+                f"{self.benchmark}: its data are neither in {where} nor on the hub as {repository} ({reason}).\n"
+                f"Put there what is published, one of{files}\nor: hf download --repo-type dataset {repository} "
+                f"--local-dir {self.path or f'DIR/{self.benchmark}'}"
+            ) from error
+        for column, feature in rows.features.items():
+            if isinstance(feature, datasets.Image):
+                rows = rows.cast_column(column, datasets.Image(decode=False))
+        self.read[f"{repository}, {config or 'default'}, {split}"] = {"fingerprint": rows._fingerprint, "rows": len(rows)}
+        return rows
+
+    def note(self, name: str, content: bytes) -> None:
+        """Notes that a file was read."""
+        self.read[name] = {"md5": hashlib.md5(content, usedforsecurity=False).hexdigest(), "bytes": len(content)}
+
+    def check_count(self, found: int, known: tuple[int, ...]) -> None:
+        """Raises ValueError if no known version of the benchmark has that many questions."""
+        if known and found not in known:
+            files = "; ".join(f"{name} {' '.join(f'{k} {v}' for k, v in facts.items())}" for name, facts in self.read.items())
+            versions = " or ".join(f"{count:,}" for count in known)
+            raise ValueError(
+                f"{self.benchmark}: {counted(found, 'question')} read, but the known versions have {versions} ({files}). "
+                "Get a known version, or score this one with --any-version."
+            )
+
+
+def values(record: Any, where: str, *names: str) -> list[Any]:
+    """The values of a record's fields; ``where`` names file and record in the error.
+
+    Raises:
+        ValueError: it has no such field.
+    """
+    missing = [name for name in names if not isinstance(record, dict) or name not in record]
+    if missing:
+        raise ValueError(f"{where}: the record has no field {missing[0]!r}. Is this the file that the benchmark publishes?")
+    return [record[name] for name in names]
+
+
+def check_pictures(name: str, pictures: Iterable[Picture | None]) -> None:
+    """Raises MissingDataError if picture files do not exist: how many, and the first."""
+    paths = dict.fromkeys(picture.path for picture in pictures if isinstance(picture, FilePicture))
+    missing = [path for path in paths if not Path(path).exists()]
+    if missing:
+        raise MissingDataError(f"{name}: {counted(len(missing), 'picture')} of {len(paths):,} missing, first {missing[0]}.")
+
+
+def _json_lines(text: str, path: Path) -> Iterator[Any]:
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(), which splits at line ends of Unicode too
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}, column {error.colno}: broken JSON: {error.msg}.") from error

@@ -1,0 +1,205 @@
+"""The verb eval: tables, files, resuming, several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from quiz_texts import TEXTS
+from safetensors.torch import load_file, save_file
+from tiny import make_language_model
+
+from evomoe.evaluation import BENCHMARKS, Question, command
+from evomoe.evaluation.command import dump_prompts, evaluate_checkpoint, evenly_spaced
+from evomoe.evaluation.generation import Answerer
+from evomoe.evaluation.options import Options
+
+
+@pytest.fixture
+def options(tmp_path) -> Options:
+    return Options(output=str(tmp_path / "out"), batch_size=2, workers=0)
+
+
+def rows_of(folder: Path) -> list[dict]:
+    (file,) = (path for path in folder.glob("answers-*.jsonl") if "partial" not in path.name)
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """The prompts that a model has really answered."""
+    asked: list[str] = []
+    generate = Answerer._generate
+
+    def counting(self, prompts, batch):
+        asked.extend(prompts.asked[i].where.split("'")[1] for i in batch.index)
+        return generate(self, prompts, batch)
+
+    monkeypatch.setattr(Answerer, "_generate", counting)
+    return asked
+
+
+@pytest.mark.parametrize(("limit", "chosen"), [(0, range(7)), (2, (0, 3)), (3, (0, 2, 4)), (7, range(7)), (100, range(7))])
+def test_a_checkpoint_is_scored_on_evenly_spaced_questions(workspace, quiz, options, limit, chosen):
+    text = evaluate_checkpoint(workspace / "model", ["quiz"], replace(options, limit=limit))
+    folder = Path(options.output)
+    rows = rows_of(folder / "quiz")
+    assert [row["question_id"] for row in rows] == [f"q{i}" for i in chosen]
+    assert [TEXTS[i] in row["prompt"] for i, row in zip(chosen, rows, strict=True)] == [True] * len(rows)
+    (file,) = (folder / "quiz").glob("result-*.json")
+    result = json.loads(file.read_text())
+    assert result["score"] == pytest.approx(100 * sum(bool(row["text"]) for row in rows) / len(rows))
+    assert result["questions"] == len(rows) and result["limit"] == limit and result["scorer"] == "quiz 1"
+    assert {"model", "prompts", "generation", "image_aspect", "versions", "dtype"} <= set(result["settings"])
+    assert f"| {result['score']:.2f} |" in " ".join(text.split())
+    assert (folder / "report.md").read_text().count("\n| quiz") == 2
+
+
+def test_units_stay_whole():
+    questions = [Question(str(i), "", unit=str(i // 4)) for i in range(40)]
+    some = evenly_spaced(questions, 12)
+    assert [question.id for question in some] == [str(i) for unit in (0, 3, 6) for i in range(4 * unit, 4 * unit + 4)]
+    assert len(evenly_spaced(questions, 1)) == 4 and evenly_spaced(questions, 0) == questions
+
+
+def test_finished_answers_are_not_asked_again(workspace, quiz, options, asked):
+    first = evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    assert len(asked) == 7
+    assert evaluate_checkpoint(workspace / "model", ["quiz"], replace(options, batch_size=5)) == first and len(asked) == 7
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(workspace, quiz, options, asked, monkeypatch):
+    evaluate_checkpoint(workspace / "model", ["quiz"], replace(options, output=f"{options.output}-whole"))
+    generate, calls = Answerer._generate, []
+
+    def interrupted(self, prompts, batch):
+        calls.append(batch)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(self, prompts, batch)
+
+    asked.clear()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Answerer, "_generate", interrupted)
+        evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    assert len(asked) == 4 and not list(Path(options.output).glob("quiz/result-*"))
+    evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    assert sorted(asked) == [f"q{i}" for i in range(7)]  # each once
+    assert rows_of(Path(options.output) / "quiz") == rows_of(Path(f"{options.output}-whole") / "quiz")
+
+
+def test_a_changed_checkpoint_in_the_same_folder_is_asked_anew(workspace, quiz, options, asked):
+    evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    file = workspace / "model" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: tensor + torch.ones_like(tensor) for name, tensor in weights.items()}, file, {"format": "pt"})
+    evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    assert len(asked) == 14 and len(list(Path(options.output).glob("quiz/answers-*.jsonl"))) == 2
+
+
+def test_a_changed_prompt_or_picture_is_asked_anew(workspace, quiz, options, asked, monkeypatch, tmp_path):
+    evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    monkeypatch.setitem(BENCHMARKS, "quiz", replace(quiz, prompt=lambda question, protocol: "red ?"))
+    evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    assert len(asked) == 14
+    (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes() + b"\0")
+    evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    assert len(asked) == 21
+
+
+def test_two_processes_give_what_one_gives(workspace, tmp_path):
+    """Under the launcher that users have, with a benchmark that needs no data folder."""
+    pytest.importorskip("easy_vqa")
+    arguments = ["eval", str(workspace / "model"), "--limit", "6", "--batch-size", "2", "--workers", "0"]
+    code = f"import sys; from evomoe.cli import main; sys.exit(main({[*arguments, '--output', str(tmp_path / 'two')]!r}))"
+    (tmp_path / "run.py").write_text(code)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    result = subprocess.run(
+        [*launch, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(tmp_path / "run.py")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| benchmark ") == 1
+    text = evaluate_checkpoint(workspace / "model", ["easy-vqa"], Options(limit=6, output=str(tmp_path / "one"), workers=0))
+    assert rows_of(tmp_path / "one" / "easy-vqa") == rows_of(tmp_path / "two" / "easy-vqa")
+    assert text.split("\n\nAnswers")[0] in result.stdout
+
+
+def test_several_benchmarks_share_a_report(workspace, quiz, options, monkeypatch):
+    monkeypatch.setitem(BENCHMARKS, "other", replace(quiz, name="other"))
+    text = evaluate_checkpoint(workspace / "model", ["quiz", "other"], replace(options, limit=1))
+    assert "\n| quiz " in text and "\n| other " in text and "| other, question type |" in text
+
+
+def test_the_server_s_files_are_written_beside_the_answers(workspace, quiz, options, monkeypatch):
+    def submit(questions, answers, folder: Path) -> list[Path]:
+        folder.mkdir(exist_ok=True)
+        (folder / "all.txt").write_text(str(len(answers)))
+        return [folder / "all.txt"]
+
+    monkeypatch.setitem(BENCHMARKS, "quiz", replace(quiz, submit=submit))
+    evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    (result,) = Path(options.output).glob("quiz/result-*.json")
+    (name,) = json.loads(result.read_text())["submission"]
+    assert (result.parent / name).read_text() == "7"
+
+
+def test_prompts_are_shown_without_weights(workspace, quiz, options, monkeypatch):
+    monkeypatch.setattr(command, "load_model", None)
+    shown = dump_prompts(workspace / "model", ["quiz"], options)
+    assert "quiz, question 'q0'" in shown and "<|user|><image>what color is the shape ?<|assistant|>" in shown
+    rows = [json.loads(line) for line in (Path(options.output) / "quiz" / "prompts.jsonl").read_text().splitlines()]
+    assert len(rows) == 7 and rows[2] == {"question_id": "q2", "prompt": "<|user|><image>what<|assistant|>"}
+
+
+def test_questions_with_one_id_are_refused(workspace, quiz, options, questions, monkeypatch):
+    twice = [*questions, questions[3]]
+    monkeypatch.setitem(BENCHMARKS, "quiz", replace(quiz, load=lambda folder: twice))
+    with pytest.raises(ValueError, match="quiz: 1 id occurs twice, first 'q3'"):
+        evaluate_checkpoint(workspace / "model", ["quiz"], options)
+
+
+def test_data_of_an_unknown_version_are_scored_on_request_only(workspace, quiz, options, monkeypatch):
+    def load(folder):
+        folder.note("quiz.json", b"x")
+        return quiz.load(folder)
+
+    monkeypatch.setitem(BENCHMARKS, "quiz", replace(quiz, load=load, counts=(8, 9000)))
+    with pytest.raises(ValueError, match=r"quiz: 7 questions read, .* have 8 or 9,000 \(quiz.json md5 9dd4e461\w+ bytes 1\)"):
+        evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    assert "| quiz" in evaluate_checkpoint(workspace / "model", ["quiz"], replace(options, any_version=True))
+
+
+def test_a_text_only_model_is_no_model_for_pictures(quiz, options, tmp_path):
+    make_language_model().save_pretrained(tmp_path / "text")
+    with pytest.raises(ValueError, match="quiz needs a model that takes pictures; .*text is text-only"):
+        evaluate_checkpoint(tmp_path / "text", ["quiz"], options)
+
+
+def test_a_model_without_a_processor_is_refused(workspace, quiz, options):
+    for file in (workspace / "model").iterdir():
+        if "processor" in file.name or "token" in file.name:
+            file.unlink()
+    with pytest.raises(ValueError, match="has no processor that transformers can load"):
+        evaluate_checkpoint(workspace / "model", ["quiz"], options)
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "message"),
+    [
+        (["vqa"], {}, "benchmarks: there is no 'vqa'; choose from vqav2, gqa,"),
+        (["easy-vqa", "easy-vqa"], {}, "benchmarks: name each benchmark once"),
+        ([], {}, "at least one"),
+        (["easy-vqa"], {"limit": -1}, "limit: -1 must be 0"),
+        (["easy-vqa"], {"batch_size": 0}, "batch_size: 0 must be at least 1"),
+        (["easy-vqa"], {"workers": -1}, "workers: -1 must be 0"),
+        (["easy-vqa"], {"protocol": "mine"}, "protocol: there is no 'mine'; choose from official, lmms-eval, vlmevalkit"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_loaded(names, changes, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_checkpoint("no/such/model", names, Options(**changes))

@@ -1,0 +1,215 @@
+"""Files of answers that other programs write: matched to questions, or refused with the line."""
+
+import json
+
+import pytest
+from official_files import WRITERS, lines, write
+
+from evomoe.evaluation import BENCHMARKS, predictions
+from evomoe.evaluation.answers import AnswerFile
+from evomoe.evaluation.benchmarks import mmbench
+from evomoe.evaluation.sources import DataFolder
+
+SUFFIX = "\nAnswer the question using a single word or phrase."
+
+
+@pytest.fixture
+def questions(tmp_path):
+    def made(name):
+        folder = "textvqa" if name == "textvqa-ocr" else name
+        WRITERS[name](tmp_path / folder)
+        return BENCHMARKS[name].load(DataFolder(name, tmp_path / folder))
+
+    return made
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_our_own_answers(name, questions, tmp_path):
+    asked = questions(name)
+    wanted = {question.id: f"answer {number}" for number, question in enumerate(asked)}
+    records = [{"id": identity, "answer": text} for identity, text in wanted.items()]
+    write(tmp_path / "answers.jsonl", lines(records[::-1]))
+    assert predictions.read(f"mini-{name}", asked, tmp_path / "answers.jsonl") == wanted
+    file = AnswerFile(tmp_path / "eval", {})  # as `evomoe eval` writes them
+    file.append([(question, "prompt", wanted[question.id]) for question in asked], "model")
+    file.finish(asked, ["prompt"] * len(asked), "model")
+    assert predictions.read(name, asked, file.path) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "wanted"),
+    [
+        (
+            "vqav2",
+            [{"question_id": 42001, "answer": "yes"}, {"question_id": 42000, "answer": "red"}],
+            {"42000": "red", "42001": "yes"},
+        ),
+        (
+            "textvqa",
+            [{"question_id": 34602, "answer": "stop"}, {"question_id": 34603, "answer": ""}],
+            {"34602": "stop", "34603": ""},
+        ),
+        ("gqa", [{"questionId": "1", "prediction": "red"}, {"questionId": "2", "prediction": "yes"}], {"1": "red", "2": "yes"}),
+    ],
+)
+def test_json_of_servers(name, records, wanted, questions, tmp_path):
+    write(tmp_path / "answers.json", records)
+    assert predictions.read(name, questions(name), tmp_path / "answers.json") == wanted
+
+
+LLAVA = {
+    "sqa": [("5", "<image>\nWhat", "A"), ("7", "What", "B")],
+    "mmbench": [(i, "Which?", "A") for i in (3, 4, 1000003, 1000004, 2000003)],
+    "gqa": [("1", "x", "A"), ("2", "x", "B")],
+    "textvqa": [("ab2", "Who?" + SUFFIX, "B"), ("ab1", "What does it SAY?" + SUFFIX, "A")],
+    "textvqa-ocr": [
+        ("ab2", "Reference OCR token: \nwho?" + SUFFIX, "B"),
+        ("ab1", "What does it say?\nReference OCR token: STOP, now" + SUFFIX, "A"),
+    ],
+    "mme": [
+        (image, f"Is it {colour}?{SUFFIX}", colour)
+        for image in ("code_reasoning/0001.png", "artwork/images/7.png", "color/000001.jpg")
+        for colour in ("blue", "red")
+    ],
+    "pope": [
+        (start + i, f"Is there a {name} in the image?{SUFFIX}", f"{split} {i}")
+        for split, start in (("adversarial", 0), ("random", 10_000_000), ("popular", 20_000_000))
+        for i, name in ((1, "cat"), (2, f"{split} dog"))
+    ],
+}  # fmt: skip
+WANTED = {
+    "sqa": {"7": "B", "5": "A"},
+    "mmbench": dict.fromkeys(("3", "4", "1000003", "1000004", "2000003"), "A"),
+    "gqa": {"1": "A", "2": "B"},
+    "textvqa": {"34602": "A", "34603": "B"},
+    "textvqa-ocr": {"34602": "A", "34603": "B"},
+    "mme": {
+        f"{image}/{i}": colour
+        for image in ("color/000001.jpg", "artwork/7.png", "code_reasoning/0001.png")
+        for i, colour in ((1, "red"), (2, "blue"))
+    },
+    "pope": {f"{split}/{i}": f"{split} {i}" for split in ("random", "popular", "adversarial") for i in (1, 2)},
+}
+
+
+def llava(name):
+    return [{"question_id": identity, "prompt": prompt, "text": text, "answer_id": "x"} for identity, prompt, text in LLAVA[name]]
+
+
+@pytest.mark.parametrize("name", list(LLAVA))
+def test_llavas_answer_files(name, questions, tmp_path):
+    write(tmp_path / "merge.jsonl", lines(llava(name)))
+    assert predictions.read(name, questions(name), tmp_path / "merge.jsonl") == WANTED[name]
+
+
+def test_mmes_answers_are_matched_without_the_pictures(questions, tmp_path):
+    """Then it is not known that code_reasoning's are PNG."""
+    questions("mme")
+    for picture in (tmp_path / "mme").rglob("*.png"):
+        picture.unlink()
+    write(tmp_path / "merge.jsonl", lines(llava("mme")))
+    read = predictions.read("mme", BENCHMARKS["mme"].load(DataFolder("mme", tmp_path / "mme")), tmp_path / "merge.jsonl")
+    assert list(read.values()) == ["red", "blue"] * 3
+
+
+def test_mmes_folder_round_trip(questions, tmp_path):
+    asked = questions("mme")
+    answers = {question.id: f"Yes, it\nis {number}" for number, question in enumerate(asked)}
+    paths = BENCHMARKS["mme"].submit(asked, answers, tmp_path / "mme_out")
+    assert sorted(path.name for path in paths) == ["artwork.txt", "code_reasoning.txt", "color.txt"]
+    assert (tmp_path / "mme_out/color.txt").read_text().splitlines()[
+        0
+    ] == "000001.jpg\tIs it red?  Please answer yes or no.\tYes\tYes, it is 0"
+    read = predictions.read("mme", asked, tmp_path / "mme_out")
+    assert read == {identity: answer.replace("\n", " ") for identity, answer in answers.items()}
+    text = (tmp_path / "mme_out/color.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "mme_out/color.txt").write_text(text[0])
+    with pytest.raises(ValueError, match=r"color.txt, line 1: 000001.jpg stands alone"):
+        predictions.read("mme", asked, tmp_path / "mme_out")
+    (tmp_path / "mme_out/color.txt").write_text(text[0].replace("\t", " ", 1) + text[1])
+    with pytest.raises(ValueError, match=r"color.txt, line 1: 3 cells"):
+        predictions.read("mme", asked, tmp_path / "mme_out")
+
+
+def test_gqas_file_round_trip(questions, tmp_path):
+    asked = questions("gqa")
+    (path,) = BENCHMARKS["gqa"].submit(asked, {"1": "Red.", "2": "YES"}, tmp_path / "out")
+    assert json.loads(path.read_text()) == [{"questionId": "1", "prediction": "red"}, {"questionId": "2", "prediction": "yes"}]
+    assert predictions.read("gqa", asked, path) == {"1": "red", "2": "yes"}
+
+
+def test_mmbenchs_excel_round_trip(questions, tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    asked = questions("mmbench")
+    answers = {question.id: text for question, text in zip(asked, ("A", "=1+1", "B\x07", "", "D. it\nis"), strict=True)}
+    (path,) = BENCHMARKS["mmbench"].submit(asked, answers, tmp_path / "out")
+    rows = list(openpyxl.load_workbook(path).active.iter_rows(values_only=True))
+    assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+    assert rows[1] == (3, "Which?", "red", "blue", "green", None, "A", "A", "dev")
+    read = predictions.read("mmbench", asked, path)
+    assert read == answers | {"1000003": "B"}  # Excel cannot hold the bell
+
+
+def test_without_openpyxl_the_extra_is_named(questions, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
+    asked = questions("mmbench")
+    with pytest.raises(ValueError, match=r"pip install 'evomoe\[xlsx\]'"):
+        mmbench.submit(asked, dict.fromkeys((question.id for question in asked), "A"), tmp_path)
+    write(tmp_path / "x.xlsx", b"x")
+    with pytest.raises(ValueError, match=r"x.xlsx: reading an Excel file needs openpyxl"):
+        predictions.read("mmbench", asked, tmp_path / "x.xlsx")
+
+
+def test_mmbenchs_table(questions, tmp_path):
+    rows = ["index\tanswer\tprediction"] + [f"{i}\tB\tA" for i in (3, 4, 1000003, 1000004, 2000003)]
+    write(tmp_path / "x.tsv", "\n".join(rows) + "\n")
+    assert predictions.read("mmbench", questions("mmbench"), tmp_path / "x.tsv") == WANTED["mmbench"]
+
+
+def test_a_missing_rotation_is_named(questions, tmp_path):
+    asked = questions("mmbench")
+    write(tmp_path / "x.jsonl", lines(llava("mmbench")[:-1]))
+    with pytest.raises(ValueError, match=r"mmbench: rotation 2 of group 3 has no answer \(question 2000003\)"):
+        predictions.read("mmbench", asked, tmp_path / "x.jsonl")
+    assert predictions.read("mmbench", asked, tmp_path / "x.jsonl", allow_missing=True)["2000003"] == ""
+
+
+def test_an_unpaired_row_of_mme_is_named(questions, tmp_path):
+    write(tmp_path / "x.jsonl", lines(llava("mme")[:-1]))
+    with pytest.raises(
+        ValueError, match=r"mme: one of the pair of color/000001.jpg has no answer \(question color/000001.jpg/1\)"
+    ):
+        predictions.read("mme", questions("mme"), tmp_path / "x.jsonl")
+
+
+BROKEN = {
+    "missing": ("gqa", lines(llava("gqa")[:1]), "1 question of 2 has no answer, first '2'"),
+    "unknown": ("gqa", lines([*llava("gqa"), {"question_id": 9, "text": "x"}]), "1 answer of 3 is to no question.*first '9'"),
+    "twice": ("gqa", lines(llava("gqa") * 2), "2 questions answered twice, first '1'"),
+    "pope twice": ("pope", lines(llava("pope") + llava("pope")[:1]), "line 7: one answer too many to 'adversarial'"),
+    "pope ids": ("pope", lines([{"question_id": 30_000_001, "text": "x"}]), "line 1: the id '30000001' is not one of LLaVA's"),
+    "pope version": ("pope", lines(llava("pope")).replace("random dog", "pear"), "line 4: asked 'Is there a pear in the image.*2,910"),
+    "mme unknown": ("mme", lines(llava("mme")).replace("red?", "green?", 1), "line 2: no question.*green"),
+    "textvqa unknown": ("textvqa", lines(llava("textvqa")).replace("Who", "Whom"), "line 1: no question of these annotations is 'ab2 / whom"),
+    "broken": ("gqa", lines(llava("gqa")) + '{"question_id": 3', "line 3, column 18: broken JSON"),
+    "broken list": ("gqa", '[{"questionId": "1",\n]', "line 2, column 1: broken JSON"),
+    "no answer": ("gqa", '{"question_id": 1, "caption": "x"}\n', "line 1: not an answer; wanted are the fields question_id and text"),
+    "not an object": ("gqa", '"x"\n', "line 1: not an answer"),
+    "empty": ("gqa", "\n", "there are no answers in it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(BROKEN))
+def test_broken_answers_are_named(case, questions, tmp_path):
+    name, content, message = BROKEN[case]
+    write(tmp_path / "x.jsonl", content)
+    with pytest.raises(ValueError, match=message):
+        predictions.read(name, questions(name), tmp_path / "x.jsonl")
+
+
+def test_a_file_that_is_not_there(questions, tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        predictions.read("gqa", questions("gqa"), tmp_path / "x.jsonl")
+    write(tmp_path / "x.bin", b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="neither UTF-8 text nor an Excel file"):
+        predictions.read("gqa", questions("gqa"), tmp_path / "x.bin")
