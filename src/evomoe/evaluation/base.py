@@ -121,7 +121,9 @@ class Benchmark:
     mini: bool = False
 
 
-def check_answers(name: str, questions: Sequence[Question], answers: Mapping[str, str], allow_missing: bool = False) -> dict[str, str]:
+def check_answers(
+    name: str, questions: Sequence[Question], answers: Mapping[str, str], allow_missing: bool = False
+) -> dict[str, str]:
     """The answers to these questions, in their order; with ``allow_missing`` an absent one is empty.
 
     Raises:
@@ -148,4 +150,6 @@ def check_unique(name: str, identities: Sequence[str]) -> None:
     seen: set[str] = set()
     twice = [identity for identity in identities if identity in seen or seen.add(identity)]
     if twice:
-        raise ValueError(f"{name}: {counted(len(twice), 'id')} {'occurs' if len(twice) == 1 else 'occur'} twice, first {twice[0]!r}.")
+        raise ValueError(
+            f"{name}: {counted(len(twice), 'id')} {'occurs' if len(twice) == 1 else 'occur'} twice, first {twice[0]!r}."
+        )

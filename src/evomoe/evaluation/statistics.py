@@ -21,6 +21,4 @@ def accuracy_by_type(types: Sequence[str], points: Sequence[float]) -> dict[str,
     groups: dict[str, list[float]] = defaultdict(list)
     for name, point in zip(types, points, strict=True):
         groups[name].append(point)
-    return {
-        name: {"accuracy": 100 * sum(group) / len(group), "questions": len(group)} for name, group in sorted(groups.items())
-    }
+    return {name: {"accuracy": 100 * sum(group) / len(group), "questions": len(group)} for name, group in sorted(groups.items())}

@@ -1,0 +1,164 @@
+"""Training conversations about the mini world, in LLaVA's JSON and in the words in which the benchmarks ask."""
+
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+from evomoe.data.mini import questions
+from evomoe.data.mini.choices import MMBENCH, SQA, Topic
+from evomoe.data.mini.claims import SUBTASKS
+from evomoe.data.mini.errors import recognised
+from evomoe.data.mini.questions import Maker
+from evomoe.data.mini.scene import Scene, a, listed
+from evomoe.evaluation.base import LETTER_ANSWER, SHORT_ANSWER
+
+Exchange = tuple[str, str]
+Asker = Callable[[Scene, random.Random], Exchange | None]
+IMAGE = "<image>\n"
+CAPTION_REQUEST = "Describe the image."
+TURNS = 5  # the most questions about one picture
+
+
+def describe(scene: Scene) -> str:
+    """A caption: what is there, in reading order."""
+    if scene.person:
+        return f"a portrait of {scene.person} on a {scene.pattern} background"
+    said = [((thing.row, thing.column), a(f"{thing.size} {thing.name}")) for thing in scene.things]
+    for writing in scene.writings:
+        kind = "number" if writing.text.isdigit() else "word" if writing.text.isalpha() else "line"
+        said.append(((writing.row, 0), f"the {kind} {writing.text}"))
+    said += [((digit.row, digit.column), f"a handwritten {digit.value}") for digit in scene.digits]
+    parts = listed(part for _, part in sorted(said))
+    if scene.landmark:
+        parts = f"the {scene.landmark} of {parts}"
+    return f"{'a poster with ' if scene.framed else ''}{parts} on a {scene.pattern} background"
+
+
+def caption(scene: Scene, rng: random.Random) -> Exchange:
+    return CAPTION_REQUEST, describe(scene)
+
+
+def short(maker: Maker) -> Asker:
+    """Asks for a single word."""
+
+    def ask(scene: Scene, rng: random.Random) -> Exchange | None:
+        asked = maker(scene, rng)
+        return asked and (asked.text + SHORT_ANSWER, asked.answer)
+
+    return ask
+
+
+def reading(maker: Maker) -> Asker:
+    """Asks for a single word, with what a text recogniser read."""
+
+    def ask(scene: Scene, rng: random.Random) -> Exchange | None:
+        asked = maker(scene, rng)
+        tokens = ", ".join(token for _, token in recognised(scene, rng))
+        return asked and (f"{asked.text}\nReference OCR token: {tokens}{SHORT_ANSWER}", asked.answer)
+
+    return ask
+
+
+def claim(subtask: str) -> Asker:
+    """Asks one of the two questions of an MME subtask."""
+
+    def ask(scene: Scene, rng: random.Random) -> Exchange | None:
+        claims = SUBTASKS[subtask][1](scene, rng)
+        true = rng.random() < 0.5
+        return claims and (claims[not true] + SHORT_ANSWER, "yes" if true else "no")
+
+    return ask
+
+
+def letter(topic: Topic, before_hint: str = "") -> Asker:
+    """Asks for the letter of a choice; ScienceQA puts a word before the hint."""
+
+    def ask(scene: Scene, rng: random.Random) -> Exchange | None:
+        choice = topic.maker(scene, rng)
+        if choice is None:
+            return None
+        hint = f"{before_hint}{choice.hint}\n" * bool(choice.hint)
+        return hint + choice.lines() + LETTER_ANSWER, choice.letter
+
+    return ask
+
+
+Mix = dict[str, tuple[int, dict[Asker, int]]]
+
+
+def _topics(kind: str) -> dict[Asker, int]:
+    asked = {letter(topic, "Context: "): 1 for topic in SQA if topic.kind == kind}
+    return asked | {letter(topic): 1 for topic in MMBENCH if topic.kind == kind}
+
+
+def _claims(kind: str) -> dict[Asker, int]:
+    return {claim(name): 1 for name, (of, _) in SUBTASKS.items() if of == kind}
+
+
+def _shorts(**weights: int) -> dict[Asker, int]:
+    return {short(getattr(questions, name)): weight for name, weight in weights.items()}
+
+
+def _special(kind: str, weight: int) -> tuple[int, dict[Asker, int]]:
+    return weight, {caption: 1} | {asker: 2 for asker in (*_claims(kind), *_topics(kind))}
+
+
+def _reads(weight: int, **weights: int) -> dict[Asker, int]:
+    return {reading(getattr(questions, name)): weight * times for name, times in weights.items()} | _shorts(**weights)
+
+
+_KNOWLEDGE = {kind: _special(kind, 3) for kind in ("sum", "code", "foreign", "portrait", "landmark", "artwork", "poster")}
+_EASY = {
+    "color": 4,
+    "shape": 4,
+    "size": 2,
+    "count": 4,
+    "exists": 6,
+    "has_color": 3,
+    "pattern": 1,
+    "side": 3,
+    "word": 2,
+    "number": 2,
+}
+_HARD = {
+    **{"related": 3, "choose_relation": 3, "related_color": 4, "related_shape": 4, "choose_color": 1, "both": 2, "same_color": 2},
+    **{"larger": 2, "more": 1, "sized_color": 2, "count": 2, "exists": 2, "side": 1},
+}
+
+STAGE1: Mix = {
+    "shapes": (30, {caption: 6} | _shorts(**_EASY, related=2, choose_relation=2) | _claims("shapes") | _topics("shapes")),
+    "crowd": (12, {caption: 2} | _shorts(**_EASY, related=2, choose_relation=1, both=1)),
+    "page": (12, {caption: 3} | _reads(1, word=3, number=3, digit=2, upper_or_lower=1) | _claims("page") | _topics("page")),
+    **_KNOWLEDGE,
+}
+"""The general mix: captions, easy questions, and a little of every benchmark."""
+
+STAGE2: Mix = {
+    "shapes": (24, _shorts(**_HARD) | {asker: 2 for asker in (*_claims("shapes"), *_topics("shapes"))}),
+    "crowd": (20, _shorts(**_HARD) | {asker: 2 for asker in _topics("crowd")}),
+    "page": (16, _reads(2, word=2, number=3, digit=2, upper_or_lower=3, first_letter=2) | _claims("page") | _topics("page")),
+    "": (4, _topics("")),
+    **_KNOWLEDGE,
+}
+"""The richer mix: relations, comparisons, counting, reading, lettered choices, yes/no. A kind without a name has no picture."""
+
+
+def conversation(scene: Scene, askers: dict[Asker, int], rng: random.Random) -> list[Exchange]:
+    """Up to ``TURNS`` exchanges about a scene; no asker twice, and no question twice in other words."""
+    found: dict[str, Exchange] = {}
+    left = dict(askers)
+    while left and len(found) < TURNS:
+        (asker,) = rng.choices(list(left), list(left.values()))
+        del left[asker]
+        if (exchange := asker(scene, rng)) is not None:
+            found.setdefault(exchange[0].partition("\n")[0], exchange)
+    return list(found.values())
+
+
+def record(identity: str, image: str | None, exchanges: list[Exchange]) -> dict[str, Any]:
+    """A record of LLaVA's JSON, its picture shown at the beginning."""
+    spoken = list(itertools.chain.from_iterable(exchanges))
+    spoken[0] = IMAGE * (image is not None) + spoken[0]
+    turns = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(spoken)]
+    return {"id": identity} | ({"image": image} if image is not None else {}) | {"conversations": turns}
