@@ -5,8 +5,10 @@ Each maker takes a scene and a source of chance and returns a question, or None 
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from evomoe.data.mini.scene import (
     COLORS,
@@ -43,6 +45,7 @@ class Asked:
 
 
 Maker = Callable[[Scene, random.Random], Asked | None]
+Pair = TypeVar("Pair")
 
 SYNONYMS = {
     **{"purple": ("violet",), "cyan": ("turquoise", "light blue"), "circle": ("disc", "ball"), "bar": ("rectangle",)},
@@ -232,17 +235,24 @@ def both(scene: Scene, rng: random.Random) -> Asked | None:
     return _verdict(text.format(*shapes), true, "both" if all_of else "either")
 
 
+def _balanced(rng: random.Random, pairs: Iterable[Pair], true: Callable[[Pair], bool]) -> Pair | None:
+    """One of the pairs: true of it or not, equally often; if it is true of none, mostly nothing, lest "no" be the safe guess."""
+    by_truth: dict[bool, list[Pair]] = {True: [], False: []}
+    for pair in pairs:
+        by_truth[true(pair)].append(pair)
+    if not by_truth[True] and rng.random() < 0.8:
+        return None
+    found = by_truth[rng.random() < 0.5]
+    return rng.choice(found) if found else None
+
+
 def same_color(scene: Scene, rng: random.Random) -> Asked | None:
     alone = [thing for thing in scene.things if scene.alone(shape=thing.shape)]
-    if len(alone) < 2:
+    pair = _balanced(rng, itertools.permutations(alone, 2), lambda pair: pair[0].color == pair[1].color)
+    if pair is None:
         return None
-    wanted = rng.random() < 0.5
-    pairs = [pair for pair in itertools.permutations(alone, 2) if (pair[0].color == pair[1].color) == wanted]
-    if not pairs:
-        return None
-    one, other = rng.choice(pairs)
-    text = f"Do the {one.shape} and the {other.shape} have the same color?"
-    return _verdict(text, one.color == other.color, "same_color", one, other)
+    text = f"Do the {pair[0].shape} and the {pair[1].shape} have the same color?"
+    return _verdict(text, pair[0].color == pair[1].color, "same_color", *pair)
 
 
 def larger(scene: Scene, rng: random.Random) -> Asked | None:
@@ -256,12 +266,11 @@ def larger(scene: Scene, rng: random.Random) -> Asked | None:
 
 def more(scene: Scene, rng: random.Random) -> Asked | None:
     """Whether there are more things of one colour than of another."""
-    colors = sorted({thing.color for thing in scene.things})
-    if len(colors) < 2:
+    counts = Counter(thing.color for thing in scene.things)
+    pair = _balanced(rng, itertools.permutations(sorted(counts), 2), lambda pair: counts[pair[0]] > counts[pair[1]])
+    if pair is None:
         return None
-    one, other = rng.sample(colors, 2)
-    true = len(scene.matching(color=one)) > len(scene.matching(color=other))
-    return _verdict(f"Are there more {one} objects than {other} objects?", true, "more")
+    return _verdict(f"Are there more {pair[0]} objects than {pair[1]} objects?", counts[pair[0]] > counts[pair[1]], "more")
 
 
 def _written(scene: Scene, rng: random.Random, numbers: bool) -> Writing | None:

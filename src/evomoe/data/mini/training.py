@@ -128,7 +128,7 @@ _HARD = {
 
 STAGE1: Mix = {
     "shapes": (30, {caption: 6} | _shorts(**_EASY, related=2, choose_relation=2) | _claims("shapes") | _topics("shapes")),
-    "crowd": (12, {caption: 2} | _shorts(**_EASY, related=2, choose_relation=1, both=1)),
+    "crowd": (12, {caption: 2} | _shorts(**_EASY, related=2, choose_relation=1, both=1) | _topics("crowd")),
     "page": (12, {caption: 3} | _reads(1, word=3, number=3, digit=2, upper_or_lower=1) | _claims("page") | _topics("page")),
     **_KNOWLEDGE,
 }
