@@ -6,7 +6,10 @@ import io
 import itertools
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import TypeVar
 
 from evomoe.data.mini.choices import MMBENCH, SQA, Lettered, Topic
 from evomoe.data.mini.claims import SUBTASKS
@@ -20,6 +23,8 @@ POPE_POOL = 2000  # scenes in which objects are counted; the pictures are the fi
 MME_IN_FOLDERS = ("artwork", "celebrity", "landmark", "posters", "scene")  # these have images/ and questions_answers_YN/
 ROTATION = 1_000_000
 
+Asked = TypeVar("Asked")
+
 
 def _ask(topic: Topic, studio: Studio) -> tuple[Scene | None, Lettered]:
     """A new scene of a topic, and a question about it."""
@@ -27,10 +32,15 @@ def _ask(topic: Topic, studio: Studio) -> tuple[Scene | None, Lettered]:
         choice = topic.maker(Scene(), studio.rng)
         assert choice is not None
         return None, choice
+    return _about(topic.kind, topic.maker, studio)
+
+
+def _about(kind: str, maker: Callable[[Scene, Random], Asked | None], studio: Studio) -> tuple[Scene, Asked]:
+    """A new scene of a kind that has something to ask, and what is asked."""
     while True:
-        scene = studio.sampler(topic.kind)
-        if (choice := topic.maker(scene, studio.rng)) is not None:
-            return scene, choice
+        scene = studio.sampler(kind)
+        if (asked := maker(scene, studio.rng)) is not None:
+            return scene, asked
 
 
 def write_sqa(folder: Path, studio: Studio, count: int) -> None:
@@ -107,10 +117,7 @@ def write_mme(folder: Path, studio: Studio, pictures: int) -> None:
         home = folder / "MME_Benchmark_release_version" / subtask
         images, texts = (home / "images", home / "questions_answers_YN") if subtask in MME_IN_FOLDERS else (home, home)
         for number in range(1, pictures + 1):
-            claims = None
-            while claims is None:
-                scene = studio.sampler(kind)
-                claims = maker(scene, studio.rng)
+            scene, claims = _about(kind, maker, studio)
             studio.save(scene, images / f"{number:04d}.jpg")
             lines = [f"{text} Please answer yes or no.\t{answer}" for text, answer in zip(claims, ("Yes", "No"), strict=True)]
             studio.rng.shuffle(lines)

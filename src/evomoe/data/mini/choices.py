@@ -41,6 +41,9 @@ class Lettered:
         return "ABCDE"[self.answer]
 
 
+LetteredMaker = Callable[[Scene, random.Random], Lettered | None]
+
+
 def lettered(asked: Asked | None, rng: random.Random, count: int, hint: str = "") -> Lettered | None:
     """An open question with up to ``count`` options."""
     if asked is None:
@@ -57,7 +60,7 @@ def _of(text: str, answer: str, known: "list[str] | tuple[str, ...]", rng: rando
     return choice
 
 
-def _four(maker: Maker) -> Maker:
+def _four(maker: Maker) -> LetteredMaker:
     return lambda scene, rng: lettered(maker(scene, rng), rng, 4)
 
 
@@ -161,9 +164,6 @@ def where(scene: Scene, rng: random.Random) -> Lettered | None:
 
 def title(scene: Scene, rng: random.Random) -> Lettered:
     return _of("What is the title of this poster?", scene.writings[0].text, WORDS, rng, 4)
-
-
-LetteredMaker = Callable[[Scene, random.Random], Lettered | None]
 
 
 @dataclass(frozen=True)

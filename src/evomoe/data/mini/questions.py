@@ -70,8 +70,10 @@ def _pick(rng: random.Random, things: Sequence[Thing]) -> Thing | None:
 
 def _pair(scene: Scene, rng: random.Random) -> tuple[Thing, Thing] | None:
     """Two things that their names tell from all others."""
-    unique = scene.unique()
-    return tuple(rng.sample(unique, 2)) if len(unique) > 1 else None
+    if len(unique := scene.unique()) < 2:
+        return None
+    one, other = rng.sample(unique, 2)
+    return one, other
 
 
 def _relation(rng: random.Random, one: Thing, other: Thing) -> str | None:
@@ -82,24 +84,28 @@ def _relation(rng: random.Random, one: Thing, other: Thing) -> str | None:
 
 def color(scene: Scene, rng: random.Random) -> Asked | None:
     thing = _pick(rng, [thing for thing in scene.things if scene.alone(shape=thing.shape)])
-    return thing and _open(f"What color is the {thing.shape}?", thing.color, "color", COLORS, thing)
+    return None if thing is None else _open(f"What color is the {thing.shape}?", thing.color, "color", COLORS, thing)
 
 
 def shape(scene: Scene, rng: random.Random) -> Asked | None:
     thing = _pick(rng, [thing for thing in scene.things if scene.alone(color=thing.color)])
-    return thing and _open(f"What shape is the {thing.color} object?", thing.shape, "shape", SHAPES, thing)
+    return None if thing is None else _open(f"What shape is the {thing.color} object?", thing.shape, "shape", SHAPES, thing)
 
 
 def size(scene: Scene, rng: random.Random) -> Asked | None:
     thing = _pick(rng, scene.unique())
-    return thing and _open(f"What size is the {thing.name}?", thing.size, "size", SIZES, thing)
+    return None if thing is None else _open(f"What size is the {thing.name}?", thing.size, "size", SIZES, thing)
 
 
 def sized_color(scene: Scene, rng: random.Random) -> Asked | None:
     """The colour of the large one of several of a shape."""
     things = [t for t in scene.things if len(scene.matching(shape=t.shape)) > 1 and scene.alone(shape=t.shape, size=t.size)]
     thing = _pick(rng, things)
-    return thing and _open(f"What color is the {thing.size} {thing.shape}?", thing.color, "sized_color", COLORS, thing)
+    return (
+        None
+        if thing is None
+        else _open(f"What color is the {thing.size} {thing.shape}?", thing.color, "sized_color", COLORS, thing)
+    )
 
 
 def count(scene: Scene, rng: random.Random) -> Asked | None:
@@ -288,7 +294,7 @@ def misread(text: str, rng: random.Random) -> str:
 def word(scene: Scene, rng: random.Random) -> Asked | None:
     found = _written(scene, rng, numbers=False)
     text = rng.choice(("What word is written?", "What does the sign say?"))
-    return found and _open(text, found.text, "word", WORDS)
+    return None if found is None else _open(text, found.text, "word", WORDS)
 
 
 def number(scene: Scene, rng: random.Random) -> Asked | None:

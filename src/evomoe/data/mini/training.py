@@ -44,7 +44,7 @@ def short(maker: Maker) -> Asker:
 
     def ask(scene: Scene, rng: random.Random) -> Exchange | None:
         asked = maker(scene, rng)
-        return asked and (asked.text + SHORT_ANSWER, asked.answer)
+        return None if asked is None else (asked.text + SHORT_ANSWER, asked.answer)
 
     return ask
 
@@ -53,9 +53,10 @@ def reading(maker: Maker) -> Asker:
     """Asks for a single word, with what a text recogniser read."""
 
     def ask(scene: Scene, rng: random.Random) -> Exchange | None:
-        asked = maker(scene, rng)
+        if (asked := maker(scene, rng)) is None:
+            return None
         tokens = ", ".join(token for _, token in recognised(scene, rng))
-        return asked and (f"{asked.text}\nReference OCR token: {tokens}{SHORT_ANSWER}", asked.answer)
+        return (f"{asked.text}\nReference OCR token: {tokens}{SHORT_ANSWER}", asked.answer)
 
     return ask
 
@@ -66,7 +67,7 @@ def claim(subtask: str) -> Asker:
     def ask(scene: Scene, rng: random.Random) -> Exchange | None:
         claims = SUBTASKS[subtask][1](scene, rng)
         true = rng.random() < 0.5
-        return claims and (claims[not true] + SHORT_ANSWER, "yes" if true else "no")
+        return None if claims is None else (claims[not true] + SHORT_ANSWER, "yes" if true else "no")
 
     return ask
 
@@ -121,14 +122,18 @@ _EASY = {
     "word": 2,
     "number": 2,
 }
+_LITTLE = dict.fromkeys(("related_color", "related_shape", "choose_color", "both", "same_color", "larger", "sized_color"), 1)
 _HARD = {
     **{"related": 3, "choose_relation": 3, "related_color": 4, "related_shape": 4, "choose_color": 1, "both": 2, "same_color": 2},
     **{"larger": 2, "more": 1, "sized_color": 2, "count": 2, "exists": 2, "side": 1},
 }
 
 STAGE1: Mix = {
-    "shapes": (30, {caption: 6} | _shorts(**_EASY, related=2, choose_relation=2) | _claims("shapes") | _topics("shapes")),
-    "crowd": (12, {caption: 2} | _shorts(**_EASY, related=2, choose_relation=1, both=1) | _topics("crowd")),
+    "shapes": (
+        30,
+        {caption: 6} | _shorts(**_EASY, **_LITTLE, related=2, choose_relation=2) | _claims("shapes") | _topics("shapes"),
+    ),
+    "crowd": (12, {caption: 2} | _shorts(**_EASY, **_LITTLE, related=2, choose_relation=1) | _topics("crowd")),
     "page": (12, {caption: 3} | _reads(1, word=3, number=3, digit=2, upper_or_lower=1) | _claims("page") | _topics("page")),
     **_KNOWLEDGE,
 }
