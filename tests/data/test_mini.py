@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import re
+import runpy
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -159,7 +160,29 @@ def test_ensure_writes_once(tmp_path, monkeypatch):
     monkeypatch.setenv("EVOMOE_CACHE", str(tmp_path / "cache"))
     assert mini.ensure(4) == mini.ensure(4) == tmp_path / "cache" / f"mini-v{mini.VERSION}-seed4"
     assert mini.ensure(4, tmp_path / "else") == tmp_path / "else" / f"mini-v{mini.VERSION}-seed4"
-    assert made == [4, 4]
+    assert made == [4, 4] and [path.name for path in (tmp_path / "else").iterdir()] == [f"mini-v{mini.VERSION}-seed4"]
+
+
+def test_ensure_takes_the_world_of_a_quicker_process(tmp_path, monkeypatch):
+    finished = tmp_path / f"mini-v{mini.VERSION}-seed0"
+
+    def slow(folder, seed):
+        for path in (folder, finished):
+            path.mkdir()
+            (path / "README.md").write_text(path.name)
+
+    monkeypatch.setattr(mini.world, "write", slow)
+    assert mini.ensure(root=tmp_path) == finished
+    assert [path.name for path in tmp_path.iterdir()] == [finished.name]
+    assert (finished / "README.md").read_text() == finished.name
+
+
+def test_command_line(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(mini, "write", lambda folder, seed: asked.append((folder, seed)))
+    monkeypatch.setattr("sys.argv", ["mini", "out", "--seed", "7"])
+    runpy.run_module("evomoe.data.mini")
+    assert asked == [("out", 7)]
 
 
 def test_no_scene_in_two_splits(world):

@@ -31,6 +31,7 @@ def _ask(topic: Topic, studio: Studio) -> tuple[Scene | None, Lettered]:
     if not topic.kind:
         choice = topic.maker(Scene(), studio.rng)
         assert choice is not None
+        studio.advance()
         return None, choice
     return _about(topic.kind, topic.maker, studio)
 

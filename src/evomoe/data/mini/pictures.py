@@ -20,15 +20,15 @@ class Studio:
     Args:
         sampler: gives the scenes.
         rng: for questions and noise.
-        drawn: called after each picture.
+        advance: called for each picture, and for each question or conversation without one.
     """
 
     sampler: Sampler
     rng: random.Random
-    drawn: Callable[[], object]
+    advance: Callable[[], object]
 
     def draw(self, scene: Scene) -> Image.Image:
-        self.drawn()
+        self.advance()
         return draw(scene, self.sampler.handwriting, self.rng.getrandbits(32))
 
     def save(self, scene: Scene, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from evomoe.data.mini.choice_files import write_mmbench, write_mme, write_pope, write_sqa
+from evomoe.data.mini.claims import SUBTASKS
 from evomoe.data.mini.pictures import Studio
 from evomoe.data.mini.sampling import Handwriting, Sampler
 from evomoe.data.mini.scene import Scene
@@ -68,6 +70,11 @@ class TestSizes:
     mme: int = 40
     mmbench: int = 420
 
+    @property
+    def steps(self) -> int:
+        """Pictures, and questions without one."""
+        return sum(vars(self).values()) + (len(SUBTASKS) - 1) * self.mme
+
     def __post_init__(self) -> None:
         if smallest := [name for name, size in vars(self).items() if size < 1]:
             raise ValueError(f"sizes: {smallest[0]} is {getattr(self, smallest[0])}; every test set needs at least 1.")
@@ -93,7 +100,8 @@ def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = N
     sizes = sizes or Sizes()
     handwriting = Handwriting.load()
     taken = set()
-    with new_folder(folder) as home, tqdm(desc="mini world", unit=" pictures", mininterval=1.0) as bar:
+    total = sizes.stage1 + sizes.stage2 + sizes.validation.steps + sizes.test.steps
+    with new_folder(folder) as home, tqdm(desc="mini world", total=total, unit=" pictures", mininterval=1.0) as bar:
 
         def studio(split: str, purpose: str) -> Studio:
             rng = random.Random(f"{VERSION}/{seed}/{split}/{purpose}")
@@ -118,7 +126,9 @@ def _write_training(folder: Path, stage: str, mix: Mix, count: int, studio: Stud
         exchanges: list[Exchange] = []
         while not exchanges:  # a scene may have nothing to ask in a mix
             exchanges = conversation(scene, mix[kind][1], studio.rng)
-        if image is not None:
+        if image is None:
+            studio.advance()
+        else:
             studio.save(scene, folder / "images" / image)
             scenes[image] = asdict(scene)
         records.append(record(identity, image, exchanges))
@@ -139,5 +149,12 @@ def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
     home = Path(root or os.environ.get("EVOMOE_CACHE") or Path.home() / ".cache" / "evomoe")
     folder = home / f"mini-v{VERSION}-seed{seed}"
     if not folder.is_dir():
-        write(folder, seed)
+        own = folder.with_name(f"{folder.name}.{os.getpid()}")
+        write(own, seed)
+        try:
+            os.replace(own, folder)
+        except OSError:  # another process was quicker
+            shutil.rmtree(own)
+            if not folder.is_dir():
+                raise
     return folder
