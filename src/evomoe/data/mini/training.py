@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from evomoe.data.mini import questions
@@ -17,7 +18,7 @@ Exchange = tuple[str, str]
 Asker = Callable[[Scene, random.Random], Exchange | None]
 IMAGE = "<image>\n"
 CAPTION_REQUEST = "Describe the image."
-TURNS = 5  # the most questions about one picture
+TURNS = 4  # the most questions about one picture
 
 
 def describe(scene: Scene) -> str:
@@ -33,10 +34,6 @@ def describe(scene: Scene) -> str:
     if scene.landmark:
         parts = f"the {scene.landmark} of {parts}"
     return f"{'a poster with ' if scene.framed else ''}{parts} on a {scene.pattern} background"
-
-
-def caption(scene: Scene, rng: random.Random) -> Exchange:
-    return CAPTION_REQUEST, describe(scene)
 
 
 def short(maker: Maker) -> Asker:
@@ -85,7 +82,17 @@ def letter(topic: Topic, before_hint: str = "") -> Asker:
     return ask
 
 
-Mix = dict[str, tuple[int, dict[Asker, int]]]
+@dataclass(frozen=True)
+class Mix:
+    """What a stage learns from.
+
+    Attributes:
+        captions: share of pictures that are described; nothing else is asked about these, as the answer would be in the text.
+        kinds: by kind of scene its weight, and what is asked with which weights. A kind without a name has no picture.
+    """
+
+    captions: float
+    kinds: dict[str, tuple[int, dict[Asker, int]]]
 
 
 def _topics(kind: str) -> dict[Asker, int]:
@@ -102,7 +109,7 @@ def _shorts(**weights: int) -> dict[Asker, int]:
 
 
 def _special(kind: str, weight: int) -> tuple[int, dict[Asker, int]]:
-    return weight, {caption: 1} | {asker: 2 for asker in (*_claims(kind), *_topics(kind))}
+    return weight, _claims(kind) | _topics(kind)
 
 
 def _reads(weight: int, **weights: int) -> dict[Asker, int]:
@@ -128,31 +135,36 @@ _HARD = {
     **{"larger": 2, "more": 1, "sized_color": 2, "count": 2, "exists": 2, "side": 1},
 }
 
-STAGE1: Mix = {
-    "shapes": (
-        30,
-        {caption: 6} | _shorts(**_EASY, **_LITTLE, related=2, choose_relation=2) | _claims("shapes") | _topics("shapes"),
-    ),
-    "crowd": (12, {caption: 2} | _shorts(**_EASY, **_LITTLE, related=2, choose_relation=1) | _topics("crowd")),
-    "page": (12, {caption: 3} | _reads(1, word=3, number=3, digit=2, upper_or_lower=1) | _claims("page") | _topics("page")),
-    **_KNOWLEDGE,
-}
+STAGE1 = Mix(
+    captions=0.4,
+    kinds={
+        "shapes": (28, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=2) | _claims("shapes") | _topics("shapes")),
+        "crowd": (12, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=1) | _topics("crowd")),
+        "page": (16, _reads(1, word=3, number=3, digit=2, upper_or_lower=1, first_letter=1) | _claims("page") | _topics("page")),
+        **_KNOWLEDGE,
+    },
+)
 """The general mix: captions, easy questions, and a little of every benchmark."""
 
-STAGE2: Mix = {
-    "shapes": (24, _shorts(**_HARD) | {asker: 2 for asker in (*_claims("shapes"), *_topics("shapes"))}),
-    "crowd": (20, _shorts(**_HARD) | {asker: 2 for asker in _topics("crowd")}),
-    "page": (16, _reads(2, word=2, number=3, digit=2, upper_or_lower=3, first_letter=2) | _claims("page") | _topics("page")),
-    "": (4, _topics("")),
-    **_KNOWLEDGE,
-}
-"""The richer mix: relations, comparisons, counting, reading, lettered choices, yes/no. A kind without a name has no picture."""
+STAGE2 = Mix(
+    captions=0.0,
+    kinds={
+        "shapes": (24, _shorts(**_HARD) | {asker: 2 for asker in (*_claims("shapes"), *_topics("shapes"))}),
+        "crowd": (20, _shorts(**_HARD) | {asker: 2 for asker in _topics("crowd")}),
+        "page": (16, _reads(2, word=2, number=3, digit=2, upper_or_lower=3, first_letter=2) | _claims("page") | _topics("page")),
+        "": (4, _topics("")),
+        **_KNOWLEDGE,
+    },
+)
+"""The richer mix: relations, comparisons, counting, reading, lettered choices, yes/no."""
 
 
-def conversation(scene: Scene, askers: dict[Asker, int], rng: random.Random) -> list[Exchange]:
-    """Up to ``TURNS`` exchanges about a scene; no asker twice, and no question twice in other words."""
+def conversation(scene: Scene, mix: Mix, kind: str, rng: random.Random) -> list[Exchange]:
+    """A caption, or up to ``TURNS`` questions about a scene: no asker twice, and no question twice in other words."""
+    if kind and rng.random() < mix.captions:
+        return [(CAPTION_REQUEST, describe(scene))]
     found: dict[str, Exchange] = {}
-    left = dict(askers)
+    left = dict(mix.kinds[kind][1])
     while left and len(found) < TURNS:
         (asker,) = rng.choices(list(left), list(left.values()))
         del left[asker]
