@@ -1,4 +1,4 @@
-"""Pictures sampled at random: eight kinds of scene, none of them twice."""
+"""Pictures sampled at random: eleven kinds of scene, none of them twice."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -118,6 +118,17 @@ class Sampler:
         """A word or a number of two digits."""
         return self.rng.choice(WORDS) if self.rng.random() < 0.6 else str(self.rng.randint(10, 99))
 
+    def single(self) -> Scene:
+        """One shape, one writing or one handwritten digit: the easiest picture to learn from."""
+        row, column = self.rng.randrange(GRID), self.rng.randrange(GRID)
+        luck = self.rng.random()
+        if luck < 0.5:
+            name = f"{self.rng.choice(COLORS)} {self.rng.choice(SHAPES)}"
+            return Scene((self.thing(name, (row, column)),), **self.ground())
+        if luck < 0.85:
+            return Scene(writings=(self.writing(self.text(), row),), **self.ground())
+        return Scene(digits=(self.digit(row, column),), **self.ground())
+
     def shapes(self) -> Scene:
         """Two to five shapes; on every fourth picture a word or number above or below them."""
         count, rows, writings = self.rng.randint(2, 5), list(range(GRID)), ()
@@ -197,5 +208,5 @@ class Sampler:
 
 KINDS: dict[str, Callable[[Sampler], Scene]] = {
     name: getattr(Sampler, name)
-    for name in ("shapes", "crowd", "page", "sum", "code", "foreign", "portrait", "landmark", "artwork", "poster")
+    for name in ("single", "shapes", "crowd", "page", "sum", "code", "foreign", "portrait", "landmark", "artwork", "poster")
 }

@@ -138,6 +138,7 @@ _HARD = {
 STAGE1 = Mix(
     captions=0.4,
     kinds={
+        "single": (30, _shorts(**_EASY, digit=4)),
         "shapes": (28, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=2) | _claims("shapes") | _topics("shapes")),
         "crowd": (12, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=1) | _topics("crowd")),
         "page": (16, _reads(1, word=3, number=3, digit=2, upper_or_lower=1, first_letter=1) | _claims("page") | _topics("page")),
