@@ -22,7 +22,7 @@ from evomoe.data.mini.scene import Scene
 from evomoe.data.records import load_records
 from evomoe.evaluation.base import LETTER_ANSWER, SHORT_ANSWER
 
-SMALL = mini.Sizes(60, 60, mini.TestSizes(2, 2, 9, 2, 2, 1, 14), mini.TestSizes(20, 20, 27, 20, 12, 3, 42))
+SMALL = mini.Sizes(150, 60, mini.TestSizes(2, 2, 9, 2, 2, 1, 14), mini.TestSizes(20, 20, 27, 20, 12, 3, 42))
 MME = "MME_Benchmark_release_version"
 
 
@@ -107,7 +107,7 @@ def near(pixel: tuple[int, ...], ink: tuple[int, ...]) -> bool:
 
 def test_things_are_where_they_are_said_to_be(handwriting):
     sampler = sampling.Sampler(random.Random(2), handwriting, "train")
-    for _ in range(25):
+    for _ in range(12):
         shown = sampler("crowd")
         pixels = draw.draw(shown, handwriting, 1).load()
         colors = {cell: Counter() for cell in itertools.product(range(4), range(4))}
@@ -203,7 +203,7 @@ def test_no_scene_in_two_splits(world):
 def test_training_records(world, stage):
     folder, files, _ = world
     records = load_records(folder / "train" / f"{stage}.json", folder / "train" / "images")
-    assert len(records) == 60 and not records.skipped
+    assert len(records) == getattr(SMALL, stage) and not records.skipped
     scenes = read(folder / "train" / f"{stage}_scenes.json")
     seen = Counter()
     for row in read(folder / "train" / f"{stage}.json"):

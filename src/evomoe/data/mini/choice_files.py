@@ -19,7 +19,7 @@ from evomoe.data.mini.text_files import write_json, write_lines
 
 POPE_SPLITS = ("random", "popular", "adversarial")
 POPE_QUESTIONS = 3  # with the answer yes, and as many with no, about each picture
-POPE_POOL = 2000  # scenes in which objects are counted; the pictures are the first of them
+POPE_POOL = 1000  # scenes in which objects are counted; the pictures are the first of them
 MME_IN_FOLDERS = ("artwork", "celebrity", "landmark", "posters", "scene")  # these have images/ and questions_answers_YN/
 ROTATION = 1_000_000
 

@@ -1,5 +1,6 @@
 """Lettered choices in the mini world: what ScienceQA and MMBench ask."""
 
+import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,27 +42,33 @@ class Lettered:
         return "ABCDE"[self.answer]
 
 
+OPTIONS = {2: 3, 3: 2, 4: 1}  # how many options, and how often
+
 LetteredMaker = Callable[[Scene, random.Random], Lettered | None]
 
 
-def lettered(asked: Asked | None, rng: random.Random, count: int, hint: str = "") -> Lettered | None:
-    """An open question with up to ``count`` options."""
+def lettered(asked: Asked | None, rng: random.Random, hint: str = "") -> Lettered | None:
+    """An open question with two to four options, if it has so many wrong answers; few are more frequent."""
     if asked is None:
         return None
+    (count,) = rng.choices(list(OPTIONS), list(OPTIONS.values()))
     options = [asked.answer, *rng.sample(asked.wrong, min(count - 1, len(asked.wrong)))]
     rng.shuffle(options)
     return Lettered(asked.text, tuple(options), options.index(asked.answer), hint)
 
 
-def _of(text: str, answer: str, known: "list[str] | tuple[str, ...]", rng: random.Random, count: int, hint: str = "") -> Lettered:
-    asked = Asked(text, answer, "", tuple(word for word in dict.fromkeys(known) if word != answer))
-    choice = lettered(asked, rng, count, hint)
+def _of(text: str, answer: str, known: "list[str] | tuple[str, ...]", rng: random.Random, hint: str = "") -> Lettered:
+    choice = lettered(Asked(text, answer, "", tuple(word for word in dict.fromkeys(known) if word != answer)), rng, hint)
     assert choice is not None
     return choice
 
 
-def _four(maker: Maker) -> LetteredMaker:
-    return lambda scene, rng: lettered(maker(scene, rng), rng, 4)
+def _with_options(maker: Maker) -> LetteredMaker:
+    @functools.wraps(maker)
+    def ask(scene: Scene, rng: random.Random) -> Lettered | None:
+        return lettered(maker(scene, rng), rng)
+
+    return ask
 
 
 def corners(scene: Scene, rng: random.Random) -> Lettered | None:
@@ -70,7 +77,7 @@ def corners(scene: Scene, rng: random.Random) -> Lettered | None:
         return None
     thing = rng.choice(alone)
     known = sorted({str(number) for number in CORNERS.values()})
-    return _of(f"How many corners does the {thing.color} object have?", str(CORNERS[thing.shape]), known, rng, 4)
+    return _of(f"How many corners does the {thing.color} object have?", str(CORNERS[thing.shape]), known, rng)
 
 
 def roller(scene: Scene, rng: random.Random) -> Lettered | None:
@@ -79,7 +86,7 @@ def roller(scene: Scene, rng: random.Random) -> Lettered | None:
     round_ones = [shape for shape in shapes if CORNERS[shape] == 0]
     if len(round_ones) != 1 or len(shapes) < 2:
         return None
-    return _of("Which of these objects can roll?", round_ones[0], shapes, rng, 4)
+    return _of("Which of these objects can roll?", round_ones[0], shapes, rng)
 
 
 INVENTED = ("bloop", "zog", "wug", "dax", "fep")
@@ -92,7 +99,7 @@ def invented(scene: Scene, rng: random.Random) -> Lettered | None:
     if not alone or len(shapes) < 2:
         return None
     thing, name = rng.choice(alone), rng.choice(INVENTED)
-    return _of(f"Which object is a {name}?", thing.shape, shapes, rng, 4, f"Every {thing.color} object is a {name}.")
+    return _of(f"Which object is a {name}?", thing.shape, shapes, rng, f"Every {thing.color} object is a {name}.")
 
 
 def compass(scene: Scene, rng: random.Random) -> Lettered | None:
@@ -110,60 +117,60 @@ def compass(scene: Scene, rng: random.Random) -> Lettered | None:
     if len(ordered) < 2 or len(ordered) < len(scene.things) or key(ordered[0]) == key(ordered[1]):
         return None
     names = [thing.name for thing in ordered]
-    return _of(f"Which object is farthest {direction}?", names[0], names, rng, 3, rule)
+    return _of(f"Which object is farthest {direction}?", names[0], names, rng, rule)
 
 
 def translation(scene: Scene, rng: random.Random) -> Lettered:
     right = TRANSLATIONS[scene.writings[0].text]
-    return _of("What does the word in this image mean in English?", right, list(TRANSLATIONS.values()), rng, 4)
+    return _of("What does the word in this image mean in English?", right, list(TRANSLATIONS.values()), rng)
 
 
 def addition(scene: Scene, rng: random.Random) -> Lettered:
     near = [str(n) for n in range(total(scene) - 3, total(scene) + 4) if 0 <= n <= 18]
-    return _of("What is the sum of the two digits?", str(total(scene)), near, rng, 3)
+    return _of("What is the sum of the two digits?", str(total(scene)), near, rng)
 
 
 def program(scene: Scene, rng: random.Random) -> Lettered:
-    return _of("What is the result of the program?", str(result(scene)), [str(n) for n in range(10)], rng, 3)
+    return _of("What is the result of the program?", str(result(scene)), [str(n) for n in range(10)], rng)
 
 
 def translation_in_words(scene: Scene, rng: random.Random) -> Lettered:
     """A question without a picture."""
     foreign = rng.choice(list(TRANSLATIONS))
-    return _of(f"What does {foreign} mean in English?", TRANSLATIONS[foreign], list(TRANSLATIONS.values()), rng, 4)
+    return _of(f"What does {foreign} mean in English?", TRANSLATIONS[foreign], list(TRANSLATIONS.values()), rng)
 
 
 def corners_in_words(scene: Scene, rng: random.Random) -> Lettered:
     """A question without a picture."""
     shape = rng.choice(SHAPES)
-    return _of(f"How many corners does a {shape} have?", str(CORNERS[shape]), [str(n) for n in CORNERS.values()], rng, 4)
+    return _of(f"How many corners does a {shape} have?", str(CORNERS[shape]), [str(n) for n in CORNERS.values()], rng)
 
 
 def person(scene: Scene, rng: random.Random) -> Lettered:
-    return _of("Who is the person in this image?", scene.person, list(PEOPLE), rng, 4)
+    return _of("Who is the person in this image?", scene.person, list(PEOPLE), rng)
 
 
 def landmark(scene: Scene, rng: random.Random) -> Lettered:
-    return _of("Which landmark is this?", scene.landmark, list(LANDMARKS), rng, 4)
+    return _of("Which landmark is this?", scene.landmark, list(LANDMARKS), rng)
 
 
 def style(scene: Scene, rng: random.Random) -> Lettered:
-    return _of("In which style is this image drawn?", scene.style, STYLES, rng, 3)
+    return _of("In which style is this image drawn?", scene.style, STYLES, rng)
 
 
 def background(scene: Scene, rng: random.Random) -> Lettered:
-    return _of("What is the background of this image?", scene.pattern, PATTERNS, rng, 4)
+    return _of("What is the background of this image?", scene.pattern, PATTERNS, rng)
 
 
 def where(scene: Scene, rng: random.Random) -> Lettered | None:
     if not (unique := scene.unique()):
         return None
     thing = rng.choice(unique)
-    return _of(f"Where is the {thing.name}?", place(thing), PLACES, rng, 4)
+    return _of(f"Where is the {thing.name}?", place(thing), PLACES, rng)
 
 
 def title(scene: Scene, rng: random.Random) -> Lettered:
-    return _of("What is the title of this poster?", scene.writings[0].text, WORDS, rng, 4)
+    return _of("What is the title of this poster?", scene.writings[0].text, WORDS, rng)
 
 
 @dataclass(frozen=True)
@@ -183,7 +190,7 @@ SQA = (
     Topic("social science", "geography", "crowd", compass),
     Topic("social science", "economics", "sum", addition),
     Topic("language science", "vocabulary", "foreign", translation),
-    Topic("language science", "word-study", "page", _four(questions.word)),
+    Topic("language science", "word-study", "page", _with_options(questions.word)),
     Topic("language science", "vocabulary", "", translation_in_words),
     Topic("natural science", "units-and-measurement", "", corners_in_words),
 )
@@ -195,15 +202,15 @@ MMBENCH = (
     Topic("coarse_perception", "image_style", "artwork", style),
     Topic("coarse_perception", "image_topic", "poster", title),
     Topic(INSTANCE, "object_localization", "shapes", where),
-    Topic(INSTANCE, "attribute_recognition", "shapes", _four(questions.color)),
+    Topic(INSTANCE, "attribute_recognition", "shapes", _with_options(questions.color)),
     Topic(INSTANCE, "celebrity_recognition", "portrait", person),
-    Topic(INSTANCE, "ocr", "page", _four(questions.word)),
-    Topic(CROSS, "spatial_relationship", "shapes", _four(questions.choose_relation)),
-    Topic(CROSS, "attribute_comparison", "shapes", _four(questions.larger)),
+    Topic(INSTANCE, "ocr", "page", _with_options(questions.word)),
+    Topic(CROSS, "spatial_relationship", "shapes", _with_options(questions.choose_relation)),
+    Topic(CROSS, "attribute_comparison", "shapes", _with_options(questions.larger)),
     Topic("attribute_reasoning", "physical_property_reasoning", "shapes", roller),
     Topic("attribute_reasoning", "function_reasoning", "shapes", invented),
     Topic("attribute_reasoning", "identity_reasoning", "landmark", landmark),
-    Topic("relation_reasoning", "nature_relation", "shapes", _four(questions.related_color)),
+    Topic("relation_reasoning", "nature_relation", "shapes", _with_options(questions.related_color)),
     Topic("logic_reasoning", "structuralized_imagetext_understanding", "code", program),
 )
 """MMBench's l2-categories and categories."""

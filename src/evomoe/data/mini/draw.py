@@ -32,7 +32,7 @@ def draw(scene: Scene, handwriting: Handwriting, grain: int = 0) -> Image.Image:
     if scene.person:
         _face(pen, scene)
     if scene.framed:
-        pen.rectangle((0, 0, SIZE * OVERSAMPLING - 1, SIZE * OVERSAMPLING - 1), outline=(90, 60, 30), width=2 * OVERSAMPLING)
+        pen.rectangle((0, 0, SIZE * OVERSAMPLING - 1, SIZE * OVERSAMPLING - 1), outline=(150, 100, 50), width=OVERSAMPLING)
     image = image.resize((SIZE, SIZE), Image.Resampling.BOX)
     pen = ImageDraw.Draw(image)
     for writing in scene.writings:

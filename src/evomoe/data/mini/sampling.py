@@ -1,5 +1,6 @@
 """Pictures sampled at random: eleven kinds of scene, none of them twice."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +106,8 @@ class Sampler:
         return tuple(self.thing(*pair) for pair in zip(self.names(count), sorted(self.cells(count, rows)), strict=True))
 
     def writing(self, text: str, row: int) -> Writing:
-        return Writing(text, row, self.rng.randint(0, GRID * 2 - len(text)) * LETTER + self.rng.randint(0, 1))
+        """A text at the beginning of a cell: two letters to a cell, so that a patch of the cell's size sees whole letters."""
+        return Writing(text, row, self.rng.randint(0, GRID - math.ceil(len(text) / 2)) * 2 * LETTER + self.rng.randint(0, 1))
 
     def digit(self, row: int, column: int, value: int | None = None) -> Digit:
         while True:
@@ -166,7 +168,7 @@ class Sampler:
         second = self.rng.randint(1, 4 if sign == "+" else first)
         name = self.rng.choice("axn")
         lines = f"{name}={first}", f"{name}{sign}{second}"
-        start = self.rng.randint(0, GRID * 2 - 3) * LETTER
+        start = self.rng.randint(0, GRID - 2) * 2 * LETTER
         return Scene(writings=tuple(Writing(line, row + n, start) for n, line in enumerate(lines)), **self.ground())
 
     def foreign(self) -> Scene:
@@ -202,8 +204,7 @@ class Sampler:
         row = self.rng.choice((0, GRID - 1))
         things = self.things(1, range(1, GRID - 1))
         word = self.rng.choice(WORDS)
-        start = self.rng.randint(1, GRID * 2 - 1 - len(word)) * LETTER  # clear of the frame
-        return Scene(things, (Writing(word, row, start),), framed=True, **self.ground())
+        return Scene(things, (self.writing(word, row),), framed=True, **self.ground())
 
 
 KINDS: dict[str, Callable[[Sampler], Scene]] = {

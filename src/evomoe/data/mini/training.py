@@ -96,8 +96,8 @@ class Mix:
 
 
 def _topics(kind: str) -> dict[Asker, int]:
-    asked = {letter(topic, "Context: "): 1 for topic in SQA if topic.kind == kind}
-    return asked | {letter(topic): 1 for topic in MMBENCH if topic.kind == kind}
+    asked = {letter(topic, "Context: "): 2 for topic in SQA if topic.kind == kind}
+    return asked | {letter(topic): 2 for topic in MMBENCH if topic.kind == kind}
 
 
 def _claims(kind: str) -> dict[Asker, int]:
@@ -150,8 +150,8 @@ STAGE1 = Mix(
 STAGE2 = Mix(
     captions=0.0,
     kinds={
-        "shapes": (24, _shorts(**_HARD) | {asker: 2 for asker in (*_claims("shapes"), *_topics("shapes"))}),
-        "crowd": (20, _shorts(**_HARD) | {asker: 2 for asker in _topics("crowd")}),
+        "shapes": (24, _shorts(**_HARD) | _claims("shapes") | _topics("shapes")),
+        "crowd": (20, _shorts(**_HARD) | _topics("crowd")),
         "page": (16, _reads(2, word=2, number=3, digit=2, upper_or_lower=3, first_letter=2) | _claims("page") | _topics("page")),
         "": (4, _topics("")),
         **_KNOWLEDGE,
