@@ -101,7 +101,7 @@ OPEN = [
     (r"Is (the \w+) (\w+) or (\w+)", lambda s, a, b, c: one(s, a).color),
     (r"Which is larger, (the \w+ \w+) or (the \w+ \w+)", lambda s, a, b: max(one(s, a), one(s, b), key=lambda t: t.size == "large").shape),
     (r"What (?:word is written|does the sign say)", lambda s: written(s, r"[a-z]+")),
-    (r"What (?:number is written|is the printed number)", lambda s: written(s, r"\d\d")),
+    (r"What (?:number is written|is the printed number)", lambda s: written(s, r"\d{2,3}")),
     (r"What is written at the top", lambda s: min((w.row, w.text) for w in s.writings)[1]),
     (r"What is written at the bottom", lambda s: max((w.row, w.text) for w in s.writings)[1]),
     (r"What digit is handwritten", lambda s: "".join(str(d.value) for d in s.digits)),

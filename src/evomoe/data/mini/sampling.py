@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 LETTER = 8  # pixels from one letter to the next
+UNALIGNED = 0.3  # share of texts that begin with any letter of the row
 THEMED = 0.6  # share of things that belong to the picture's theme
 # Handwritten digits of scikit-learn's set, by number, that each split draws from: later ones have other writers.
 DIGIT_RANGES = {"train": (0, 1200), "validation": (1200, 1500), "test": (1500, 1797)}
@@ -106,8 +107,11 @@ class Sampler:
         return tuple(self.thing(*pair) for pair in zip(self.names(count), sorted(self.cells(count, rows)), strict=True))
 
     def writing(self, text: str, row: int) -> Writing:
-        """A text at the beginning of a cell: two letters to a cell, so that a patch of the cell's size sees whole letters."""
-        return Writing(text, row, self.rng.randint(0, GRID - math.ceil(len(text) / 2)) * 2 * LETTER + self.rng.randint(0, 1))
+        """A text that mostly begins with a cell, so that a patch of the cell's size sees two whole letters of the same pair."""
+        start = self.rng.randint(0, GRID - math.ceil(len(text) / 2)) * 2
+        if self.rng.random() < UNALIGNED:
+            start = self.rng.randint(0, GRID * 2 - len(text))
+        return Writing(text, row, start * LETTER + self.rng.randint(0, 1))
 
     def digit(self, row: int, column: int, value: int | None = None) -> Digit:
         while True:
@@ -116,9 +120,12 @@ class Sampler:
             if value is None or found == value:
                 return Digit(found, sample, row, column)
 
+    def number(self) -> str:
+        """A number of two or three digits."""
+        return str(self.rng.randint(10, 99) if self.rng.random() < 0.5 else self.rng.randint(100, 999))
+
     def text(self) -> str:
-        """A word or a number of two digits."""
-        return self.rng.choice(WORDS) if self.rng.random() < 0.6 else str(self.rng.randint(10, 99))
+        return self.rng.choice(WORDS) if self.rng.random() < 0.6 else self.number()
 
     def single(self) -> Scene:
         """One shape, one writing or one handwritten digit: the easiest picture to learn from."""
@@ -147,7 +154,7 @@ class Sampler:
 
     def page(self) -> Scene:
         """A word, a number or both, some of them with a shape or a handwritten digit."""
-        texts = [self.rng.choice(WORDS), str(self.rng.randint(10, 99))]
+        texts = [self.rng.choice(WORDS), self.number()]
         self.rng.shuffle(texts)
         rows = sorted(self.rng.sample(range(GRID), self.rng.choice((1, 2))))
         writings = tuple(self.writing(text, row) for text, row in zip(texts, rows, strict=False))

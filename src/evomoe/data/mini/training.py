@@ -18,7 +18,6 @@ Exchange = tuple[str, str]
 Asker = Callable[[Scene, random.Random], Exchange | None]
 IMAGE = "<image>\n"
 CAPTION_REQUEST = "Describe the image."
-TURNS = 4  # the most questions about one picture
 
 
 def describe(scene: Scene) -> str:
@@ -82,17 +81,42 @@ def letter(topic: Topic, before_hint: str = "") -> Asker:
     return ask
 
 
+def named(topic: Topic) -> Asker:
+    """Asks a choice's question without its options, for a word."""
+
+    def ask(scene: Scene, rng: random.Random) -> Exchange | None:
+        choice = topic.maker(scene, rng)
+        return None if choice is None else (choice.text + SHORT_ANSWER, choice.options[choice.answer])
+
+    return ask
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is asked about a kind of scene.
+
+    Attributes:
+        weight: how often such scenes come.
+        askers: what asks, and how often.
+        turns: the most questions about one picture: few where one answer gives another away.
+    """
+
+    weight: int
+    askers: dict[Asker, int]
+    turns: int = 4
+
+
 @dataclass(frozen=True)
 class Mix:
     """What a stage learns from.
 
     Attributes:
         captions: share of pictures that are described; nothing else is asked about these, as the answer would be in the text.
-        kinds: by kind of scene its weight, and what is asked with which weights. A kind without a name has no picture.
+        lessons: by kind of scene; a kind without a name has no picture.
     """
 
     captions: float
-    kinds: dict[str, tuple[int, dict[Asker, int]]]
+    lessons: dict[str, Lesson]
 
 
 def _topics(kind: str) -> dict[Asker, int]:
@@ -101,33 +125,27 @@ def _topics(kind: str) -> dict[Asker, int]:
 
 
 def _claims(kind: str) -> dict[Asker, int]:
-    return {claim(name): 1 for name, (of, _) in SUBTASKS.items() if of == kind}
+    return {claim(name): 2 for name, (of, _) in SUBTASKS.items() if of == kind}
 
 
 def _shorts(**weights: int) -> dict[Asker, int]:
     return {short(getattr(questions, name)): weight for name, weight in weights.items()}
 
 
-def _special(kind: str, weight: int) -> tuple[int, dict[Asker, int]]:
-    return weight, _claims(kind) | _topics(kind)
+def _fact(kind: str) -> Lesson:
+    """One question about the one thing that there is to know about such a scene: by claim, by letter, or for a word."""
+    named_too = {named(topic): 1 for topic in (*SQA, *MMBENCH) if topic.kind == kind}
+    return Lesson(6, _claims(kind) | _topics(kind) | named_too, turns=1)
 
 
 def _reads(weight: int, **weights: int) -> dict[Asker, int]:
     return {reading(getattr(questions, name)): weight * times for name, times in weights.items()} | _shorts(**weights)
 
 
-_KNOWLEDGE = {kind: _special(kind, 3) for kind in ("sum", "code", "foreign", "portrait", "landmark", "artwork", "poster")}
+_FACTS = {kind: _fact(kind) for kind in ("sum", "code", "foreign", "portrait", "landmark", "artwork", "poster")}
 _EASY = {
-    "color": 4,
-    "shape": 4,
-    "size": 2,
-    "count": 4,
-    "exists": 6,
-    "has_color": 3,
-    "pattern": 1,
-    "side": 3,
-    "word": 2,
-    "number": 2,
+    **{"color": 4, "shape": 4, "size": 2, "count": 4, "exists": 6, "has_color": 3, "pattern": 1, "side": 3},
+    **{"word": 2, "number": 2},
 }
 _LITTLE = dict.fromkeys(("related_color", "related_shape", "choose_color", "both", "same_color", "larger", "sized_color"), 1)
 _HARD = {
@@ -137,36 +155,45 @@ _HARD = {
 
 STAGE1 = Mix(
     captions=0.4,
-    kinds={
-        "single": (30, _shorts(**_EASY, digit=4)),
-        "shapes": (28, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=2) | _claims("shapes") | _topics("shapes")),
-        "crowd": (12, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=1) | _topics("crowd")),
-        "page": (16, _reads(1, word=3, number=3, digit=2, upper_or_lower=1, first_letter=1) | _claims("page") | _topics("page")),
-        **_KNOWLEDGE,
+    lessons={
+        "single": Lesson(30, _shorts(**_EASY, digit=4), turns=2),
+        "shapes": Lesson(28, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=2) | _claims("shapes") | _topics("shapes")),
+        "crowd": Lesson(12, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=1) | _topics("crowd")),
+        "page": Lesson(
+            16,
+            _reads(1, word=3, number=3, digit=2, upper_or_lower=1, first_letter=1) | _claims("page") | _topics("page"),
+            turns=2,
+        ),
+        **_FACTS,
     },
 )
 """The general mix: captions, easy questions, and a little of every benchmark."""
 
 STAGE2 = Mix(
     captions=0.0,
-    kinds={
-        "shapes": (24, _shorts(**_HARD) | _claims("shapes") | _topics("shapes")),
-        "crowd": (20, _shorts(**_HARD) | _topics("crowd")),
-        "page": (16, _reads(2, word=2, number=3, digit=2, upper_or_lower=3, first_letter=2) | _claims("page") | _topics("page")),
-        "": (4, _topics("")),
-        **_KNOWLEDGE,
+    lessons={
+        "shapes": Lesson(24, _shorts(**_HARD) | _claims("shapes") | _topics("shapes")),
+        "crowd": Lesson(20, _shorts(**_HARD) | _topics("crowd")),
+        "page": Lesson(
+            16,
+            _reads(2, word=2, number=3, digit=2, upper_or_lower=3, first_letter=2) | _claims("page") | _topics("page"),
+            turns=2,
+        ),
+        "": Lesson(4, _topics(""), turns=1),
+        **_FACTS,
     },
 )
 """The richer mix: relations, comparisons, counting, reading, lettered choices, yes/no."""
 
 
 def conversation(scene: Scene, mix: Mix, kind: str, rng: random.Random) -> list[Exchange]:
-    """A caption, or up to ``TURNS`` questions about a scene: no asker twice, and no question twice in other words."""
+    """A caption, or questions about a scene: no asker twice, and no question twice in other words."""
     if kind and rng.random() < mix.captions:
         return [(CAPTION_REQUEST, describe(scene))]
     found: dict[str, Exchange] = {}
-    left = dict(mix.kinds[kind][1])
-    while left and len(found) < TURNS:
+    lesson = mix.lessons[kind]
+    left = dict(lesson.askers)
+    while left and len(found) < lesson.turns:
         (asker,) = rng.choices(list(left), list(left.values()))
         del left[asker]
         if (exchange := asker(scene, rng)) is not None:

@@ -84,8 +84,8 @@ class TestSizes:
 class Sizes:
     """How large the world is: ``stage1`` and ``stage2`` in training conversations, up to four questions each."""
 
-    stage1: int = 20_000
-    stage2: int = 12_000
+    stage1: int = 24_000
+    stage2: int = 16_000
     validation: TestSizes = field(default_factory=lambda: TestSizes(250, 250, 450, 250, 75, 20, 210))
     test: TestSizes = field(default_factory=TestSizes)
 
@@ -117,10 +117,10 @@ def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = N
 
 def _write_training(folder: Path, stage: str, mix: Mix, count: int, studio: Studio) -> None:
     """One stage's conversations, their pictures in images/, and what each of these shows, exactly."""
-    weights = [weight for weight, _ in mix.kinds.values()]
+    weights = [lesson.weight for lesson in mix.lessons.values()]
     records, scenes = [], {}
     for number in range(count):
-        (kind,) = studio.rng.choices(list(mix.kinds), weights)
+        (kind,) = studio.rng.choices(list(mix.lessons), weights)
         identity = f"{stage}-{number:06d}"
         scene, image = (studio.sampler(kind), f"{identity}.jpg") if kind else (Scene(), None)
         exchanges: list[Exchange] = []
