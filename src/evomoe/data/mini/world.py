@@ -1,0 +1,160 @@
+"""Writes the mini world: train, validation and test, no scene in two of them."""
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from evomoe.data.mini.choice_files import write_mmbench, write_mme, write_pope, write_sqa
+from evomoe.data.mini.claims import SUBTASKS
+from evomoe.data.mini.pictures import Studio
+from evomoe.data.mini.sampling import Handwriting, Sampler
+from evomoe.data.mini.scene import Scene
+from evomoe.data.mini.text_files import write_json
+from evomoe.data.mini.training import STAGE1, STAGE2, Exchange, Mix, conversation, record
+from evomoe.data.mini.vqa_files import write_gqa, write_textvqa, write_vqav2
+from evomoe.files import new_folder, write_text
+
+VERSION = 1
+"""Grows whenever a seed gives other files than before."""
+
+WRITERS: dict[str, Callable[[Path, Studio, int], None]] = {
+    "vqav2": write_vqav2,
+    "gqa": write_gqa,
+    "sqa": write_sqa,
+    "textvqa": write_textvqa,
+    "pope": write_pope,
+    "mme": write_mme,
+    "mmbench": write_mmbench,
+}
+FOLDERS = tuple(WRITERS)
+"""The folders of a split, one for each benchmark."""
+
+README = """# A small synthetic world
+
+Made by `evomoe.data.mini`, version {version}, seed {seed}: coloured shapes, words, numbers and handwritten digits (scikit-learn's)
+on pictures of 64 by 64 pixels. `train/` holds conversations in LLaVA's JSON, and the exact
+scene of every picture, by which a vision tower can be taught to see. `validation/` and `test/` hold seven sets each in the
+official formats of VQAv2, GQA, ScienceQA, TextVQA, POPE, MME and MMBench, by folder: {folders}.
+
+They exercise loaders, prompts and scorers, and compare small models with each other. They are no substitute for the real
+benchmarks, whose names stand for the format alone: no score on them says anything about photographs.
+"""
+
+
+@dataclass(frozen=True)
+class TestSizes:
+    """How large the test sets of a split are.
+
+    Attributes:
+        vqav2: pictures, up to four questions each.
+        gqa: pictures, up to four questions each.
+        sqa: questions.
+        textvqa: pictures, up to two questions each.
+        pope: pictures, six questions each in each of the three files.
+        mme: pictures of each of the 14 subtasks, two questions each.
+        mmbench: groups, two to four rows each.
+    """
+
+    __test__ = False  # not pytest's
+
+    vqav2: int = 500
+    gqa: int = 500
+    sqa: int = 900
+    textvqa: int = 500
+    pope: int = 150
+    mme: int = 40
+    mmbench: int = 420
+
+    @property
+    def steps(self) -> int:
+        """Pictures, and questions without one."""
+        return sum(vars(self).values()) + (len(SUBTASKS) - 1) * self.mme
+
+    def __post_init__(self) -> None:
+        if smallest := [name for name, size in vars(self).items() if size < 1]:
+            raise ValueError(f"sizes: {smallest[0]} is {getattr(self, smallest[0])}; every test set needs at least 1.")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the world is: ``stage1`` and ``stage2`` in training conversations, up to four questions each."""
+
+    stage1: int = 24_000
+    stage2: int = 16_000
+    validation: TestSizes = field(default_factory=lambda: TestSizes(250, 250, 450, 250, 75, 20, 210))
+    test: TestSizes = field(default_factory=TestSizes)
+
+
+def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = None) -> None:
+    """Writes the world into a new folder; the same files, byte for byte, for the same seed, sizes and versions of the libraries.
+
+    Raises:
+        ValueError: something of that name exists.
+        ImportError: scikit-learn is not installed.
+    """
+    sizes = sizes or Sizes()
+    handwriting = Handwriting.load()
+    taken = set()
+    total = sizes.stage1 + sizes.stage2 + sizes.validation.steps + sizes.test.steps
+    with new_folder(folder) as home, tqdm(desc="mini world", total=total, unit=" pictures", mininterval=1.0) as bar:
+
+        def studio(split: str, purpose: str) -> Studio:
+            rng = random.Random(f"{VERSION}/{seed}/{split}/{purpose}")
+            return Studio(Sampler(rng, handwriting, split, taken), rng, bar.update)
+
+        for stage, mix, count in (("stage1", STAGE1, sizes.stage1), ("stage2", STAGE2, sizes.stage2)):
+            _write_training(home / "train", stage, mix, count, studio("train", stage))
+        for split, wanted in (("validation", sizes.validation), ("test", sizes.test)):
+            for name, writer in WRITERS.items():
+                writer(home / split / name, studio(split, name), getattr(wanted, name))
+        write_text(home / "README.md", README.format(version=VERSION, seed=seed, folders=", ".join(FOLDERS)))
+
+
+def _write_training(folder: Path, stage: str, mix: Mix, count: int, studio: Studio) -> None:
+    """One stage's conversations, their pictures in images/, and what each of these shows, exactly."""
+    weights = [lesson.weight for lesson in mix.lessons.values()]
+    records, scenes = [], {}
+    for number in range(count):
+        (kind,) = studio.rng.choices(list(mix.lessons), weights)
+        identity = f"{stage}-{number:06d}"
+        scene, image = (studio.sampler(kind), f"{identity}.jpg") if kind else (Scene(), None)
+        exchanges: list[Exchange] = []
+        while not exchanges:  # a scene may have nothing to ask in a mix
+            exchanges = conversation(scene, mix, kind, studio.rng)
+        if image is None:
+            studio.advance()
+        else:
+            studio.save(scene, folder / "images" / image)
+            scenes[image] = asdict(scene)
+        records.append(record(identity, image, exchanges))
+    write_json(folder / f"{stage}.json", records)
+    write_json(folder / f"{stage}_scenes.json", scenes)
+
+
+def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the world with this seed, written on the first call.
+
+    Args:
+        seed: Decides every picture and question.
+        root: Where it is kept; EVOMOE_CACHE, or ~/.cache/evomoe, by default.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    home = Path(root or os.environ.get("EVOMOE_CACHE") or Path.home() / ".cache" / "evomoe")
+    folder = home / f"mini-v{VERSION}-seed{seed}"
+    if not folder.is_dir():
+        own = folder.with_name(f"{folder.name}.{os.getpid()}")
+        write(own, seed)
+        try:
+            os.replace(own, folder)
+        except OSError:  # another process was quicker
+            shutil.rmtree(own)
+            if not folder.is_dir():
+                raise
+    return folder

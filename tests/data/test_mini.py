@@ -1,0 +1,399 @@
+import base64
+import csv
+import hashlib
+import itertools
+import json
+import random
+import re
+import runpy
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from mini_answers import derive
+from PIL import Image
+
+from evomoe.data import mini
+from evomoe.data.mini import choices, claims, draw, questions, sampling, scene, training
+from evomoe.data.mini.errors import annotate
+from evomoe.data.mini.pictures import Studio
+from evomoe.data.mini.questions import Asked
+from evomoe.data.mini.scene import Scene
+from evomoe.data.records import load_records
+from evomoe.evaluation.base import LETTER_ANSWER, SHORT_ANSWER
+
+SMALL = mini.Sizes(150, 60, mini.TestSizes(2, 2, 9, 2, 2, 1, 14), mini.TestSizes(20, 20, 27, 20, 12, 3, 42))
+MME = "MME_Benchmark_release_version"
+
+
+@pytest.fixture(scope="module")
+def handwriting() -> sampling.Handwriting:
+    return sampling.Handwriting.load()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tuple[Path, dict[str, Scene], dict[str, list[Scene]]]:
+    """A small world, the scene of every picture file by its path, and the scenes of the pictures in tables, by split."""
+    folder = tmp_path_factory.mktemp("mini") / "world"
+    files, tables = {}, defaultdict(list)
+    plain_save, plain_draw = Studio.save, Studio.draw
+
+    def save(self, scene, path):
+        files[str(path).partition(".partial/")[2]] = scene
+        plain_save(self, scene, path)
+
+    def draw(self, scene):
+        tables[self.sampler.split].append(scene)
+        return plain_draw(self, scene)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Studio, "save", save)
+        patch.setattr(Studio, "draw", draw)
+        mini.write(folder, seed=3, sizes=SMALL)
+    saved = set(files.values())
+    return folder, files, {split: [scene for scene in scenes if scene not in saved] for split, scenes in tables.items()}
+
+
+@pytest.fixture(scope="module")
+def test_split(world) -> Path:
+    return world[0] / "test"
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_every_maker_tells_the_truth(handwriting):
+    """Hundreds of questions of every kind."""
+    sampler = sampling.Sampler(random.Random(0), handwriting, "train")
+    makers = [maker for maker in vars(questions).values() if getattr(maker, "__annotations__", {}).get("return") == Asked | None]
+    makers = [maker for maker in makers if not maker.__name__.startswith("_")]
+    assert len(makers) == 23
+    asked = Counter()
+    for kind, maker in itertools.product(("shapes", "crowd", "page"), makers):
+        for _ in range(60):
+            shown = sampler(kind)
+            if (found := maker(shown, sampler.rng)) is not None:
+                assert derive(found.text, shown) == found.answer, (found, shown)
+                assert found.answer not in (*found.wrong, *found.also)
+                asked[maker.__name__] += 1
+                asked[maker.__name__, found.answer] += 1
+    assert all(asked[maker.__name__] >= 15 for maker in makers)
+    for name in ("exists", "has_color", "related", "both", "same_color", "more"):  # the answer cannot be guessed
+        assert 0.3 < asked[name, "yes"] / asked[name] < 0.7, name
+
+
+def test_every_claim_and_choice_tells_the_truth(handwriting):
+    sampler = sampling.Sampler(random.Random(1), handwriting, "train")
+    for (kind, maker), _ in itertools.product(claims.SUBTASKS.values(), range(40)):
+        shown = sampler(kind)
+        if (pair := maker(shown, sampler.rng)) is not None:
+            assert [derive(text, shown) for text in pair] == ["yes", "no"], (pair, shown)
+    for topic, _ in itertools.product((*choices.SQA, *choices.MMBENCH), range(40)):
+        shown = sampler(topic.kind) if topic.kind else Scene()
+        if (choice := topic.maker(shown, sampler.rng)) is not None:
+            assert choice.options[choice.answer] == derive(choice.text, shown, choice.hint), (choice, shown)
+            assert 2 <= len(choice.options) == len({*choice.options}) <= 4
+
+
+def near(pixel: tuple[int, ...], ink: tuple[int, ...]) -> bool:
+    return max(abs(a - b) for a, b in zip(pixel, ink, strict=True)) < 45
+
+
+def test_things_are_where_they_are_said_to_be(handwriting):
+    sampler = sampling.Sampler(random.Random(2), handwriting, "train")
+    for _ in range(12):
+        shown = sampler("crowd")
+        pixels = draw.draw(shown, handwriting, 1).load()
+        colors = {cell: Counter() for cell in itertools.product(range(4), range(4))}
+        places = defaultdict(list)
+        for y, x in itertools.product(range(64), range(64)):
+            for color, ink in draw.INK.items():
+                if near(pixels[x, y], ink):
+                    colors[y // 16, x // 16][color] += 1
+                    places[y // 16, x // 16, color].append((x, y))
+        there = {(thing.row, thing.column): thing for thing in shown.things}
+        assert len(there) == len(shown.things)
+        for cell, found in colors.items():
+            assert (
+                ([color for color, count in found.items() if count >= 10] == [there[cell].color]) if cell in there else not found
+            )
+            if cell in there:
+                spots = places[*cell, there[cell].color]
+                for axis, (middle, shift) in enumerate(zip(cell[::-1], there[cell].shift, strict=True)):
+                    center = sum(spot[axis] for spot in spots) / len(spots)
+                    assert abs(center - (middle * 16 + 7.5 + shift)) < 2.2, (there[cell], center)
+
+
+def test_writings_are_drawn_letter_by_letter(handwriting):
+    image = draw.draw(Scene(writings=(scene.Writing("milk", 2, 9),)), handwriting)
+    dark = {(x, y) for x, y in itertools.product(range(64), range(64)) if near(image.getpixel((x, y)), draw.INK["black"])}
+    assert {y // 16 for _, y in dark} == {2}
+    assert {(x - 9) // 8 for x, _ in dark} == {0, 1, 2, 3}
+    letters = [frozenset((x - 9 - 8 * n, y) for x, y in dark if (x - 9) // 8 == n) for n in range(4)]
+    assert len({*letters}) == 4
+    digit = scene.Digit(0, 0, 1, 3)
+    box = draw.draw(Scene(digits=(digit,)), handwriting).convert("L").point(lambda level: 255 * (level < 128)).getbbox()
+    assert box[0] >= 48 and 16 <= box[1] < box[3] <= 32
+
+
+def test_same_seed_same_bytes(tmp_path):
+    tiny = mini.TestSizes(1, 1, 2, 1, 1, 1, 3)
+    for name, seed in (("one", 5), ("two", 5), ("other", 6)):
+        mini.write(tmp_path / name, seed, mini.Sizes(4, 4, tiny, tiny))
+    one, two, other = (hashes(tmp_path / name) for name in ("one", "two", "other"))
+    assert one == two and one != other and len(one) > 60
+    with pytest.raises(ValueError, match="one exists already"):
+        mini.write(tmp_path / "one")
+    with pytest.raises(ValueError, match="sizes: gqa is 0; every test set needs at least 1"):
+        mini.TestSizes(gqa=0)
+
+
+def test_ensure_writes_once(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(mini.world, "write", lambda folder, seed: (made.append(seed), folder.mkdir(parents=True)))
+    monkeypatch.setenv("EVOMOE_CACHE", str(tmp_path / "cache"))
+    assert mini.ensure(4) == mini.ensure(4) == tmp_path / "cache" / f"mini-v{mini.VERSION}-seed4"
+    assert mini.ensure(4, tmp_path / "else") == tmp_path / "else" / f"mini-v{mini.VERSION}-seed4"
+    assert made == [4, 4] and [path.name for path in (tmp_path / "else").iterdir()] == [f"mini-v{mini.VERSION}-seed4"]
+
+
+def test_ensure_takes_the_world_of_a_quicker_process(tmp_path, monkeypatch):
+    finished = tmp_path / f"mini-v{mini.VERSION}-seed0"
+
+    def slow(folder, seed):
+        for path in (folder, finished):
+            path.mkdir()
+            (path / "README.md").write_text(path.name)
+
+    monkeypatch.setattr(mini.world, "write", slow)
+    assert mini.ensure(root=tmp_path) == finished
+    assert [path.name for path in tmp_path.iterdir()] == [finished.name]
+    assert (finished / "README.md").read_text() == finished.name
+
+
+def test_command_line(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(mini, "write", lambda folder, seed: asked.append((folder, seed)))
+    monkeypatch.setattr("sys.argv", ["mini", "out", "--seed", "7"])
+    runpy.run_module("evomoe.data.mini")
+    assert asked == [("out", 7)]
+
+
+def test_no_scene_in_two_splits(world):
+    _, files, tables = world
+    splits = {
+        split: {s for path, s in files.items() if path.startswith(f"{split}/")} for split in ("train", "validation", "test")
+    }
+    for split, scenes in tables.items():
+        splits[split] |= {*scenes}
+    assert [len(found) > 30 for found in splits.values()] == [True] * 3
+    assert sum(map(len, splits.values())) == len(set().union(*splits.values()))
+    strokes = {split: {digit.sample for s in scenes for digit in s.digits} for split, scenes in splits.items()}
+    assert all(strokes.values()) and not strokes["train"] & (strokes["validation"] | strokes["test"])
+    assert not strokes["validation"] & strokes["test"]
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_training_records(world, stage):
+    folder, files, _ = world
+    records = load_records(folder / "train" / f"{stage}.json", folder / "train" / "images")
+    assert len(records) == getattr(SMALL, stage) and not records.skipped
+    scenes = read(folder / "train" / f"{stage}_scenes.json")
+    seen = Counter()
+    for row in read(folder / "train" / f"{stage}.json"):
+        shown = files[f"train/images/{row['image']}"] if "image" in row else Scene()
+        if "image" in row:
+            assert len(scenes[row["image"]]["things"]) == len(shown.things)
+        turns = [turn["value"] for turn in row["conversations"]]
+        assert turns[0].startswith("<image>\n") == ("image" in row)
+        for text, answer in zip(turns[::2], turns[1::2], strict=True):
+            text = text.removeprefix("<image>\n")
+            if text == training.CAPTION_REQUEST:
+                seen["caption"] += 1
+                assert sum(f"{thing.size} {thing.name}" in answer for thing in shown.things) == len(shown.things)
+                assert all(writing.text in answer for writing in shown.writings) and shown.person in answer
+                continue
+            asked = text.removesuffix(SHORT_ANSWER).removesuffix(LETTER_ANSWER)
+            assert asked != text
+            hint, lines = "", asked.removeprefix("Context: ").split("\n")
+            if not lines[0].endswith("?"):
+                hint, *lines = lines
+            seen["hint"] += bool(hint)
+            seen["context"] += asked.startswith("Context: ")
+            right = derive(lines[0], shown, hint)
+            if text.endswith(LETTER_ANSWER):
+                options = dict(line.split(". ") for line in lines[1:])
+                assert options[answer] == right
+                seen["letter"] += 1
+            else:
+                assert answer == right and (len(lines) == 1 or lines[1].startswith("Reference OCR token: "))
+                seen["recognised"] += len(lines) == 2
+    assert {"letter", "hint", "context", "recognised"} <= {name for name, count in seen.items() if count}
+    assert (seen["caption"] > 0) == (stage == "stage1")
+
+
+def test_vqav2(world, test_split):
+    folder = test_split / "vqav2"
+    asked = read(folder / "v2_OpenEnded_mscoco_val2014_questions.json")["questions"]
+    annotations = read(folder / "v2_mscoco_val2014_annotations.json")["annotations"]
+    assert [q["question_id"] for q in asked] == [a["question_id"] for a in annotations] and len(asked) >= 60
+    assert len({q["question_id"] for q in asked}) == len(asked)
+    types = Counter()
+    for question, annotation in zip(asked, annotations, strict=True):
+        path = f"val2014/COCO_val2014_{question['image_id']:012d}.jpg"
+        assert Image.open(folder / path).size == (64, 64)
+        right = derive(question["question"], world[1][f"test/vqav2/{path}"])
+        assert annotation["multiple_choice_answer"] == right and annotation["image_id"] == question["image_id"]
+        answers = [answer["answer"] for answer in annotation["answers"]]
+        assert [answer["answer_id"] for answer in annotation["answers"]] == [*range(1, 11)]
+        assert all(answers.count(right) > answers.count(other) for other in {*answers} - {right})
+        assert question["question"].lower().startswith(annotation["question_type"])
+        types[annotation["answer_type"]] += 1
+        assert annotation["answer_type"] == ("yes/no" if right in ("yes", "no") else "number" if right.isdigit() else "other")
+    assert len(types) == 3
+
+
+def test_annotators_disagree_now_and_then():
+    rng = random.Random(0)
+    question = Asked("What color is it?", "purple", "color", ("red", "blue", "green"), ("violet",))
+    answers = [annotate(question, rng) for _ in range(400)]
+    assert {len(ten) for ten in answers} == {10}
+    agreeing = Counter(ten.count("purple") for ten in answers)
+    assert agreeing[10] > 80 and min(agreeing) == 3
+    others = Counter(answer for ten in answers for answer in ten)
+    assert others["violet"] > others["red"] > 0
+    yes = [annotate(Asked("Is it?", "yes", "exists", ("no",)), rng).count("yes") for _ in range(400)]
+    assert min(yes) > 5
+
+
+def test_gqa(world, test_split):
+    entries = read(test_split / "gqa" / "testdev_balanced_questions.json")
+    fields = {"semantic", "entailed", "equivalent", "question", "imageId", "isBalanced", "groups", "answer", "semanticStr"}
+    fields |= {"annotations", "types", "fullAnswer"}
+    structural = set()
+    for key, entry in entries.items():
+        assert {*entry} == fields and entry["isBalanced"] is True and entry["equivalent"] == [key]
+        assert derive(entry["question"], world[1][f"test/gqa/images/{entry['imageId']}.jpg"]) == entry["answer"]
+        assert {*entry["types"]} == {"detailed", "semantic", "structural"} and {*entry["groups"]} == {"global", "local"}
+        structural.add(entry["types"]["structural"])
+    assert structural == {"query", "verify", "choose", "logical", "compare"}
+    assert len(entries) >= 60
+
+
+def test_scienceqa(world, test_split):
+    folder = test_split / "sqa"
+    problems, splits = read(folder / "problems.json"), read(folder / "pid_splits.json")
+    assert splits["test"] == list(problems) and len(problems) == 27
+    for pid, problem in problems.items():
+        path = folder / "images" / "test" / pid / "image.png"
+        assert path.exists() == (problem["image"] is not None)
+        shown = world[1].get(f"test/sqa/images/test/{pid}/image.png", Scene())
+        assert problem["choices"][problem["answer"]] == derive(problem["question"], shown, problem["hint"])
+        assert problem["split"] == "test" and problem["task"] == "closed choice"
+    assert {problem["subject"] for problem in problems.values()} == {"natural science", "social science", "language science"}
+    assert {bool(problem["hint"]) for problem in problems.values()} == {True, False}
+    assert {problem["image"] for problem in problems.values()} == {None, "image.png"}
+
+
+def test_textvqa(world, test_split):
+    folder = test_split / "textvqa"
+    data = read(folder / "TextVQA_0.5.1_val.json")["data"]
+    tokens = {row["image_id"]: row for row in read(folder / "TextVQA_Rosetta_OCR_v0.2_val.json")["data"]}
+    assert len({row["question_id"] for row in data}) == len(data) >= 20
+    assert len({(row["image_id"], row["question"].lower()) for row in data}) == len(data)
+    for row in data:
+        shown = world[1][f"test/textvqa/train_images/{row['image_id']}.jpg"]
+        assert Counter(row["answers"]).most_common(1)[0][0] == derive(row["question"], shown) and len(row["answers"]) == 10
+        assert (row["image_width"], row["image_height"]) == Image.open(folder / "train_images" / f"{row['image_id']}.jpg").size
+    read_right = 0
+    for image_id, row in tokens.items():
+        shown = world[1][f"test/textvqa/train_images/{image_id}.jpg"]
+        assert row["ocr_tokens"] == [info["word"] for info in row["ocr_info"]]
+        read_right += sum(writing.text in row["ocr_tokens"] for writing in shown.writings)
+        tops = {round(info["bounding_box"]["top_left_y"] * 4) for info in row["ocr_info"]}
+        assert tops <= {writing.row for writing in shown.writings}
+    assert 0.6 < read_right / sum(len(world[1][f"test/textvqa/train_images/{name}.jpg"].writings) for name in tokens) < 1
+
+
+def test_pope(world, test_split):
+    folder = test_split / "pope"
+    positives = []
+    for split in ("random", "popular", "adversarial"):
+        rows = [json.loads(line) for line in (folder / "coco" / f"coco_pope_{split}.json").read_text().splitlines()]
+        assert [row["question_id"] for row in rows] == [*range(1, 73)]
+        by_image = defaultdict(list)
+        for row in rows:
+            assert {*row} == {"question_id", "image", "text", "label"}
+            assert derive(row["text"], world[1][f"test/pope/val2014/{row['image']}"]) == row["label"]
+            assert (folder / "val2014" / row["image"]).exists()
+            by_image[row["image"]].append(row)
+        assert len(by_image) == 12
+        for group in by_image.values():
+            assert [row["label"] for row in group] == ["yes", "no"] * 3 and len({row["text"] for row in group}) == 6
+        positives.append([row["text"] for row in rows if row["label"] == "yes"])
+    assert positives[0] == positives[1] == positives[2]
+
+
+def test_negatives_are_what_they_are_called(world, test_split, handwriting):
+    """Counted anew over other scenes of the world: popular ones are frequent, adversarial ones go with what is there."""
+    sampler = sampling.Sampler(random.Random(9), handwriting, "train")
+    others = [{thing.name for thing in sampler("crowd").things} for _ in range(800)]
+    frequency, company = {}, {}
+    for split in ("random", "popular", "adversarial"):
+        lines = (test_split / "pope" / "coco" / f"coco_pope_{split}.json").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if row["label"] == "no"]
+        named = [(re.search(r"an? (\w+ \w+) in", row["text"])[1], world[1][f"test/pope/val2014/{row['image']}"]) for row in rows]
+        frequency[split] = sum(name in seen for name, _ in named for seen in others) / len(named)
+        pairs = [(name, thing.name) for name, shown in named for thing in shown.things]
+        company[split] = sum({*pair} <= seen for pair in pairs for seen in others) / len(pairs)
+    assert frequency["popular"] > 2 * frequency["random"]
+    assert company["adversarial"] > 1.3 * company["popular"] > 1.3 * company["random"]
+
+
+def test_mme(world, test_split):
+    folder = test_split / "mme" / MME
+    assert sorted(path.name for path in folder.iterdir()) == sorted(claims.SUBTASKS) and len(claims.SUBTASKS) == 14
+    first = Counter()
+    for subtask in folder.iterdir():
+        texts = sorted(subtask.rglob("*.txt"))
+        assert len(texts) == 3
+        for path in texts:
+            images = path.parent.parent / "images" if path.parent.name == "questions_answers_YN" else path.parent
+            image = images / f"{path.stem}.jpg"
+            assert image.exists()
+            lines = [line.split("\t") for line in path.read_text().splitlines()]
+            assert sorted(answer for _, answer in lines) == ["No", "Yes"]
+            first[lines[0][1]] += 1
+            shown = world[1][str(image.relative_to(world[0]))]
+            for text, answer in lines:
+                assert derive(text.removesuffix(" Please answer yes or no."), shown) == answer.lower() and text.endswith("no.")
+    assert len(first) == 2
+
+
+def test_mmbench(world, test_split):
+    with open(test_split / "mmbench" / "mmbench_dev_20230712.tsv", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    names = "index question hint A B C D answer category image source l2-category comment split"
+    assert list(rows[0]) == names.split()
+    groups = defaultdict(list)
+    for row in rows:
+        groups[int(row["index"]) % 10**6].append(row)
+    assert list(groups) == [*range(1, 43)] and len({row["index"] for row in rows}) == len(rows)
+    assert {len(group) for group in groups.values()} >= {2, 4}
+    for group, shown in zip(groups.values(), world[2]["test"], strict=True):
+        base = [group[0][letter] for letter in "ABCD" if group[0][letter]]
+        right = derive(group[0]["question"], shown, group[0]["hint"])
+        assert len(group) == len(base)
+        for turn, row in enumerate(group):
+            assert int(row["index"]) // 10**6 == turn
+            options = [row[letter] for letter in "ABCD" if row[letter]]
+            assert options == base[turn:] + base[:turn] and row[row["answer"]] == right
+            assert row["image"] == group[0]["image"]
+    image = base64.b64decode(rows[0]["image"])
+    assert image[:2] == b"\xff\xd8" and rows[0]["split"] == "dev"
