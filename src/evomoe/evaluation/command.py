@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 
 from evomoe import __version__
+from evomoe.data import mini
 from evomoe.evaluation.answers import AnswerFile, digest, fingerprint
 from evomoe.evaluation.base import Benchmark, Question, Result
 from evomoe.evaluation.benchmarks import BENCHMARKS
@@ -173,6 +174,8 @@ class _Evaluation:
 
 def data_folder(benchmark: Benchmark, root: str | None) -> DataFolder:
     """Where a benchmark's data lie: below ``--data-root``; those of the mini world are made when they are first asked for."""
+    if root is None and benchmark.mini:
+        root = str(mini.ensure() / "test")
     return DataFolder(benchmark.name, None if root is None else Path(root) / (benchmark.folder or benchmark.name))
 
 

@@ -1,10 +1,28 @@
 """One file per benchmark: its data, its prompts, its rule, the format of its server."""
 
+from dataclasses import replace
+
 from evomoe.evaluation.base import Benchmark
 from evomoe.evaluation.benchmarks import easy_vqa, gqa, mmbench, mme, pope, sqa, textvqa, vqav2
 
-_ROWS = (
+_PUBLISHED = (
     vqav2.BENCHMARK, gqa.BENCHMARK, sqa.BENCHMARK, textvqa.BENCHMARK, textvqa.WITH_OCR, pope.BENCHMARK, mme.BENCHMARK,
-    mmbench.BENCHMARK, easy_vqa.BENCHMARK,
+    mmbench.BENCHMARK,
 )  # fmt: skip
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ROWS}
+
+
+def _mini(benchmark: Benchmark) -> Benchmark:
+    """The same loader, prompts and rule on the test set of that format in ``evomoe.data.mini``."""
+    return replace(
+        benchmark,
+        name=f"mini-{benchmark.name}",
+        summary=f"A small synthetic set in the format of {benchmark.name}, made on the spot.",
+        folder=benchmark.folder or benchmark.name,
+        counts=(),
+        mini=True,
+    )
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark for benchmark in (*_PUBLISHED, easy_vqa.BENCHMARK, *map(_mini, _PUBLISHED))
+}

@@ -1,0 +1,55 @@
+"""The mini world's sets run through the loaders, prompts and rules of the published ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evomoe.data import mini
+from evomoe.evaluation import BENCHMARKS
+from evomoe.evaluation.command import data_folder, evaluate_checkpoint
+from evomoe.evaluation.options import Options
+from evomoe.evaluation.scoring import load_questions
+
+SMALL = mini.TestSizes(3, 3, 9, 3, 2, 1, 5)
+MINI = [name for name in BENCHMARKS if name.startswith("mini-")]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mini") / "world"
+    mini.write(folder, seed=0, sizes=mini.Sizes(2, 2, SMALL, SMALL))
+    return folder
+
+
+@pytest.fixture
+def made(world, monkeypatch):
+    monkeypatch.setattr(mini, "ensure", lambda: world)
+
+
+@pytest.mark.parametrize("name", MINI)
+def test_right_answers_get_the_whole_score(name, made):
+    benchmark = BENCHMARKS[name]
+    folder = data_folder(benchmark, None)
+    questions = load_questions(benchmark, folder)
+    result = benchmark.score(questions, {question.id: question.answer for question in questions}, "official")
+    assert result.score == pytest.approx(2000 if name == "mini-mme" else 100) or "vqa" in name  # annotators disagree
+    assert result.score > 85 and result.questions == len(questions) > 3 and result.unparsable == 0
+    wrong = benchmark.score(questions, {question.id: "" for question in questions}, "official")
+    assert wrong.score < 0.7 * result.score  # to POPE, an empty answer says yes
+
+
+def test_all_of_them_and_their_average(made, workspace, tmp_path):
+    text = evaluate_checkpoint(workspace / "model", MINI, Options(output=str(tmp_path / "out"), workers=0, limit=4))
+    assert "AVG " in text and "mini-textvqa-ocr + mini-pope + mini-mme / 20" in text
+    assert "(mini-vqav2" in text and "(vqav2" not in text
+    for name in MINI:
+        (result,) = (tmp_path / "out" / name).glob("result-*.json")
+        assert json.loads(result.read_text())["benchmark"] == name
+
+
+def test_another_split_is_a_data_root(world):
+    options = [data_folder(BENCHMARKS["mini-pope"], str(world / split)) for split in ("validation", "test")]
+    validation, test = (load_questions(BENCHMARKS["mini-pope"], folder) for folder in options)
+    assert {question.id for question in validation} == {question.id for question in test}
+    assert [question.text for question in validation] != [question.text for question in test]
