@@ -101,6 +101,13 @@ def test_every_claim_and_choice_tells_the_truth(handwriting):
             assert 2 <= len(choice.options) == len({*choice.options}) <= 4
 
 
+def test_no_scene_is_sampled_twice(handwriting):
+    taken = set()
+    samplers = [sampling.Sampler(random.Random(0), handwriting, "train", taken) for _ in range(2)]
+    one, other = ([sampler("shapes") for _ in range(5)] for sampler in samplers)
+    assert len({*one, *other}) == 10
+
+
 def near(pixel: tuple[int, ...], ink: tuple[int, ...]) -> bool:
     return max(abs(a - b) for a, b in zip(pixel, ink, strict=True)) < 45
 
