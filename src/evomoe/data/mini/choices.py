@@ -63,7 +63,9 @@ def _of(text: str, answer: str, known: "list[str] | tuple[str, ...]", rng: rando
     return choice
 
 
-def _with_options(maker: Maker) -> LetteredMaker:
+def with_options(maker: Maker) -> LetteredMaker:
+    """The maker of an open question as one of a lettered question."""
+
     @functools.wraps(maker)
     def ask(scene: Scene, rng: random.Random) -> Lettered | None:
         return lettered(maker(scene, rng), rng)
@@ -190,7 +192,7 @@ SQA = (
     Topic("social science", "geography", "crowd", compass),
     Topic("social science", "economics", "sum", addition),
     Topic("language science", "vocabulary", "foreign", translation),
-    Topic("language science", "word-study", "page", _with_options(questions.word)),
+    Topic("language science", "word-study", "page", with_options(questions.word)),
     Topic("language science", "vocabulary", "", translation_in_words),
     Topic("natural science", "units-and-measurement", "", corners_in_words),
 )
@@ -202,15 +204,15 @@ MMBENCH = (
     Topic("coarse_perception", "image_style", "artwork", style),
     Topic("coarse_perception", "image_topic", "poster", title),
     Topic(INSTANCE, "object_localization", "shapes", where),
-    Topic(INSTANCE, "attribute_recognition", "shapes", _with_options(questions.color)),
+    Topic(INSTANCE, "attribute_recognition", "shapes", with_options(questions.color)),
     Topic(INSTANCE, "celebrity_recognition", "portrait", person),
-    Topic(INSTANCE, "ocr", "page", _with_options(questions.word)),
-    Topic(CROSS, "spatial_relationship", "shapes", _with_options(questions.choose_relation)),
-    Topic(CROSS, "attribute_comparison", "shapes", _with_options(questions.larger)),
+    Topic(INSTANCE, "ocr", "page", with_options(questions.word)),
+    Topic(CROSS, "spatial_relationship", "shapes", with_options(questions.choose_relation)),
+    Topic(CROSS, "attribute_comparison", "shapes", with_options(questions.larger)),
     Topic("attribute_reasoning", "physical_property_reasoning", "shapes", roller),
     Topic("attribute_reasoning", "function_reasoning", "shapes", invented),
     Topic("attribute_reasoning", "identity_reasoning", "landmark", landmark),
-    Topic("relation_reasoning", "nature_relation", "shapes", _with_options(questions.related_color)),
+    Topic("relation_reasoning", "nature_relation", "shapes", with_options(questions.related_color)),
     Topic("logic_reasoning", "structuralized_imagetext_understanding", "code", program),
 )
 """MMBench's l2-categories and categories."""

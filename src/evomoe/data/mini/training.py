@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evomoe.data.mini import questions
-from evomoe.data.mini.choices import MMBENCH, SQA, Topic
+from evomoe.data.mini.choices import MMBENCH, SQA, LetteredMaker, Topic, background, where, with_options
 from evomoe.data.mini.claims import SUBTASKS
 from evomoe.data.mini.errors import recognised
 from evomoe.data.mini.questions import Maker
@@ -68,11 +68,11 @@ def claim(subtask: str) -> Asker:
     return ask
 
 
-def letter(topic: Topic, before_hint: str = "") -> Asker:
+def letter(maker: LetteredMaker, before_hint: str = "") -> Asker:
     """Asks for the letter of a choice; ScienceQA puts a word before the hint."""
 
     def ask(scene: Scene, rng: random.Random) -> Exchange | None:
-        choice = topic.maker(scene, rng)
+        choice = maker(scene, rng)
         if choice is None:
             return None
         hint = f"{before_hint}{choice.hint}\n" * bool(choice.hint)
@@ -120,8 +120,8 @@ class Mix:
 
 
 def _topics(kind: str) -> dict[Asker, int]:
-    asked = {letter(topic, "Context: "): 2 for topic in SQA if topic.kind == kind}
-    return asked | {letter(topic): 2 for topic in MMBENCH if topic.kind == kind}
+    asked = {letter(topic.maker, "Context: "): 2 for topic in SQA if topic.kind == kind}
+    return asked | {letter(topic.maker): 2 for topic in MMBENCH if topic.kind == kind}
 
 
 def _claims(kind: str) -> dict[Asker, int]:
@@ -153,10 +153,17 @@ _HARD = {
     **{"larger": 2, "more": 1, "sized_color": 2, "count": 2, "exists": 2, "side": 1},
 }
 
+# A picture of one object is where the forms of an answer are learnt: a word, a letter, yes or no.
+_SINGLE = {letter(with_options(maker)): 4 for maker in (questions.color, questions.shape, questions.word, questions.number)}
+_SINGLE |= {letter(maker): 2 for maker in (background, where)} | {
+    claim(name): 3 for name in ("scene", "commonsense_reasoning", "OCR")
+}
+
 STAGE1 = Mix(
-    captions=0.4,
+    captions=0.3,
     lessons={
-        "single": Lesson(30, _shorts(**_EASY, digit=4), turns=2),
+        "": Lesson(6, _topics(""), turns=1),
+        "single": Lesson(34, _shorts(**_EASY, digit=4) | _SINGLE, turns=2),
         "shapes": Lesson(28, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=2) | _claims("shapes") | _topics("shapes")),
         "crowd": Lesson(12, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=1) | _topics("crowd")),
         "page": Lesson(
