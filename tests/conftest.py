@@ -2,8 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tiny import QUICK, make, make_llava, write_workspace
 from transformers import PreTrainedModel
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(params=QUICK)

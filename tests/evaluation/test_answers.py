@@ -53,6 +53,19 @@ def test_a_line_that_was_cut_short_is_asked_again(tmp_path, left):
     assert set(again.read()) == {"0", "1"}
 
 
+def test_damaged_files_are_named(tmp_path):
+    answers = AnswerFile(tmp_path, {})
+    answers.append(some(0, 1, 2, 3), "m")
+    answers.finish(QUESTIONS, PROMPTS, "m")
+    lines = answers.path.read_text().splitlines()
+    answers.path.write_text("\n".join(lines[:2]) + "\n")
+    with pytest.raises(ValueError, match="answers-.*: 2 answers missing, first to '2'"):
+        answers.check(QUESTIONS, answers.read())
+    answers.path.write_text("\n".join([lines[0], "\0\0", *lines[2:]]) + "\n")
+    with pytest.raises(ValueError, match="answers-.*, line 2: damaged"):
+        answers.read()
+
+
 def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch):
     answers = AnswerFile(tmp_path, {})
     answers.append(some(0), "m")
@@ -80,8 +93,9 @@ def test_a_model_is_known_by_its_files_not_by_its_folder(tmp_path):
     (one / "model.safetensors").write_bytes(b"weightz")  # overwritten: as long as before, and with the same date
     os.utime(one / "model.safetensors", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert fingerprint(one) != before
-    (two / "chat_template.jinja").write_text("{{ 1 }}")
-    assert fingerprint(two) != before
+    for number, name in enumerate(("chat_template.jinja", "vocab.txt", "modeling.py", "tokenizer.model"), 1):
+        (two / name).write_text("1")
+        assert len(fingerprint(two)) == len(before) + number
 
 
 def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from evomoe.evaluation import BENCHMARKS, Question, command
 from evomoe.evaluation.command import dump_prompts, evaluate_checkpoint, evenly_spaced
 from evomoe.evaluation.generation import Answerer
 from evomoe.evaluation.options import Options
+from evomoe.evaluation.sources import FilePicture
 
 
 @pytest.fixture
@@ -106,7 +107,8 @@ def test_a_changed_prompt_or_picture_is_asked_anew(workspace, quiz, options, ask
     monkeypatch.setitem(BENCHMARKS, "quiz", replace(quiz, prompt=lambda question, protocol: "red ?"))
     evaluate_checkpoint(workspace / "model", ["quiz"], options)
     assert len(asked) == 14
-    (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes() + b"\0")
+    content = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "0.png").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size
     evaluate_checkpoint(workspace / "model", ["quiz"], options)
     assert len(asked) == 21
 
@@ -146,6 +148,75 @@ def test_the_server_s_files_are_written_beside_the_answers(workspace, quiz, opti
     (result,) = Path(options.output).glob("quiz/result-*.json")
     (name,) = json.loads(result.read_text())["submission"]
     assert (result.parent / name).read_text() == "7"
+
+
+def test_a_submission_that_cannot_be_written_costs_no_score(workspace, quiz, options, monkeypatch):
+    def submit(questions, answers, folder: Path) -> list[Path]:
+        raise ValueError("it needs a package")
+
+    monkeypatch.setitem(BENCHMARKS, "quiz", replace(quiz, submit=submit))
+    text = evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    assert "\n| quiz " in text and "quiz: no file for the server was written: it needs a package" in text
+    assert "no file" not in evaluate_checkpoint(workspace / "model", ["quiz"], replace(options, limit=2))  # not even tried
+
+
+def test_a_benchmark_without_public_answers_is_for_its_server(workspace, quiz, options, questions, monkeypatch):
+    def submit(asked, answers, folder: Path) -> list[Path]:
+        folder.mkdir(exist_ok=True)
+        (folder / "all.json").write_text(json.dumps(answers))
+        return [folder / "all.json"]
+
+    unknown = [replace(question, answer="") for question in questions]
+    monkeypatch.setitem(BENCHMARKS, "quiz", replace(quiz, load=lambda folder: unknown, submit=submit, score=None))
+    text = evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    (file,) = Path(options.output).glob("quiz/submission-*/all.json")
+    assert f"quiz: the right answers are not public; upload {file}" in text and len(json.loads(file.read_text())) == 7
+
+
+def test_protocols_keep_results_of_their_own(workspace, quiz, options, asked):
+    for protocol in ("official", "lmms-eval"):
+        evaluate_checkpoint(workspace / "model", ["quiz"], replace(options, protocol=protocol))
+    assert len(asked) == 7  # the prompts are the same
+    assert {path.name.rpartition("-")[0] for path in Path(options.output).glob("quiz/result-*")} == {
+        "result-official", "result-lmms-eval",
+    }  # fmt: skip
+
+
+def test_the_report_has_the_benchmarks_of_earlier_runs_of_the_same_model(workspace, quiz, options, monkeypatch):
+    monkeypatch.setitem(BENCHMARKS, "other", replace(quiz, name="other"))
+    evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    text = evaluate_checkpoint(workspace / "model", ["other"], options)
+    assert text.count("\n| quiz ") == 1 and text.count("\n| other ") == 1
+    text = evaluate_checkpoint(workspace / "model", ["other"], replace(options, limit=3))
+    assert "\n| quiz " not in text and "--limit 3" in text
+
+
+def test_all_mistakes_come_before_the_first_answer(workspace, quiz, options, questions, asked, monkeypatch, tmp_path):
+    lost = [replace(questions[0], picture=FilePicture(str(tmp_path / "lost.png")))]
+    monkeypatch.setitem(BENCHMARKS, "other", replace(quiz, name="other", load=lambda folder: lost))
+    with pytest.raises(ValueError, match="other: 1 picture of 1 missing, first .*lost.png"):
+        evaluate_checkpoint(workspace / "model", ["quiz", "other"], options)
+    assert asked == []
+
+
+def test_processes_share_the_questions(workspace, quiz, options, asked, monkeypatch):
+    """What one of two processes answers; the other's part is asked by a second one."""
+
+    class State:
+        device, num_processes = torch.device("cpu"), 2
+
+        def __init__(self, timeout) -> None:
+            self.process_index, self.is_main_process = rank, rank == 0
+
+        def wait_for_everyone(self) -> None:
+            pass
+
+    monkeypatch.setattr(command, "PartialState", State)
+    rank = 1
+    assert evaluate_checkpoint(workspace / "model", ["quiz"], options) == "" and len(asked) == 3
+    monkeypatch.setattr(State, "num_processes", 1)
+    rank = 0
+    assert "\n| quiz " in evaluate_checkpoint(workspace / "model", ["quiz"], options) and sorted(asked) == sorted(set(asked))
 
 
 def test_prompts_are_shown_without_weights(workspace, quiz, options, monkeypatch):

@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from tiny import FAMILIES, QUICK, inputs_for, make
 
 from evomoe.evaluation.encode_once import EncodeOnce
 
 # Ovis2's output has a part that belongs to no picture; Mllama's pictures enter by cross-attention.
 NOT_SHARED = {"ovis2", "mllama"}
+if version.parse(transformers.__version__) < version.parse("5.23"):
+    NOT_SHARED |= {"idefics2", "qwen3-vl"}  # their outputs are of another form in 5.16; between the two it is not known
 
 
 @pytest.mark.parametrize(

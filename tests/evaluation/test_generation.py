@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from quiz_texts import TEXTS
 from tiny import make_processor
+from tokenizers import processors
 
 from evomoe.data.images import Shape
 from evomoe.evaluation.generation import Answerer, Prompts, ask, evaluate
+from evomoe.evaluation.sources import FilePicture
 
 
 def answers_of(model, prompts: Prompts, max_new_tokens: int = 6, encode_once: bool = True, workers: int = 0) -> list[str]:
@@ -104,7 +106,9 @@ def test_answering_leaves_the_model_in_its_mode_and_ignores_its_own_generation_s
     model.train()
     model.generation_config.do_sample, model.generation_config.temperature = True, 5.0
     model.generation_config.repetition_penalty = 3.0
-    assert answers_of(model, prompts) == greedy and model.training
+    model.generation_config.no_repeat_ngram_size = 1
+    own = model.generation_config
+    assert answers_of(model, prompts) == greedy and model.training and model.generation_config is own
     answering = Answerer(model, 2).answer(prompts)
     next(answering)
     answering.close()  # as an interruption does
@@ -131,6 +135,43 @@ def test_a_picture_that_cannot_be_read_is_named(questions, tmp_path):
     (tmp_path / "0.png").unlink()
     with pytest.raises(ValueError, match="question 'q[036]': image .*0.png does not exist"):
         Prompts([*map(ask, questions)], make_processor())[0]
+
+
+def test_a_picture_that_a_worker_cannot_read_is_named_in_one_line(questions, model, tmp_path):
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
+    with pytest.raises(ValueError) as error:
+        answers_of(model, Prompts([*map(ask, questions)], make_processor()), workers=1)
+    assert "1.png" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pictures_of_one_name_in_two_folders_are_two(questions, model, tmp_path):
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (16, 16), "blue").save(tmp_path / "other" / "0.png")
+    same = replace(questions[0], id="other", picture=FilePicture(str(tmp_path / "other" / "0.png")))
+    prompts = Prompts([ask(questions[0]), ask(same)], make_processor())
+    pixels = prompts[0].inputs["pixel_values"]
+    answerer = Answerer(model, 2)
+    list(answerer.answer(prompts))
+    assert not torch.equal(pixels[0], pixels[1]) and answerer.encoded == 2
+
+
+def test_a_template_that_writes_the_first_token_gets_no_second_one(questions):
+    processor = make_processor()
+    single = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", processor.tokenizer.bos_token_id)])
+    processor.tokenizer.backend_tokenizer.post_processor = single
+    assert (Prompts([ask(questions[0])], processor)[0].inputs["input_ids"] == processor.tokenizer.bos_token_id).sum() == 1
+    processor.chat_template = "<s>" + processor.chat_template
+    assert (Prompts([ask(questions[0])], processor)[0].inputs["input_ids"] == processor.tokenizer.bos_token_id).sum() == 1
+
+
+def test_a_picture_that_padding_would_blow_up_is_refused(questions, tmp_path):
+    Image.new("RGB", (20_000, 1)).save(tmp_path / "0.png")
+    with pytest.raises(
+        ValueError, match="question 'q0': a picture of 20000 x 1 pixels would be padded to a square of 400,000,000"
+    ):
+        Prompts([ask(questions[0])], make_processor(), image_aspect="pad")[0]
+    with pytest.raises(ValueError, match="image_aspect: there is no 'padd'"):
+        Shape(make_processor(), "padd")
 
 
 def test_a_processor_without_a_chat_template_is_refused(questions):

@@ -54,6 +54,47 @@ def test_the_annotation_file_itself_may_be_named(tmp_path, capsys):
     assert f"| {len(questions)} |" in " ".join(capsys.readouterr().out.split())
 
 
+def test_another_file_than_the_benchmark_s_is_refused(tmp_path, capsys):
+    WRITERS["gqa"](tmp_path / "data")
+    (tmp_path / "data" / "val_balanced_questions.json").write_text("{}")
+    (tmp_path / "a.json").write_text("[]")
+    named = str(tmp_path / "data" / "val_balanced_questions.json")
+    assert main(["score", "gqa", "--predictions", str(tmp_path / "a.json"), "--annotations", named, "--any-version"]) == 1
+    assert "gqa reads no file of that name. It reads testdev_balanced_questions.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"annotations": null}', '{"annotations": [{}]}', "7"])
+@pytest.mark.parametrize("name", ["vqav2", "gqa", "sqa", "textvqa"])
+def test_annotations_of_another_form_are_an_error_that_names_the_file(name, content, tmp_path, capsys):
+    WRITERS[name](tmp_path / "data")
+    for file in (tmp_path / "data").glob("*.json"):
+        file.write_text(content)
+    (tmp_path / "a.json").write_text('[{"question_id": "1", "answer": "x"}]')
+    command = ["score", name, "--predictions", str(tmp_path / "a.json"), "--annotations", str(tmp_path / "data"), "--any-version"]
+    assert main(command) == 1
+    assert ".json" in capsys.readouterr().err
+
+
+def test_a_folder_without_the_data_is_not_replaced_by_the_hub(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.load_dataset", None)
+    (tmp_path / "a.jsonl").write_text('{"question_id": "1", "text": "x"}')
+    assert main(["score", "mmbench", "--predictions", str(tmp_path / "a.jsonl"), "--annotations", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "mmbench: its data are not in" in error and "mmbench_dev_20230712.tsv (from https" in error
+    assert "MD5 b6caf1133a01c6bb705cf753bb527ed8" in error and "hf download" in error
+
+
+def test_a_file_that_is_not_the_published_one_is_scored_on_request_only(tmp_path, capsys):
+    WRITERS["mmbench"](tmp_path / "data")
+    (table,) = (tmp_path / "data").glob("*.tsv")
+    table.rename(tmp_path / "data" / "MMBench_DEV_EN.tsv")
+    questions = BENCHMARKS["mmbench"].load(DataFolder("mmbench", tmp_path / "data"))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"question_id": q.id, "text": q.answer}) for q in questions))
+    command = ["score", "mmbench", "--predictions", str(tmp_path / "a.jsonl"), "--annotations", str(tmp_path / "data")]
+    assert main(command) == 1
+    assert "MMBench_DEV_EN.tsv has the MD5" in capsys.readouterr().err and main([*command, "--any-version"]) == 0
+
+
 def test_missing_answers_count_as_wrong_on_request(answered, tmp_path, capsys):
     name, folder, answers = answered
     lines = answers.read_text().splitlines()

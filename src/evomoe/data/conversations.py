@@ -150,7 +150,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     def _process(self, record: Record, text: str) -> Any:
         options: dict[str, Any] = self._template.special_tokens(text)
         if record.images:
-            options["images"] = [[self._shape.fit(image) for image in read_pictures(record, open_rgb)]]
+            options["images"] = [read_pictures(record, lambda image: self._shape.fit(open_rgb(image)))]
             if _reports_replacements(self.processor):
                 options["return_text_replacement_offsets"] = True
         try:

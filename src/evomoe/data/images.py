@@ -4,7 +4,7 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -107,6 +107,8 @@ class Shape:
     """
 
     def __init__(self, processor: Any, aspect: ImageAspect) -> None:
+        if aspect not in get_args(ImageAspect):
+            raise ValueError(f"image_aspect: there is no '{aspect}'; choose from {', '.join(get_args(ImageAspect))}.")
         image_processor = getattr(processor, "image_processor", None)
         crops = bool(getattr(image_processor, "do_center_crop", False))
         self.aspect: ImageAspect = aspect if aspect != "auto" else "pad" if crops else "keep"
@@ -118,6 +120,11 @@ class Shape:
         size = self.size(*image.size)
         if image.size == size:
             return image
+        if size[0] * size[1] > (limit := Image.MAX_IMAGE_PIXELS or 2**63):
+            raise BadImageError(
+                f"a picture of {image.width} x {image.height} pixels would be padded to a square of {size[0] * size[1]:,}; "
+                f"the limit is {limit:,}"
+            )
         square = Image.new("RGB", size, self._colour)
         square.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
         return square

@@ -109,17 +109,7 @@ class Recipe:
     stage1_learning_rate: float = 1e-3
 
 
-@dataclass(frozen=True)
-class Example:
-    """What the model learns from one picture: a question, or a request, and its answer."""
-
-    image_path: str
-    question: str
-    answer: str
-    type: str
-
-
-def absence_questions(examples: Sequence[Example]) -> list[Example]:
+def absence_questions(examples: Sequence[easy_vqa.Question]) -> list[easy_vqa.Question]:
     """Every affirmative yes/no question turned around, in the wordings of ABSENCE by turns.
 
     A language model that becomes a LLaVA has met negation in its texts. This decoder has read nothing, so it learns here
@@ -131,17 +121,17 @@ def absence_questions(examples: Sequence[Example]) -> list[Example]:
     turned = []
     for example in (example for example in examples if example.type == "yes/no"):
         question = next(wordings).format(re.findall(r"\ba (?:\w+ shape|\w+)", example.question)[0])
-        turned.append(Example(example.image_path, question, opposite[example.answer], "absence"))
+        turned.append(easy_vqa.Question(example.image_path, question, opposite[example.answer], "absence"))
     return turned
 
 
-def balance(examples: Sequence[Example]) -> list[Example]:
+def balance(examples: Sequence[easy_vqa.Question]) -> list[easy_vqa.Question]:
     """Repeats examples until yes and no, about colours and about shapes, are equally many.
 
     Nine colour questions in ten are answered "no": unbalanced, the model settles on "no" and learns no more. Captions and
     open questions, learnt within a hundred steps, get a third of the place of a yes/no stratum.
     """
-    strata: dict[tuple[str, ...], list[Example]] = {}
+    strata: dict[tuple[str, ...], list[easy_vqa.Question]] = {}
     for example in examples:
         about = (example.answer, str(" shape" in example.question)) if example.answer in ("yes", "no") else ()
         key = (example.type, *about)
@@ -167,7 +157,7 @@ class Pictures:
         occupied = (figure_NHW.any(2).int(), figure_NHW.any(1).int())  # rows (N, H), columns (N, W)
         self.room = [(line.argmax(1), line.flip(1).argmax(1)) for line in occupied]
 
-    def moved(self, examples: Sequence[Example]) -> Tensor:
+    def moved(self, examples: Sequence[easy_vqa.Question]) -> Tensor:
         """The examples' pictures (B, 3, H, W), moved at random with torch's global generator."""
         rows_B = torch.tensor([self.rows[example.image_path] for example in examples])
         sources = []
@@ -181,7 +171,7 @@ class Pictures:
         return moved_BHWC.permute(0, 3, 1, 2)
 
 
-def draw(examples: Sequence[Example], size: int) -> list[Example]:
+def draw(examples: Sequence[easy_vqa.Question], size: int) -> list[easy_vqa.Question]:
     """A batch drawn with replacement by torch's global generator."""
     return [examples[row] for row in torch.randint(len(examples), (size,)).tolist()]
 
@@ -205,7 +195,7 @@ def optimise(
 
 
 def train_vision_tower(
-    pictures: Pictures, captions: Sequence[Example], recipe: Recipe
+    pictures: Pictures, captions: Sequence[easy_vqa.Question], recipe: Recipe
 ) -> tuple[transformers.SiglipVisionModel, float]:
     """Trains a SigLIP tower to give both words of each caption by linear heads on its mean feature; returns it and seconds."""
     tower = transformers.SiglipVisionModel(
@@ -220,7 +210,7 @@ def train_vision_tower(
         )
     )
 
-    def words(examples: Sequence[Example]) -> list[tuple[str, ...]]:
+    def words(examples: Sequence[easy_vqa.Question]) -> list[tuple[str, ...]]:
         return list(zip(*(example.answer.split()[1:] for example in examples), strict=True))  # colours, shapes
 
     names = [sorted(set(column)) for column in words(captions)]
@@ -316,7 +306,7 @@ def build_vlm(
     return model
 
 
-def encode(processor: transformers.LlavaProcessor, image_tokens: int, examples: Sequence[Example]) -> dict[str, Tensor]:
+def encode(processor: transformers.LlavaProcessor, image_tokens: int, examples: Sequence[easy_vqa.Question]) -> dict[str, Tensor]:
     """Right-padded ids, mask and labels (B, S); the loss counts answers and end tokens alone."""
     ids, labels = [], []
     for example in examples:
@@ -336,7 +326,7 @@ def warm_up(
     model: transformers.LlavaForConditionalGeneration,
     processor: transformers.LlavaProcessor,
     pictures: Pictures,
-    lessons: Sequence[tuple[Sequence[Example], int]],
+    lessons: Sequence[tuple[Sequence[easy_vqa.Question], int]],
     recipe: Recipe,
 ) -> float:
     """Stage I: trains all but the tower on each lesson's examples for its number of steps; returns the seconds taken."""
@@ -379,9 +369,9 @@ def main() -> None:
     torch.set_flush_denormal(True)
     recipe = Recipe()
     with new_folder(arguments.output) as folder:
-        asked = [Example(item.image_path, item.question, item.answer, item.type) for item in easy_vqa.questions("train")]
+        asked = easy_vqa.questions("train")
         told = easy_vqa.captions(easy_vqa.questions("train"))
-        captions = [Example(path, easy_vqa.CAPTION_REQUEST, text, "caption") for path, text in told.items()]
+        captions = [easy_vqa.Question(path, easy_vqa.CAPTION_REQUEST, text, "caption") for path, text in told.items()]
         processor = build_processor([text for item in [*asked, *captions] for text in (item.question, item.answer)], recipe)
         pictures = Pictures((item.image_path for item in asked), processor.image_processor)
         held_back = set(list(pictures.rows)[-recipe.validation_pictures :])
@@ -396,11 +386,10 @@ def main() -> None:
         negated = [item for item in asked if item.type == "yes/no negated" and item.image_path in few]
         torch.manual_seed(arguments.seed)  # so that this last lesson can be given again to the same model
         stage1_seconds += warm_up(model, processor, pictures, [([*mix, *negated], recipe.negated_steps)], recipe)
-        validation = [item for item in easy_vqa.questions("train") if item.image_path in held_back]
+        validation = [item for item in asked if item.image_path in held_back]
         splits = {"validation split": questions(validation), "test split": questions(easy_vqa.questions("test"))}
-        scores = {
-            name: evaluate(model, BENCHMARK, split, Prompts([*map(ask, split)], processor)) for name, split in splits.items()
-        }
+        prompts = {name: Prompts([*map(ask, split)], processor) for name, split in splits.items()}
+        scores = {name: evaluate(model, BENCHMARK, split, prompts[name]) for name, split in splits.items()}
         run = {"seed": arguments.seed, "vision tower, seconds": int(tower_seconds), "Stage I, seconds": int(stage1_seconds)}
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

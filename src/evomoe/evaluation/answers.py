@@ -12,6 +12,7 @@ from typing import Any
 
 from evomoe.evaluation.base import Question
 from evomoe.files import write_text
+from evomoe.words import counted
 
 _KEY_LENGTH = 12
 
@@ -100,6 +101,7 @@ class AnswerFile:
     def finish(self, questions: Sequence[Question], prompts: Sequence[str], model: str) -> dict[str, str]:
         """Makes the one file of all answers, in the order of the questions, and returns them."""
         answers = self.read()
+        self.check(questions, answers)
         rows = [
             json.dumps(_line(question, prompt, answers[question.id], self.key, model))
             for question, prompt in zip(questions, prompts, strict=True)
@@ -108,6 +110,15 @@ class AnswerFile:
         for partial in self._partial():
             partial.unlink()
         return {question.id: answers[question.id] for question in questions}
+
+    def check(self, questions: Sequence[Question], answers: Mapping[str, str]) -> None:
+        """Raises ValueError if a question has no answer, as in a file that was damaged."""
+        missing = [question.id for question in questions if question.id not in answers]
+        if missing:
+            raise ValueError(
+                f"{self.path}: {counted(len(missing), 'answer')} missing, first to {missing[0]!r}; the files were damaged. "
+                "Remove them, and the questions are asked anew."
+            )
 
     def _partial(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"answers-{self.key}.partial-*.jsonl"))
@@ -121,7 +132,17 @@ def _line(question: Question, prompt: str, text: str, key: str, model: str) -> d
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
     whole, _, _ = path.read_bytes().rpartition(b"\n")
-    return [json.loads(line) for line in whole.split(b"\n") if line]
+    rows = []
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        if line:
+            try:
+                row = json.loads(line)
+                rows.append({"question_id": row["question_id"], "text": row["text"]})
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: damaged ({error}). Remove the line, or the file to ask anew."
+                ) from error
+    return rows
 
 
 def _drop_cut_line(path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -45,10 +46,13 @@ def evaluate_checkpoint(checkpoint: str | Path, names: Sequence[str], options: O
         ValueError: an option is wrong, data are missing, the model takes no pictures or has no processor.
     """
     evaluation = _Evaluation(checkpoint, names, options)
-    results = [result for name in names if (result := evaluation.run(BENCHMARKS[name])) is not None]
+    prepared = [evaluation.prepare(BENCHMARKS[name]) for name in names]  # all mistakes in data come before the first answer
+    results = [result for one in prepared if (result := evaluation.run(one)) is not None]
     if not evaluation.state.is_main_process:
         return ""
-    text = "\n\n".join([report(results)] * bool(results) + evaluation.unscored)
+    results = [*results, *evaluation.earlier(names)]
+    notes = [f"Only a part of each benchmark was asked: --limit {options.limit}."] * bool(options.limit) + evaluation.notes
+    text = "\n\n".join([report(results)] * bool(results) + notes)
     write_text(evaluation.folder / "report.md", f"# {checkpoint}\n\n{text}\n")
     return f"{text}\n\nAnswers and results: {evaluation.folder}"
 
@@ -58,7 +62,8 @@ def dump_prompts(checkpoint: str | Path, names: Sequence[str], options: Options 
     evaluation = _Evaluation(checkpoint, names, options)
     shown = []
     for name in names:
-        questions, _, prompts = evaluation.prepare(BENCHMARKS[name])
+        one = evaluation.prepare(BENCHMARKS[name])
+        questions, prompts = one.questions, one.prompts
         path = evaluation.folder / name / "prompts.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [
@@ -68,6 +73,16 @@ def dump_prompts(checkpoint: str | Path, names: Sequence[str], options: Options 
         write_text(path, "\n".join(lines) + "\n")
         shown.append(f"{name}, question {questions[0].id!r} ({path}):\n{prompts.texts[0]}")
     return "\n\n".join(shown)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A benchmark's questions, where they come from, and what the model will be asked."""
+
+    benchmark: Benchmark
+    questions: list[Question]
+    data: DataFolder
+    prompts: Prompts
 
 
 class _Evaluation:
@@ -83,22 +98,21 @@ class _Evaluation:
         self.state = PartialState(timeout=timedelta(days=7))
         self._model: Any = None
         self._files: dict[str, str] | None = None
-        self.unscored: list[str] = []
+        self.notes: list[str] = []
 
-    def prepare(self, benchmark: Benchmark) -> tuple[list[Question], DataFolder, Prompts]:
-        """The questions of a benchmark, where they come from, and what the model will be asked."""
+    def prepare(self, benchmark: Benchmark) -> _Prepared:
         folder = data_folder(benchmark, self.options.data_root)
         questions = evenly_spaced(load_questions(benchmark, folder, self.options.any_version), self.options.limit)
         check_pictures(benchmark.name, (question.picture for question in questions))
         texts = [benchmark.prompt(question, self.options.protocol) for question in questions]
         asked = [ask(question, text) for question, text in zip(questions, texts, strict=True)]
         prompts = Prompts(asked, self.processor, self.options.batch_size, self.options.image_aspect)
-        return questions, folder, prompts
+        return _Prepared(benchmark, questions, folder, prompts)
 
-    def run(self, benchmark: Benchmark) -> Result | None:
+    def run(self, one: _Prepared) -> Result | None:
         """Answers what has no answer yet, and, in the first process, scores."""
-        questions, data, prompts = self.prepare(benchmark)
-        settings = self._settings(benchmark, prompts, data)
+        benchmark, questions, prompts = one.benchmark, one.questions, one.prompts
+        settings = self._settings(one)
         answers = AnswerFile(self.folder / benchmark.name, settings, self.state.process_index)
         finished, given = answers.finished, answers.read()
         self.state.wait_for_everyone()  # before any process writes
@@ -107,16 +121,38 @@ class _Evaluation:
             self.state.wait_for_everyone()
         if not self.state.is_main_process:
             return None
-        by_id = answers.read() if finished else answers.finish(questions, prompts.texts, str(self.checkpoint))
-        submission = answers.path.with_name(f"submission-{answers.key}")
-        submitted = benchmark.submit(questions, by_id, submission) if benchmark.submit else []
+        if finished:
+            answers.check(questions, given)
+        by_id = given if finished else answers.finish(questions, prompts.texts, str(self.checkpoint))
+        submitted = self._submit(one, by_id, answers)
         if submitted and not any(question.answer for question in questions):
-            self.unscored.append(f"{benchmark.name}: the right answers are not public; upload {', '.join(map(str, submitted))}.")
+            self.notes.append(f"{benchmark.name}: the right answers are not public; upload {', '.join(map(str, submitted))}.")
             return None
         result = benchmark.score(questions, by_id, self.options.protocol)
         result = dataclasses.replace(result, benchmark=benchmark.name)
-        self._write(result, settings, data, answers.path, submitted)
+        self._write(result, settings, one, answers, submitted)
         return result
+
+    def _submit(self, one: _Prepared, by_id: dict[str, str], answers: AnswerFile) -> list[Path]:
+        if one.benchmark.submit is None or self.options.limit:  # servers and tools want all answers
+            return []
+        try:
+            return one.benchmark.submit(one.questions, by_id, answers.path.with_name(f"submission-{answers.key}"))
+        except ValueError as error:  # such as a package that is missing: no reason to lose the score
+            self.notes.append(f"{one.benchmark.name}: no file for the server was written: {error}")
+            return []
+
+    def earlier(self, names: Sequence[str]) -> list[Result]:
+        """The results of the other benchmarks in this folder, of the same model asked in the same way."""
+        found: dict[str, Result] = {}
+        for name in BENCHMARKS:
+            files = [] if name in names else (self.folder / name).glob(f"result-{self.options.protocol}-*.json")
+            for path in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+                written = json.loads(path.read_text())
+                alike = {key: written["settings"][key] for key in ("model", "dtype", "versions")}
+                if alike == self._alike() and written["limit"] == self.options.limit:
+                    found[name] = Result(**{field.name: written[field.name] for field in dataclasses.fields(Result)})
+        return list(found.values())
 
     def _answer(
         self, benchmark: Benchmark, questions: Sequence[Question], prompts: Prompts, answers: AnswerFile, given: dict[str, str]
@@ -138,38 +174,41 @@ class _Evaluation:
             self._model = load_model(self.checkpoint, self.options.dtype, self.options.trust_remote_code).to(self.state.device)
         return self._model
 
-    def _settings(self, benchmark: Benchmark, prompts: Prompts, data: DataFolder) -> dict[str, Any]:
-        """All that the answers depend on; what is equal here gives equal answers."""
+    def _alike(self) -> dict[str, Any]:
+        """What is the same for all benchmarks of a run."""
         if self._files is None:
             self._files = fingerprint(self.checkpoint)
-        pictures = (" ".join(picture.fingerprint() for picture in asked.pictures) for asked in prompts.asked)
-        return {
-            "model": self._files,
-            "dtype": self.options.dtype,
-            "prompts": digest(text for pair in zip(prompts.texts, pictures, strict=True) for text in pair),
-            "data": data.read,
-            "image_aspect": prompts.shape.aspect,
-            "generation": {**GREEDY, "max_new_tokens": benchmark.max_new_tokens},
-            "versions": {"evomoe": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+        versions = {"evomoe": __version__, **{name: version(name) for name in ("torch", "transformers")}}
+        return {"model": self._files, "dtype": self.options.dtype, "versions": versions}
+
+    def _settings(self, one: _Prepared) -> dict[str, Any]:
+        """All that the answers depend on; what is equal here gives equal answers."""
+        known: dict[str, str] = {}
+        for asked in one.prompts.asked:
+            known |= {picture.key: picture.fingerprint() for picture in asked.pictures if picture.key not in known}
+        pictures = (" ".join(known[picture.key] for picture in asked.pictures) for asked in one.prompts.asked)
+        return self._alike() | {
+            "prompts": digest(text for pair in zip(one.prompts.texts, pictures, strict=True) for text in pair),
+            "image_aspect": one.prompts.shape.aspect,
+            "generation": {**GREEDY, "max_new_tokens": one.benchmark.max_new_tokens},
         }
 
     def _write(
-        self, result: Result, settings: dict[str, Any], data: DataFolder, answers: Path, submitted: Sequence[Path]
+        self, result: Result, settings: dict[str, Any], one: _Prepared, answers: AnswerFile, submitted: Sequence[Path]
     ) -> None:
+        folder = answers.path.parent
         written = {
             **result.as_dict(),
             "checkpoint": str(self.checkpoint),
             "date": date.today().isoformat(),
-            "data": data.read,
+            "data": one.data.read,
             "limit": self.options.limit,
-            "answers": answers.name,
-            "submission": [str(path.relative_to(answers.parent)) for path in submitted],
+            "first_prompt": one.prompts.texts[0],
+            "answers": answers.path.name,
+            "submission": [str(path.relative_to(folder)) for path in submitted],
             "settings": settings,
         }
-        write_text(
-            answers.with_name(answers.name.replace("answers-", "result-")).with_suffix(".json"),
-            json.dumps(written, indent=1) + "\n",
-        )
+        write_text(folder / f"result-{result.protocol}-{answers.key}.json", json.dumps(written, indent=1) + "\n")
 
 
 def data_folder(benchmark: Benchmark, root: str | None) -> DataFolder:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -115,7 +116,7 @@ def _split(output: Any, count: int) -> list[Features] | None:
         return None
     return [
         {
-            "class": type(output),
+            "class": type(output) if "pooler_output" in type(output).__dataclass_fields__ else BaseModelOutputWithPooling,
             "stacked": isinstance(pooled, Tensor),
             "pooled": pooled[number],
             "deep": None if deep is None else [layer[number] for layer in deep],

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.data.chat_template import ChatTemplate
@@ -18,10 +19,7 @@ from evomoe.evaluation.base import Benchmark, Picture, Question, Result
 from evomoe.evaluation.encode_once import EncodeOnce
 from evomoe.recipe import ImageAspect
 
-# Whatever a checkpoint's own generation settings say, every model is asked in the same way.
-GREEDY: dict[str, Any] = {
-    "do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0,
-}  # fmt: skip
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 
 _SIMILAR = 64  # characters: prompts that differ by less share a batch, so that questions about one picture can stay together
 
@@ -126,10 +124,9 @@ class Prompts(Dataset[Batch]):
     def _open(self, asked: Asked, picture: Picture) -> Image.Image:
         if self._latest is None or self._latest[0] != picture.key:
             try:
-                image = picture.open()
+                self._latest = picture.key, self.shape.fit(picture.open())
             except BadImageError as error:
                 raise ValueError(f"{asked.where}: {error}") from error
-            self._latest = picture.key, self.shape.fit(image)
         return self._latest[1]
 
 
@@ -167,10 +164,13 @@ class Answerer:
         Raises:
             ValueError: the accelerator's memory is too small for the batch.
         """
-        loader = DataLoader(prompts, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+        loader = DataLoader(_Careful(prompts), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
         total = sum(map(len, prompts.chunks))
-        was_training = self.model.training
+        was_training, settings = self.model.training, self.model.generation_config
         self.model.eval()
+        # Whatever else a checkpoint's own settings say of generation, every model is asked in the same way.
+        ends = {name: getattr(settings, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        self.model.generation_config = GenerationConfig(**ends)
         once = self._encode_once
         try:
             with (
@@ -178,12 +178,15 @@ class Answerer:
                 tqdm(total=total, desc=label, unit="question", dynamic_ncols=True, leave=False, disable=label is None) as bar,
             ):
                 for batch in loader:
+                    if isinstance(batch, Exception):
+                        raise batch
                     if once:
                         once.keys = batch.pictures
                     yield dict(zip(batch.index, self._generate(prompts, batch), strict=True))
                     bar.update(len(batch.index))
         finally:
             self.model.train(was_training)
+            self.model.generation_config = settings
 
     @torch.inference_mode()
     def _generate(self, prompts: Prompts, batch: Batch) -> list[str]:
@@ -208,6 +211,22 @@ def evaluate(
         answers |= some
     by_id = {question.id: answers[position] for position, question in enumerate(questions)}
     return benchmark.score(questions, by_id, "official")
+
+
+class _Careful(Dataset[Batch | Exception]):
+    """Hands errors on as values: those that are raised in a worker arrive as its whole traceback."""
+
+    def __init__(self, prompts: Prompts) -> None:
+        self.prompts = prompts
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, number: int) -> Batch | Exception:
+        try:
+            return self.prompts[number]
+        except (ValueError, OSError) as error:
+            return error
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -19,7 +19,7 @@ class Options:
         batch_size: questions per batch; changes no answer.
         data_root: folder in which each benchmark has a folder of its name; without it, the hub is asked.
         limit: only so many questions, evenly spaced, groups that are scored together kept whole; 0 for all.
-        output: folder for answers and results; runs/eval/NAME-OF-THE-CHECKPOINT unless named.
+        output: folder for answers and results; runs/eval/NAME unless named, NAME from the checkpoint's path.
         dtype: precision of the weights.
         image_aspect: pad: pad pictures to a square first, as LLaVA-1.5 does; keep: do not; auto: where the processor would crop them.
         workers: processes that prepare batches.
@@ -55,4 +55,6 @@ class Options:
             raise ValueError(f"workers: {self.workers} must be 0 (this process) or more.")
 
     def folder(self, checkpoint: str | Path) -> Path:
-        return Path(self.output or Path("runs") / "eval" / Path(checkpoint).resolve().name)
+        """Where answers and results go; trained checkpoints are all called ``model``, so the folders above count too."""
+        name = "-".join(Path(checkpoint).resolve().parts[-3:]) if Path(checkpoint).is_dir() else str(checkpoint).replace("/", "-")
+        return Path(self.output or Path("runs") / "eval" / name)

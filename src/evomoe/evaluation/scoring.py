@@ -57,8 +57,17 @@ def load_questions(benchmark: Benchmark, folder: DataFolder, any_version: bool =
     Raises:
         ValueError: they are not.
     """
-    questions = list(benchmark.load(folder))
+    try:
+        questions = list(benchmark.load(folder))
+    except (LookupError, TypeError, AttributeError, StopIteration) as error:
+        files = ", ".join(folder.read) or str(folder.path)
+        raise ValueError(
+            f"{benchmark.name}: {files}: not as the benchmark publishes it ({type(error).__name__}: {error}). Get the published file."
+        ) from error
+    folder.check_file()
+    if not questions:
+        raise ValueError(f"{benchmark.name}: there are no questions in {', '.join(folder.read) or folder.path}.")
     check_unique(benchmark.name, [question.id for question in questions])
     if not any_version:
-        folder.check_count(len(questions), benchmark.counts)
+        folder.check_version(len(questions), benchmark.counts)
     return questions

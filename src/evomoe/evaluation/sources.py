@@ -61,8 +61,8 @@ class FilePicture:
         return open_rgb(self.path)
 
     def fingerprint(self) -> str:
-        path = Path(self.path)
-        return f"{path.name} {path.stat().st_size if path.exists() else 0}"
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ class CellPicture:
         return open_rgb(cell["bytes"] if cell.get("bytes") else cell["path"], self.key)
 
     def fingerprint(self) -> str:
-        return self.key  # the dataset's own fingerprint says the rest
+        cell = self.rows[self.number][self.column]
+        content = cell["bytes"] if cell.get("bytes") else Path(cell["path"]).read_bytes()
+        return hashlib.blake2b(content).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,16 @@ class EncodedPicture:
     def open(self) -> "Image.Image":
         import base64
 
-        from evomoe.data.images import open_rgb
+        from evomoe.data.images import BadImageError, open_rgb
 
-        return open_rgb(base64.b64decode(self.text), self.key)
+        try:
+            content = base64.b64decode(self.text, validate=True)
+        except ValueError as error:
+            raise BadImageError(f"image {self.key} is not base64: {error}") from error
+        return open_rgb(content, self.key)
 
     def fingerprint(self) -> str:
-        return f"{self.key} {len(self.text)}"
+        return hashlib.blake2b(self.text.encode()).hexdigest()
 
 
 class DataFolder:
@@ -119,6 +125,7 @@ class DataFolder:
         self.path = self._file.parent if self._file else None if path is None else Path(path)
         self.read: dict[str, dict[str, Any]] = {}
         self._sought: dict[str, DataFile] = {}
+        self._found_file = False
 
     def find(self, *choices: DataFile) -> Path | None:
         """The first of these files that is there; None if there is none."""
@@ -126,6 +133,7 @@ class DataFolder:
         if self.path is None:
             return None
         if self._file and self._file.name in {Path(choice.path).name for choice in choices}:
+            self._found_file = True
             return self._file
         places = [self.path / choice.path for choice in choices]
         if self._file:  # the folder that was named may be one within the benchmark's
@@ -200,14 +208,16 @@ class DataFolder:
 
         local = self.path is not None and any(self.path.rglob("*.parquet"))
         try:
+            if self.path is not None and not local:
+                raise FileNotFoundError("no parquet file there; the hub is asked only if no folder is named")
             rows = datasets.load_dataset(str(self.path) if local else repository, config, split=split)
         except Exception as error:  # datasets and the hub's client raise many kinds, and all mean the same here
             reason = " ".join(str(error).split())[:300]
-            where = self.path or f"DIR/{self.benchmark}, for --data-root DIR"
+            where = f"in {self.path}" if self.path else f"on the hub as {repository}"
             files = "".join(f"\n  {file.describe()}" for file in self._sought.values())
             raise MissingDataError(
-                f"{self.benchmark}: its data are neither in {where} nor on the hub as {repository} ({reason}).\n"
-                f"Put there what is published, one of{files}\nor: hf download --repo-type dataset {repository} "
+                f"{self.benchmark}: its data are not {where} ({reason}).\n"
+                f"Put into {self.path or f'DIR/{self.benchmark}, for --data-root DIR,'} what is published, one of{files}\nor: hf download --repo-type dataset {repository} "
                 f"--local-dir {self.path or f'DIR/{self.benchmark}'}"
             ) from error
         for column, feature in rows.features.items():
@@ -220,8 +230,21 @@ class DataFolder:
         """Notes that a file was read."""
         self.read[name] = {"md5": hashlib.md5(content, usedforsecurity=False).hexdigest(), "bytes": len(content)}
 
-    def check_count(self, found: int, known: tuple[int, ...]) -> None:
-        """Raises ValueError if no known version of the benchmark has that many questions."""
+    def check_file(self) -> None:
+        """Raises ValueError if the file that was named is none that the benchmark reads."""
+        if self._file and not self._found_file:
+            files = ", ".join(file.path for file in self._sought.values())
+            raise ValueError(f"{self._file}: {self.benchmark} reads no file of that name. It reads {files}.")
+
+    def check_version(self, found: int, known: tuple[int, ...]) -> None:
+        """Raises ValueError if no known version has that many questions, or a file is not the published one."""
+        for file in self._sought.values():
+            md5 = self.read.get(file.path, {}).get("md5", file.md5)
+            if file.md5 and md5 != file.md5:
+                raise ValueError(
+                    f"{self.benchmark}: {file.path} has the MD5 {md5}, the published one {file.md5}. "
+                    "Get the published one, or score this one with --any-version."
+                )
         if known and found not in known:
             files = "; ".join(f"{name} {' '.join(f'{k} {v}' for k, v in facts.items())}" for name, facts in self.read.items())
             versions = " or ".join(f"{count:,}" for count in known)

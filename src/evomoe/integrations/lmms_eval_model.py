@@ -37,10 +37,11 @@ class MemoryPicture:
 
     @classmethod
     def of(cls, image: Image.Image) -> "MemoryPicture":
-        return cls(image, hashlib.md5(image.tobytes(), usedforsecurity=False).hexdigest())
+        rgb = open_rgb(image)  # the bytes of other modes can be equal though the pictures differ
+        return cls(rgb, hashlib.md5(repr(rgb.size).encode() + rgb.tobytes(), usedforsecurity=False).hexdigest())
 
     def open(self) -> Image.Image:
-        return open_rgb(self.image)
+        return self.image
 
     def fingerprint(self) -> str:
         return self.key
