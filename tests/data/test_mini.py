@@ -74,17 +74,23 @@ def test_same_seed_same_bytes(tmp_path):
 
 def test_ensure_writes_once(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(mini.world, "write", lambda folder, seed: (made.append(seed), folder.mkdir(parents=True)))
+    monkeypatch.setattr(
+        mini.world, "write", lambda folder, seed, training: (made.append((seed, training)), folder.mkdir(parents=True))
+    )
     monkeypatch.setenv("EVOMOE_CACHE", str(tmp_path / "cache"))
     assert mini.ensure(4) == mini.ensure(4) == tmp_path / "cache" / f"mini-v{mini.VERSION}-seed4"
     assert mini.ensure(4, tmp_path / "else") == tmp_path / "else" / f"mini-v{mini.VERSION}-seed4"
-    assert made == [4, 4] and [path.name for path in (tmp_path / "else").iterdir()] == [f"mini-v{mini.VERSION}-seed4"]
+    assert mini.ensure(4, training=False) == mini.ensure(4)  # the whole world has the test sets too
+    assert mini.ensure(5, training=False).name == f"mini-v{mini.VERSION}-seed5-without-training"
+    assert made == [(4, True), (4, True), (5, False)] and [path.name for path in (tmp_path / "else").iterdir()] == [
+        f"mini-v{mini.VERSION}-seed4"
+    ]
 
 
 def test_ensure_takes_the_world_of_a_quicker_process(tmp_path, monkeypatch):
     finished = tmp_path / f"mini-v{mini.VERSION}-seed0"
 
-    def slow(folder, seed):
+    def slow(folder, seed, training):
         for path in (folder, finished):
             path.mkdir()
             (path / "README.md").write_text(path.name)

@@ -24,7 +24,7 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def made(world, monkeypatch):
-    monkeypatch.setattr(mini, "ensure", lambda: world)
+    monkeypatch.setattr(mini, "ensure", lambda training: world)
 
 
 @pytest.mark.parametrize("name", MINI)
@@ -46,6 +46,14 @@ def test_all_of_them_and_their_average(made, workspace, tmp_path):
     for name in MINI:
         (result,) = (tmp_path / "out" / name).glob("result-*.json")
         assert json.loads(result.read_text())["benchmark"] == name
+
+
+def test_without_training_data_the_sets_are_the_same(world, tmp_path):
+    mini.write(tmp_path / "short", seed=0, sizes=mini.Sizes(2, 2, SMALL, SMALL), training=False)
+    files = {path.relative_to(world): path for path in world.rglob("*") if path.is_file()}
+    kept = {name: path for name, path in files.items() if name.parts[0] != "train"}
+    assert len(kept) > 100 and not (tmp_path / "short" / "train").exists()
+    assert all((tmp_path / "short" / name).read_bytes() == path.read_bytes() for name, path in kept.items())
 
 
 def test_another_split_is_a_data_root(world):

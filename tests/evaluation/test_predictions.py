@@ -186,11 +186,11 @@ BROKEN = {
     "missing": ("gqa", lines(llava("gqa")[:1]), "1 question of 2 has no answer, first '2'"),
     "unknown": ("gqa", lines([*llava("gqa"), {"question_id": 9, "text": "x"}]), "1 answer of 3 is to no question.*first '9'"),
     "twice": ("gqa", lines(llava("gqa") * 2), "2 questions answered twice, first '1'"),
-    "pope twice": ("pope", lines(llava("pope") + llava("pope")[:1]), "line 7: one answer too many to 'adversarial'"),
+    "pope twice": ("pope", lines(llava("pope") + llava("pope")[:1]), "line 7: one answer too many to 'adversarial, line 1'"),
     "pope ids": ("pope", lines([{"question_id": 30_000_001, "text": "x"}]), "line 1: the id '30000001' is not one of LLaVA's"),
     "pope version": ("pope", lines(llava("pope")).replace("random dog", "pear"), "line 4: asked 'Is there a pear in the image.*2,910"),
     "mme unknown": ("mme", lines(llava("mme")).replace("red?", "green?", 1), "line 2: no question.*green"),
-    "textvqa unknown": ("textvqa", lines(llava("textvqa")).replace("Who", "Whom"), "line 1: no question of these annotations is 'ab2 / whom"),
+    "textvqa unknown": ("textvqa", lines(llava("textvqa")).replace("Who", "Whom"), "line 1: no question of these annotations is 'ab2, whom"),
     "broken": ("gqa", lines(llava("gqa")) + '{"question_id": 3', "line 3, column 18: broken JSON"),
     "broken list": ("gqa", '[{"questionId": "1",\n]', "line 2, column 1: broken JSON"),
     "no answer": ("gqa", '{"question_id": 1, "caption": "x"}\n', "line 1: not an answer; wanted are the fields question_id and text"),
@@ -213,3 +213,23 @@ def test_a_file_that_is_not_there(questions, tmp_path):
     write(tmp_path / "x.bin", b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="neither UTF-8 text nor an Excel file"):
         predictions.read("gqa", questions("gqa"), tmp_path / "x.bin")
+
+
+def test_popes_answers_are_found_by_their_ids_in_any_order(questions, tmp_path):
+    asked, rows = questions("pope"), llava("pope")
+    write(tmp_path / "x.jsonl", lines(rows))
+    expected = predictions.read("pope", asked, tmp_path / "x.jsonl")
+    for row in rows:
+        del row["prompt"]
+    write(tmp_path / "x.jsonl", lines(rows[::-1]))
+    assert predictions.read("pope", asked, tmp_path / "x.jsonl") == expected
+    write(tmp_path / "x.jsonl", lines(rows[1:]))
+    with pytest.raises(ValueError, match="1 question of 6 has no answer, first 'adversarial/1'"):
+        predictions.read("pope", asked, tmp_path / "x.jsonl")
+    assert predictions.read("pope", asked, tmp_path / "x.jsonl", allow_missing=True)["adversarial/1"] == ""
+    write(tmp_path / "x.jsonl", lines([*rows, rows[0]]))
+    with pytest.raises(ValueError, match="one answer too many to 'adversarial, line 1'"):
+        predictions.read("pope", asked, tmp_path / "x.jsonl")
+    write(tmp_path / "x.jsonl", lines([{**row, "question_id": row["question_id"] + 5000} for row in rows]))
+    with pytest.raises(ValueError, match="no question of these annotations is 'adversarial, line 5001'"):
+        predictions.read("pope", asked, tmp_path / "x.jsonl")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -25,8 +24,6 @@ from evomoe.evaluation.scoring import load_questions
 from evomoe.evaluation.sources import DataFolder, check_pictures
 from evomoe.files import write_text
 from evomoe.loading import load_config, load_model, load_processor, takes_pictures
-
-logger = logging.getLogger(__name__)
 
 
 def evaluate_checkpoint(checkpoint: str | Path, names: Sequence[str], options: Options = Options()) -> str:  # noqa: B008
@@ -123,6 +120,7 @@ class _Evaluation:
             return None
         if finished:
             answers.check(questions, given)
+            self.notes.append(f"{benchmark.name}: answered before, nothing was asked anew ({answers.path}).")
         by_id = given if finished else answers.finish(questions, prompts.texts, str(self.checkpoint))
         submitted = self._submit(one, by_id, answers)
         if submitted and not any(question.answer for question in questions):
@@ -160,10 +158,8 @@ class _Evaluation:
         missing = [i for i, question in enumerate(questions) if question.id not in given]
         prompts.arrange(self.options.batch_size, missing)
         prompts.chunks = prompts.chunks[self.state.process_index :: self.state.num_processes]
-        if given:
-            logger.info("%s: %d answers are there, %d to go", benchmark.name, len(given), len(missing))
         answerer = Answerer(self.model, benchmark.max_new_tokens)
-        for some in answerer.answer(prompts, benchmark.name, self.options.workers):
+        for some in answerer.answer(prompts, benchmark.name, self.options.workers, done=len(given)):
             answers.append([(questions[i], prompts.texts[i], text) for i, text in some.items()], str(self.checkpoint))
 
     @property
@@ -214,7 +210,9 @@ class _Evaluation:
 def data_folder(benchmark: Benchmark, root: str | None) -> DataFolder:
     """Where a benchmark's data lie: below ``--data-root``; those of the mini world are made when they are first asked for."""
     if root is None and benchmark.mini:
-        root = str(mini.ensure() / "test")
+        root = str(mini.ensure(training=False) / "test")
+    if root is not None and benchmark.mini and (Path(root) / "test").is_dir():
+        raise ValueError(f"data_root: {root} is a whole world; name one of its splits, {Path(root) / 'test'} or .../validation.")
     return DataFolder(benchmark.name, None if root is None else Path(root) / (benchmark.folder or benchmark.name))
 
 

@@ -153,19 +153,22 @@ class Answerer:
         assert self._encode_once is not None
         return self._encode_once.encoded
 
-    def answer(self, prompts: Prompts, label: str | None = "answering", workers: int = 0) -> Iterator[dict[int, str]]:
+    def answer(
+        self, prompts: Prompts, label: str | None = "answering", workers: int = 0, done: int = 0
+    ) -> Iterator[dict[int, str]]:
         """Yields the greedy answers of batch after batch, by the positions of their questions, without the spaces around.
 
         Args:
             prompts: the questions.
             label: of the progress bar; None for no bar.
             workers: processes that decode pictures and prepare batches ahead.
+            done: how many of the questions were answered before.
 
         Raises:
             ValueError: the accelerator's memory is too small for the batch.
         """
         loader = DataLoader(_Careful(prompts), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
-        total = sum(map(len, prompts.chunks))
+        total = done + sum(map(len, prompts.chunks))
         was_training, settings = self.model.training, self.model.generation_config
         self.model.eval()
         # Whatever else a checkpoint's own settings say of generation, every model is asked in the same way.
@@ -175,7 +178,9 @@ class Answerer:
         try:
             with (
                 once.active() if once else contextlib.nullcontext(),
-                tqdm(total=total, desc=label, unit="question", dynamic_ncols=True, leave=False, disable=label is None) as bar,
+                tqdm(
+                    total=total, initial=done, desc=label, unit="question", dynamic_ncols=True, leave=False, disable=label is None
+                ) as bar,
             ):
                 for batch in loader:
                     if isinstance(batch, Exception):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from evomoe.evaluation.base import PROTOCOLS, ProtocolName
 from evomoe.evaluation.benchmarks import BENCHMARKS
+from evomoe.files import check_folder
 from evomoe.recipe import ImageAspect
 
 
@@ -40,6 +41,8 @@ class Options:
 
     def check(self, names: Sequence[str]) -> None:
         """Raises ValueError, naming it, if an option is wrong."""
+        if self.data_root is not None:
+            check_folder("data_root", self.data_root)
         for name in names:
             if name not in BENCHMARKS:
                 raise ValueError(f"benchmarks: there is no '{name}'; choose from {', '.join(BENCHMARKS)}.")

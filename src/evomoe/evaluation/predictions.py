@@ -65,8 +65,9 @@ def read(name: str, questions: Sequence[Question], path: Path, allow_missing: bo
     if own or kind not in _KEYS or (kind != "pope" and not any(answer.prompt for answer in found)):
         answers = _by_id(path, found)
     else:
-        of_question, of_answer = _KEYS[kind]
-        answers = _paired(path, [(of_question(question), question.id) for question in questions], found, of_answer)
+        of_questions, of_answer = _KEYS[kind]
+        keys = of_questions(questions)
+        answers = _paired(path, zip(keys, (question.id for question in questions), strict=True), found, of_answer)
     if kind == "pope" and not own:
         _check_texts(questions, answers, found)
     if not allow_missing:
@@ -92,9 +93,11 @@ def _paired(
     for answer in found:
         key = of_answer(answer)
         if key not in waiting:
-            raise ValueError(f"{answer.where}: no question of these annotations is {' / '.join(key)!r}.")
+            raise ValueError(f"{answer.where}: no question of these annotations is {', '.join(filter(None, key))!r}.")
         if not waiting[key]:
-            raise ValueError(f"{answer.where}: one answer too many to {' / '.join(key)!r}; is the file written twice?")
+            raise ValueError(
+                f"{answer.where}: one answer too many to {', '.join(filter(None, key))!r}; is the file written twice?"
+            )
         answers[waiting[key].popleft()] = answer.text
     return answers
 
@@ -104,14 +107,26 @@ def _bare(text: str) -> str:
     return " ".join(text.split("\n")[0].replace(mme.YES_OR_NO, "").split())
 
 
-def _pope_split(answer: Answer) -> Key:
+def _pope_lines(questions: Sequence[Question]) -> list[Key]:
+    """Split and line of each question: LLaVA pairs answers and labels by their lines."""
+    lines: Counter[str] = Counter()
+    keys: list[Key] = []
+    for question in questions:
+        lines[question.type] += 1
+        keys.append((question.type, f"line {lines[question.type]}"))
+    return keys
+
+
+def _pope_line(answer: Answer) -> Key:
+    """The same of an answer: LLaVA's ids count the lines of a split."""
     number = int(answer.id) // _LLAVA_POPE_STEP if answer.id.isdigit() else -1
     if number not in range(len(_LLAVA_POPE)):
         raise ValueError(
             f"{answer.where}: the id {answer.id!r} is not one of LLaVA's for POPE: "
-            "1 and on are adversarial, 10,000,001 and on random, 20,000,001 and on popular."
+            "1 and on are adversarial, 10,000,001 and on random, 20,000,001 and on popular. "
+            "Ids such as 'adversarial/1' are understood too."
         )
-    return (_LLAVA_POPE[number],)
+    return _LLAVA_POPE[number], f"line {int(answer.id) % _LLAVA_POPE_STEP}"
 
 
 def _mme_key(answer: Answer) -> Key:
@@ -133,18 +148,17 @@ def _textvqa_question(question: Any) -> Key:
     return question.image_id, question.text.split("\n")[0].lower()
 
 
-# Where a file's ids are not the questions': what both sides are paired by, of a question and of an answer. POPE pairs by the
-# order of lines in a split, as LLaVA does.
-_KEYS: dict[str, tuple[Callable[[Any], Key], Callable[[Answer], Key]]] = {
-    "pope": (lambda question: (question.type,), _pope_split),
-    "mme": (_mme_question, _mme_key),
-    "textvqa": (_textvqa_question, _textvqa_key),
-    "textvqa-ocr": (_textvqa_question, _textvqa_key),
+# Where a file's ids are not the questions': what both sides are paired by, of the questions and of an answer.
+_KEYS: dict[str, tuple[Callable[[Sequence[Any]], list[Key]], Callable[[Answer], Key]]] = {
+    "pope": (_pope_lines, _pope_line),
+    "mme": (lambda questions: [*map(_mme_question, questions)], _mme_key),
+    "textvqa": (lambda questions: [*map(_textvqa_question, questions)], _textvqa_key),
+    "textvqa-ocr": (lambda questions: [*map(_textvqa_question, questions)], _textvqa_key),
 }
 
 
 def _check_texts(questions: Sequence[Question], answers: Mapping[str, str], found: Sequence[Answer]) -> None:
-    """POPE's answers are paired by their order, so that a file of another version would be scored against wrong labels."""
+    """POPE's answers are paired by their lines, so that a file of another version would be scored against wrong labels."""
     texts = {question.id: question.text for question in questions}
     for identity, answer in zip(answers, found, strict=True):
         if answer.prompt and not answer.prompt.startswith(texts[identity].strip()):

@@ -217,7 +217,7 @@ class DataFolder:
             files = "".join(f"\n  {file.describe()}" for file in self._sought.values())
             raise MissingDataError(
                 f"{self.benchmark}: its data are not {where} ({reason}).\n"
-                f"Put into {self.path or f'DIR/{self.benchmark}, for --data-root DIR,'} what is published, one of{files}\nor: hf download --repo-type dataset {repository} "
+                f"Put into {self.path or f'DIR/{self.benchmark}, for --data-root DIR,'} what is published (with its folder of pictures):{files}\nor: hf download --repo-type dataset {repository} "
                 f"--local-dir {self.path or f'DIR/{self.benchmark}'}"
             ) from error
         for column, feature in rows.features.items():

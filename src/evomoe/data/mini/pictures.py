@@ -21,11 +21,13 @@ class Studio:
         sampler: gives the scenes.
         rng: for questions and noise.
         advance: called for each picture, and for each question or conversation without one.
+        drawing: False: `save` draws and writes nothing, but leaves the chance where it would be.
     """
 
     sampler: Sampler
     rng: random.Random
     advance: Callable[[], object]
+    drawing: bool = True
 
     def draw(self, scene: Scene) -> Image.Image:
         self.advance()
@@ -33,6 +35,9 @@ class Studio:
 
     def save(self, scene: Scene, path: Path) -> None:
         """Writes the picture by its suffix, .jpg or .png."""
+        if not self.drawing:
+            self.rng.getrandbits(32)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(self.draw(scene), path.suffix))
 

@@ -90,8 +90,14 @@ class Sizes:
     test: TestSizes = field(default_factory=TestSizes)
 
 
-def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = None) -> None:
+def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = None, training: bool = True) -> None:
     """Writes the world into a new folder; the same files, byte for byte, for the same seed, sizes and versions of the libraries.
+
+    Args:
+        folder: Must not exist.
+        seed: Decides every picture and question.
+        sizes: How many there are.
+        training: Whether the training data are written too; without them the rest is the same, and there much sooner.
 
     Raises:
         ValueError: something of that name exists.
@@ -100,12 +106,12 @@ def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = N
     sizes = sizes or Sizes()
     handwriting = Handwriting.load()
     taken = set()
-    total = sizes.stage1 + sizes.stage2 + sizes.validation.steps + sizes.test.steps
+    total = (sizes.stage1 + sizes.stage2) * training + sizes.validation.steps + sizes.test.steps
     with new_folder(folder) as home, tqdm(desc="mini world", total=total, unit=" pictures", mininterval=1.0) as bar:
 
         def studio(split: str, purpose: str) -> Studio:
-            rng = random.Random(f"{VERSION}/{seed}/{split}/{purpose}")
-            return Studio(Sampler(rng, handwriting, split, taken), rng, bar.update)
+            rng, drawing = random.Random(f"{VERSION}/{seed}/{split}/{purpose}"), training or split != "train"
+            return Studio(Sampler(rng, handwriting, split, taken), rng, bar.update if drawing else int, drawing)
 
         for stage, mix, count in (("stage1", STAGE1, sizes.stage1), ("stage2", STAGE2, sizes.stage2)):
             _write_training(home / "train", stage, mix, count, studio("train", stage))
@@ -132,15 +138,18 @@ def _write_training(folder: Path, stage: str, mix: Mix, count: int, studio: Stud
             studio.save(scene, folder / "images" / image)
             scenes[image] = asdict(scene)
         records.append(record(identity, image, exchanges))
+    if not studio.drawing:
+        return
     write_json(folder / f"{stage}.json", records)
     write_json(folder / f"{stage}_scenes.json", scenes)
 
 
-def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
+def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, training: bool = True) -> Path:
     """The folder of the world with this seed, written on the first call.
 
     Args:
         seed: Decides every picture and question.
+        training: Whether the training data are needed too.
         root: Where it is kept; EVOMOE_CACHE, or ~/.cache/evomoe, by default.
 
     Raises:
@@ -148,9 +157,11 @@ def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
     """
     home = Path(root or os.environ.get("EVOMOE_CACHE") or Path.home() / ".cache" / "evomoe")
     folder = home / f"mini-v{VERSION}-seed{seed}"
+    if not training and not folder.is_dir():
+        folder = folder.with_name(f"{folder.name}-without-training")
     if not folder.is_dir():
         own = folder.with_name(f"{folder.name}.{os.getpid()}")
-        write(own, seed)
+        write(own, seed, training=training)
         try:
             os.replace(own, folder)
         except OSError:  # another process was quicker
