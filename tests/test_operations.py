@@ -229,12 +229,18 @@ def test_int8_weights(family):
 @several_families
 def test_copies_and_pickles_are_the_model(family):
     sparse, inputs = make_sparse(family), inputs_for(family)
-    pickled = pickle.dumps(sparse)
+    pickle.dumps(sparse)
     with torch.no_grad():
-        expected = sparse(**inputs).logits
+        sparse(**inputs, output_hidden_states=True)
+        pickled = pickle.dumps(sparse)  # after a forward, when transformers has set hooks that do not pickle
+        out = sparse(**inputs, output_hidden_states=True)
+        expected, layers = out.logits, len(out.hidden_states)
+        assert layers > len(sparse.moe_blocks)
         for twin in (pickle.loads(pickled), copy.deepcopy(sparse)):
             assert type(twin) is type(sparse) and twin.config.moe == sparse.config.moe
-            torch.testing.assert_close(twin(**inputs).logits, expected, atol=1e-6, rtol=0)
+            again = twin(**inputs, output_hidden_states=True)
+            torch.testing.assert_close(again.logits, expected, atol=1e-6, rtol=0)
+            assert len(again.hidden_states) == layers
             next(twin.parameters()).data.add_(1.0)
         torch.testing.assert_close(sparse(**inputs).logits, expected, atol=1e-6, rtol=0)
 

@@ -149,6 +149,15 @@ class EvoMoEMixin:
             for name in moe.aux_losses
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickling: without the hooks by which transformers captures outputs, which do not pickle; it sets them anew."""
+        for module in self.modules():
+            vars(module).pop("_output_capturing_hooks_installed", None)
+            for key, hook in [*module._forward_hooks.items()]:
+                if getattr(hook, "__name__", "") == "output_capturing_hook":
+                    del module._forward_hooks[key]
+        return dict(vars(self))
+
     def save_pretrained(self, save_directory, *args, remote_code: bool | None = None, is_main_process: bool = True, **kwargs):
         """transformers' ``save_pretrained``, always in the model's own tensor names.
 
