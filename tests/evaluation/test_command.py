@@ -172,7 +172,10 @@ def test_a_benchmark_without_public_answers_is_for_its_server(workspace, quiz, o
     monkeypatch.setitem(BENCHMARKS, "quiz", replace(quiz, load=lambda folder: unknown, submit=submit, score=None))
     text = evaluate_checkpoint(workspace / "model", ["quiz"], options)
     (file,) = Path(options.output).glob("quiz/submission-*/all.json")
-    assert f"quiz: the right answers are not public; upload {file}" in text and len(json.loads(file.read_text())) == 7
+    assert (
+        f"quiz: the right answers are not public, so there is no score. Upload {file}." in text
+        and len(json.loads(file.read_text())) == 7
+    )
 
 
 def test_protocols_keep_results_of_their_own(workspace, quiz, options, asked):

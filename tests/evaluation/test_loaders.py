@@ -141,6 +141,9 @@ def test_the_test_split_of_vqav2_can_only_be_sent_in(tmp_path):
     (path,) = BENCHMARKS["vqav2"].submit(questions, {"2": "The man's, hat."}, tmp_path / "out")
     sent = {record["question_id"]: record["answer"] for record in json.loads(path.read_text())}
     assert sent == {2: "man 's hat", 1: "", 3: ""}
+    (folder / "v2_OpenEnded_mscoco_test2015_questions.json").unlink()
+    with pytest.raises(ValueError, match="wants every id of test2015: put llava_vqav2_mscoco_test2015.jsonl or"):
+        BENCHMARKS["vqav2"].submit(load("vqav2", tmp_path)[0], {"2": "x"}, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", WANTED)

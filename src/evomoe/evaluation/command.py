@@ -123,8 +123,9 @@ class _Evaluation:
             self.notes.append(f"{benchmark.name}: answered before, nothing was asked anew ({answers.path}).")
         by_id = given if finished else answers.finish(questions, prompts.texts, str(self.checkpoint))
         submitted = self._submit(one, by_id, answers)
-        if submitted and not any(question.answer for question in questions):
-            self.notes.append(f"{benchmark.name}: the right answers are not public; upload {', '.join(map(str, submitted))}.")
+        if benchmark.submit and not any(question.answer for question in questions):
+            upload = f" Upload {', '.join(map(str, submitted))}." if submitted else ""
+            self.notes.append(f"{benchmark.name}: the right answers are not public, so there is no score.{upload}")
             return None
         result = benchmark.score(questions, by_id, self.options.protocol)
         result = dataclasses.replace(result, benchmark=benchmark.name)

@@ -188,8 +188,16 @@ def submit(questions: Sequence[VQAQuestion], answers: Mapping[str, str], folder:
     """``vqav2.json`` for EvalAI, with LLaVA's treatment of answers; what the server wants beside these questions is "".
 
     The server wants all of test2015, also for its test-dev phase; the ids come from ``llava_vqav2_mscoco_test2015.jsonl`` or the
-    official test questions, if one of them lies beside the test-dev file.
+    official test questions, one of which must lie beside the test-dev file.
+
+    Raises:
+        ValueError: neither does, so that the server would refuse the file.
     """
+    if questions and not questions[0].answer and not questions[0].server_ids:
+        raise ValueError(
+            f"the server wants every id of test2015: put {LLAVA_TEST.path} or {TEST.path} beside the test-dev file, and run the same "
+            "command again; nothing is asked anew."
+        )
     identities = dict.fromkeys([question.id for question in questions])
     identities.update(dict.fromkeys(questions[0].server_ids if questions else ()))
     written = [{"question_id": int(identity), "answer": evalai_answer(answers.get(identity, ""))} for identity in identities]
