@@ -192,6 +192,8 @@ def test_the_report_has_the_benchmarks_of_earlier_runs_of_the_same_model(workspa
     evaluate_checkpoint(workspace / "model", ["quiz"], options)
     text = evaluate_checkpoint(workspace / "model", ["other"], options)
     assert text.count("\n| quiz ") == 1 and text.count("\n| other ") == 1
+    text = evaluate_checkpoint(workspace / "model", ["other"], replace(options, image_aspect="pad"))
+    assert "\n| quiz " not in text  # asked in another way
     text = evaluate_checkpoint(workspace / "model", ["other"], replace(options, limit=3))
     assert "\n| quiz " not in text and "--limit 3" in text
 

@@ -41,7 +41,8 @@ def test_right_answers_get_the_whole_score(answered, tmp_path, capsys):
     assert main([*command, "--any-version"]) == 0
     assert f"\n| {name} " in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["benchmark"] == name and result["score"] > 0 and result["data"]
+    whole = {"mme": 100 * 2 * len(result["tables"].get("subtask", {}))}.get(name, 100)
+    assert result["benchmark"] == name and result["data"] and 0.6 * whole < result["score"] <= whole  # annotators disagree
     assert main([*command, "--any-version"]) == 1 and "exists already" in capsys.readouterr().err
 
 

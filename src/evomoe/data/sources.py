@@ -68,7 +68,7 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 def _read_json(path: Path) -> list[Any]:
     with _open_text(path) as file:
-        rows = _parse_json(file.read(), path.name, first_line=1)
+        rows = parse_json(file.read(), path.name, first_line=1)
     if not isinstance(rows, list):
         raise ValueError(f"{path.name}: the file must hold a list of records, not {_json_type(rows)}")
     return rows
@@ -77,7 +77,7 @@ def _read_json(path: Path) -> list[Any]:
 def _read_json_lines(path: Path) -> list[Any]:
     with _open_text(path) as file:
         lines = ((number, line.rstrip("\n")) for number, line in enumerate(file, 1))
-        return [_parse_json(line, path.name, number) for number, line in lines if line.strip()]
+        return [parse_json(line, path.name, number) for number, line in lines if line.strip()]
 
 
 @contextmanager
@@ -89,7 +89,8 @@ def _open_text(path: Path) -> Iterator[TextIO]:
         raise ValueError(f"{path.name}: the file is not UTF-8 text: {error.reason}") from error
 
 
-def _parse_json(text: str, name: str, first_line: int) -> Any:
+def parse_json(text: str, name: str, first_line: int = 1) -> Any:
+    """The value of a JSON text; raises ValueError, with the name, line and column of what is broken."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

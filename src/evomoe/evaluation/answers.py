@@ -66,7 +66,7 @@ class AnswerFile:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
-        self.settings, self.key = settings, key_of(settings)
+        self.key = key_of(settings)
         self.path = folder / f"answers-{self.key}.jsonl"
         self._own = folder / f"answers-{self.key}.partial-{rank}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ class Picture(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Tells it from another picture of the same name, without reading it."""
+        """A hash of its content: tells it from another picture of the same name."""
         ...
 
 

@@ -14,6 +14,7 @@ from accelerate import PartialState
 
 from evomoe import __version__
 from evomoe.data import mini
+from evomoe.data.images import Shape
 from evomoe.evaluation.answers import AnswerFile, digest, fingerprint
 from evomoe.evaluation.base import Benchmark, Question, Result
 from evomoe.evaluation.benchmarks import BENCHMARKS
@@ -148,7 +149,7 @@ class _Evaluation:
             files = [] if name in names else (self.folder / name).glob(f"result-{self.options.protocol}-*.json")
             for path in sorted(files, key=lambda file: file.stat().st_mtime_ns):
                 written = json.loads(path.read_text())
-                alike = {key: written["settings"][key] for key in ("model", "dtype", "versions")}
+                alike = {key: written["settings"][key] for key in self._alike()}
                 if alike == self._alike() and written["limit"] == self.options.limit:
                     found[name] = Result(**{field.name: written[field.name] for field in dataclasses.fields(Result)})
         return list(found.values())
@@ -176,7 +177,8 @@ class _Evaluation:
         if self._files is None:
             self._files = fingerprint(self.checkpoint)
         versions = {"evomoe": __version__, **{name: version(name) for name in ("torch", "transformers")}}
-        return {"model": self._files, "dtype": self.options.dtype, "versions": versions}
+        aspect = Shape(self.processor, self.options.image_aspect).aspect
+        return {"model": self._files, "dtype": self.options.dtype, "image_aspect": aspect, "versions": versions}
 
     def _settings(self, one: _Prepared) -> dict[str, Any]:
         """All that the answers depend on; what is equal here gives equal answers."""
@@ -186,7 +188,6 @@ class _Evaluation:
         pictures = (" ".join(known[picture.key] for picture in asked.pictures) for asked in one.prompts.asked)
         return self._alike() | {
             "prompts": digest(text for pair in zip(one.prompts.texts, pictures, strict=True) for text in pair),
-            "image_aspect": one.prompts.shape.aspect,
             "generation": {**GREEDY, "max_new_tokens": one.benchmark.max_new_tokens},
         }
 

@@ -5,16 +5,17 @@ Formats: LLaVA's answer file (JSON lines of question_id, prompt, text), EvalAI's
 JSON lines (id, answer).
 """
 
-import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evomoe.data.sources import parse_json
 from evomoe.evaluation.base import Question, check_answers
 from evomoe.evaluation.benchmarks import mme
 from evomoe.evaluation.benchmarks.mmbench import GROUP, table_rows
+from evomoe.evaluation.sources import json_lines
 from evomoe.words import counted
 
 Key = tuple[str, ...]
@@ -197,8 +198,8 @@ def _answers(path: Path) -> Iterator[Answer]:
     if path.suffix == ".tsv":
         return _records(path, table_rows(text), "record")
     if text.lstrip().startswith("["):
-        return _records(path, _json(path, text), "record")
-    return _records(path, _lines(path, text), "line")
+        return _records(path, parse_json(text, str(path)), "record")
+    return _records(path, json_lines(text, path), "line")
 
 
 def _records(path: Path, records: Iterable[Any], unit: str) -> Iterator[Answer]:
@@ -224,26 +225,11 @@ def _identity(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _json(path: Path, text: str) -> list[Any]:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}.") from error
-
-
-def _lines(path: Path, text: str) -> Iterator[Any]:
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(), which splits at line ends of Unicode too
-        try:
-            yield json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}, column {error.colno}: broken JSON: {error.msg}.") from error
-
-
 def _excel(path: Path) -> list[dict[str, Any]]:
     try:
         import openpyxl
     except ImportError:
-        raise ValueError(f"{path}: reading an Excel file needs openpyxl: pip install 'evomoe[xlsx]'") from None
+        raise ValueError(f"{path}: reading an Excel file needs openpyxl: pip install openpyxl") from None
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except Exception as error:  # openpyxl and zipfile raise many kinds, and all mean the same here

@@ -4,12 +4,12 @@ Every file that is read is noted with its checksum, so that a result can say whi
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evomoe.data.sources import parse_json
 from evomoe.evaluation.base import Picture
 from evomoe.words import counted
 
@@ -182,11 +182,7 @@ class DataFolder:
         Raises:
             ValueError: it is broken; the message names line and column.
         """
-        text = self.text(path)
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: broken JSON: {error.msg}.") from error
+        return parse_json(self.text(path), str(path))
 
     def json_lines(self, path: Path) -> list[Any]:
         """The objects of a file with one JSON object a line.
@@ -194,7 +190,7 @@ class DataFolder:
         Raises:
             ValueError: a line is broken.
         """
-        return list(_json_lines(self.text(path), path))
+        return [record for record in json_lines(self.text(path), path) if record is not None]
 
     def parquet(self, repository: str, config: str | None, split: str) -> "datasets.Dataset":
         """A split of a dataset in Hugging Face's format, its pictures still encoded.
@@ -274,10 +270,7 @@ def check_pictures(name: str, pictures: Iterable[Picture | None]) -> None:
         raise MissingDataError(f"{name}: {counted(len(missing), 'picture')} of {len(paths):,} missing, first {missing[0]}.")
 
 
-def _json_lines(text: str, path: Path) -> Iterator[Any]:
+def json_lines(text: str, path: Path) -> Iterator[Any]:
+    """The values of a text with one on each line; None for an empty line."""
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines(), which splits at line ends of Unicode too
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}, column {error.colno}: broken JSON: {error.msg}.") from error
+        yield parse_json(line, str(path), number) if line.strip() else None

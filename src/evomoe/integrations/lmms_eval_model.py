@@ -6,6 +6,7 @@ lmms-eval is imported here, so nothing of evomoe imports this module.
 import hashlib
 import json
 import logging
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,9 +117,9 @@ class _EvoMoE(lmms):
             answers |= some
         return [_cut(answers[i], [until] if isinstance(until, str) else until) for i in range(len(requests))]
 
+    @abstractmethod
     def _parts(self, request: Any) -> tuple[Any, dict[str, Any]]:
         """A function that makes the conversation, and the settings of generation."""
-        raise NotImplementedError
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError("evomoe answers tasks that generate text; this one compares likelihoods of given answers.")

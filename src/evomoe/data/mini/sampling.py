@@ -53,7 +53,7 @@ class Handwriting:
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise ImportError("The handwritten digits come with scikit-learn: pip install 'evomoe[mini]'.") from error
+            raise ImportError("The handwritten digits come with scikit-learn: pip install scikit-learn.") from error
         digits = load_digits()
         return cls(digits.images, digits.target)
 

@@ -253,7 +253,7 @@ def submit(questions: Sequence[MMBenchQuestion], answers: Mapping[str, str], fol
     try:
         import openpyxl
     except ImportError:
-        raise ValueError("mmbench: the submission is an Excel file, which needs openpyxl: pip install 'evomoe[xlsx]'") from None
+        raise ValueError("mmbench: the submission is an Excel file, which needs openpyxl: pip install openpyxl") from None
     book = openpyxl.Workbook(write_only=True)
     sheet = book.create_sheet()
     sheet.append(["index", "question", "A", "B", "C", "D", "prediction", "answer", "split"])
