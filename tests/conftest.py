@@ -1,10 +1,16 @@
 """Fixtures over the tiny models."""
 
+import os
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from tiny import QUICK, make, make_llava, write_workspace
 from transformers import PreTrainedModel
+
+# Processes of one test meet on this machine, whatever its name resolves to.
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,7 +1,7 @@
 """Expert evolution on two processes (gloo, CPU) gives what one process gives: replicated (DDP) and sharded (FSDP2)."""
 
 import os
-import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -37,10 +37,11 @@ def train(model: nn.Module, evolution: ExpertEvolution, steps: range, rank: int 
         evolution.after_step()
 
 
-def worker(rank: int, port: int, kind: str, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+def worker(rank: int, kind: str, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    meeting = f"file://{folder}/meeting"  # no port that another program could take meanwhile
+    torch.distributed.init_process_group("gloo", meeting, timedelta(minutes=3), rank=rank, world_size=2)
     ffn = make_ffn()
     if kind == "fsdp2":
         from torch.distributed.fsdp import fully_shard
@@ -72,10 +73,7 @@ def test_two_processes_evolve_the_experts_of_one(kind, tmp_path):
     ffn = make_ffn()
     evolution = ExpertEvolution({0: ffn}, OPTIONS, STEPS)
     train(ffn, evolution, range(STEPS))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, kind, str(tmp_path)), nprocs=2)
+    mp.spawn(worker, (kind, str(tmp_path)), nprocs=2)
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{kind}{rank}.pt", weights_only=True)
         for name, tensor in evolution.expert_tensors().items():

@@ -124,7 +124,7 @@ def test_two_processes_give_what_one_gives(workspace, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     result = subprocess.run(
         [*launch, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(tmp_path / "run.py")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("| benchmark ") == 1
