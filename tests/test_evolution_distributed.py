@@ -65,6 +65,8 @@ def worker(rank: int, kind: str, folder: str) -> None:
         train(model, evolution, range(STEPS), rank, 2)
     tensors, distances = evolution.expert_tensors(), relative_distances(evolution)
     torch.save({"tensors": tensors, "distances": distances}, Path(folder) / f"{kind}{rank}.pt")
+    # The wrapped model first: as the last owner of the process group it would wait, with Python's lock, for threads that want it.
+    del model, evolution
     torch.distributed.destroy_process_group()
 
 
