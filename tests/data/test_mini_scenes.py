@@ -1,13 +1,15 @@
 import itertools
 import random
+import re
 from collections import Counter, defaultdict
 
 from mini_answers import derive
 
-from evomoe.data.mini import choices, claims, draw, questions, sampling, scene
+from evomoe.data.mini import choices, claims, draw, questions, sampling, scene, words
 from evomoe.data.mini.errors import annotate
 from evomoe.data.mini.questions import Asked
 from evomoe.data.mini.scene import Scene
+from evomoe.evaluation.base import LETTER_ANSWER, SHORT_ANSWER
 
 
 def test_every_maker_tells_the_truth(handwriting):
@@ -41,6 +43,37 @@ def test_every_claim_and_choice_tells_the_truth(handwriting):
         if (choice := topic.maker(shown, sampler.rng)) is not None:
             assert choice.options[choice.answer] == derive(choice.text, shown, choice.hint), (choice, shown)
             assert 2 <= len(choice.options) == len({*choice.options}) <= 4
+
+
+def test_exercises_in_words_tell_where_two_things_are_and_ask_what_is_true(handwriting):
+    sampler, shown = sampling.Sampler(random.Random(3), handwriting, "train"), [Scene()]
+
+    def sample(kind, accept):
+        shown[0] = sampler(kind, accept)
+        return shown[0]
+
+    asked = Counter()
+    for kind, number in itertools.product(words.EXERCISES.lessons, range(150)):
+        shown[0] = Scene()
+        exchanges = words.exercise(sample, kind, sampler.rng)
+        for text, answer in exchanges:
+            form = LETTER_ANSWER if text.endswith(LETTER_ANSWER) else SHORT_ANSWER
+            lines = (
+                text.removesuffix(form).removeprefix(words.told(shown[0]) if kind else "").removeprefix("Context: ").split("\n")
+            )
+            hint = "" if lines[0].endswith("?") or "says" in lines[0] else lines.pop(0)
+            if form == LETTER_ANSWER:
+                answer = dict(line.split(". ") for line in lines[1:])[answer]
+            copied = re.fullmatch(r"Which option says (.*)\?", lines[0])
+            assert answer == (copied[1] if copied else derive(lines[0], shown[0], hint)), (text, number)
+            asked[kind, form] += 1
+        assert not kind or exchanges == [] or exchanges[0][0].startswith(words.told(shown[0]))
+    assert min(asked[kind, LETTER_ANSWER] for kind in words.EXERCISES.lessons) > 40
+    one, other = (scene.Thing("star", "red", "large", 0, 3), scene.Thing("bar", "blue", "small", 2, 3))
+    assert words.told(Scene((one, other))) == (
+        "A large red star and a small blue bar on a plain background. The red star is at the top right. "
+        "The blue bar is at the bottom right. The red star is above the blue bar.\n"
+    )
 
 
 def test_no_scene_is_sampled_twice(handwriting):

@@ -10,18 +10,15 @@ import argparse
 import importlib.metadata
 import itertools
 import re
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tokenizers
 import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from evomoe.data import easy_vqa
 from evomoe.evaluation import Result
@@ -29,21 +26,9 @@ from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK, questions
 from evomoe.evaluation.generation import Prompts, ask, evaluate
 from evomoe.evaluation.reports import score_table
 from evomoe.files import new_folder, write_text
+from evomoe.small_vlm import END, IMAGE, Architecture, build_processor, build_tower, build_vlm, optimise
 from evomoe.tables import markdown_table
 
-PAD, END, IMAGE = "<|pad|>", "<|end|>", "<image>"
-ROLES = ("system", "user", "assistant")
-CHAT_TEMPLATE = (
-    f"{{%- for message in messages -%}}{{%- if message['role'] not in {ROLES} -%}}"
-    "{{- raise_exception('unknown role ' ~ message['role'] ~ ': use system, user or assistant') -}}{%- endif -%}"
-    "{{- '<|' ~ message['role'] ~ '|>' -}}"
-    "{%- if message['content'] is string -%}{{- message['content'] | trim -}}{%- else -%}"
-    "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}{{- '<image>' -}}"
-    "{%- elif part['type'] == 'text' -%}{{- part['text'] | trim -}}{%- else -%}"
-    "{{- raise_exception('unknown content type ' ~ part['type'] ~ ': use image or text') -}}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}{%- if message['role'] == 'assistant' -%}{{- '<|end|>' -}}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
-)
 ABSENCE = (
     "is the image without {}?",
     "does the image lack {}?",
@@ -80,24 +65,11 @@ are the validation split, by which the recipe was chosen. Other questions are be
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Every number that shapes the model or its training: sizes in pixels, tokens or units, steps of the optimiser."""
+class Recipe(Architecture):
+    """Every number that shapes the model or its training; steps are the optimiser's."""
 
-    image_size: int = 64
-    patch_size: int = 16
-    vision_width: int = 64
-    vision_layers: int = 3
-    hidden_size: int = 96
-    ffn_size: int = 256
-    layers: int = 8
-    heads: int = 4
-    max_positions: int = 1024
-    initializer_range: float = 0.1
     validation_pictures: int = 200
     scaling_pictures: int = 256
-    warmup_steps: int = 100
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
     tower_steps: int = 4000
     tower_batch_size: int = 64
     tower_learning_rate: float = 3e-3
@@ -176,39 +148,11 @@ def draw(examples: Sequence[easy_vqa.Question], size: int) -> list[easy_vqa.Ques
     return [examples[row] for row in torch.randint(len(examples), (size,)).tolist()]
 
 
-def optimise(
-    title: str, parameters: list[nn.Parameter], losses: Iterator[Tensor], steps: int, rate: float, recipe: Recipe
-) -> float:
-    """Takes ``steps`` AdamW steps on the losses drawn, with linear warm-up and cosine decay; returns the seconds taken."""
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=recipe.weight_decay)
-    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, min(recipe.warmup_steps, steps // 4), steps)
-    start = time.perf_counter()
-    for _ in (bar := tqdm(range(steps), desc=title, unit="step", mininterval=2.0)):
-        loss = next(losses)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-    return time.perf_counter() - start
-
-
 def train_vision_tower(
     pictures: Pictures, captions: Sequence[easy_vqa.Question], recipe: Recipe
 ) -> tuple[transformers.SiglipVisionModel, float]:
     """Trains a SigLIP tower to give both words of each caption by linear heads on its mean feature; returns it and seconds."""
-    tower = transformers.SiglipVisionModel(
-        transformers.SiglipVisionConfig(
-            hidden_size=recipe.vision_width,
-            intermediate_size=2 * recipe.vision_width,
-            num_hidden_layers=recipe.vision_layers,
-            num_attention_heads=recipe.heads,
-            image_size=recipe.image_size,
-            patch_size=recipe.patch_size,
-            vision_use_head=False,
-        )
-    )
+    tower = build_tower(recipe)
 
     def words(examples: Sequence[easy_vqa.Question]) -> list[tuple[str, ...]]:
         return list(zip(*(example.answer.split()[1:] for example in examples), strict=True))  # colours, shapes
@@ -225,85 +169,7 @@ def train_vision_tower(
             yield torch.stack([functional.cross_entropy(head(pooled_BD), target_B) for head, target_B in named]).sum()
 
     parameters = [*tower.parameters(), *heads.parameters()]
-    return tower, optimise("vision tower", parameters, losses(), recipe.tower_steps, recipe.tower_learning_rate, recipe)
-
-
-def build_processor(texts: Sequence[str], recipe: Recipe) -> transformers.LlavaProcessor:
-    """A processor with a byte-level BPE tokenizer trained on ``texts``, so that any text can be encoded."""
-    model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=[PAD, END, IMAGE, *(f"<|{role}|>" for role in ROLES)],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    model.train_from_iterator(texts, trainer)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=model,
-        pad_token=PAD,
-        eos_token=END,
-        extra_special_tokens={"image_token": IMAGE, **{f"{role}_token": f"<|{role}|>" for role in ROLES}},
-        model_max_length=recipe.max_positions,
-        padding_side="left",
-    )
-    return transformers.LlavaProcessor(
-        image_processor=transformers.SiglipImageProcessorPil(size={"height": recipe.image_size, "width": recipe.image_size}),
-        tokenizer=tokenizer,
-        patch_size=recipe.patch_size,
-        vision_feature_select_strategy="full",
-        num_additional_image_tokens=0,
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-@torch.no_grad()
-def scale_projector(model: transformers.LlavaForConditionalGeneration, pixels_NCHW: Tensor) -> None:
-    """Scales the fresh projector so that image tokens enter the decoder at the size of its word embeddings.
-
-    The tower's features are a hundred times larger than a fresh embedding. Left so, they drown what the first layers add
-    to them, and comparing a word with a picture takes several times as many steps to learn.
-    """
-    projector = model.model.multi_modal_projector
-    features_NTD = model.model.vision_tower(pixels_NCHW, output_hidden_states=True).hidden_states[-1]
-    projector.linear_1.weight /= projector.linear_1(features_NTD).std()
-    projector.linear_2.weight *= model.get_input_embeddings().weight.std() / projector(features_NTD).std()
-
-
-def build_vlm(
-    tower: transformers.SiglipVisionModel, processor: transformers.LlavaProcessor, pixels_NCHW: Tensor, recipe: Recipe
-) -> transformers.LlavaForConditionalGeneration:
-    """Joins the trained tower, a fresh projector and a fresh Qwen2-style decoder; a few pictures set the projector's scale."""
-    tokenizer = processor.tokenizer
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    text_config = transformers.Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.ffn_size,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=recipe.max_positions,
-        initializer_range=recipe.initializer_range,
-        tie_word_embeddings=True,
-        **special,
-    )
-    config = transformers.LlavaConfig(
-        vision_config=tower.config,
-        text_config=text_config,
-        image_token_index=processor.image_token_id,
-        image_seq_length=(recipe.image_size // recipe.patch_size) ** 2,
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-        tie_word_embeddings=True,
-        **special,
-    )
-    model = transformers.LlavaForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(tower.state_dict())
-    scale_projector(model, pixels_NCHW)
-    model.generation_config = transformers.GenerationConfig(do_sample=False, max_new_tokens=16, **special)
-    return model
+    return tower, optimise("vision tower", parameters, losses(), recipe.tower_steps, recipe.tower_learning_rate)
 
 
 def encode(processor: transformers.LlavaProcessor, image_tokens: int, examples: Sequence[easy_vqa.Question]) -> dict[str, Tensor]:
@@ -340,7 +206,7 @@ def warm_up(
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     steps = sum(steps for _, steps in lessons)
-    return optimise("Stage I", trained, losses(), steps, recipe.stage1_learning_rate, recipe)
+    return optimise("Stage I", trained, losses(), steps, recipe.stage1_learning_rate)
 
 
 def render_card(model: nn.Module, recipe: Recipe, run: dict[str, object], scores: dict[str, Result]) -> str:

@@ -119,7 +119,8 @@ class Mix:
     lessons: dict[str, Lesson]
 
 
-def _topics(kind: str) -> dict[Asker, int]:
+def topics(kind: str) -> dict[Asker, int]:
+    """Every lettered question of ScienceQA and MMBench about a kind of scene."""
     asked = {letter(topic.maker, "Context: "): 2 for topic in SQA if topic.kind == kind}
     return asked | {letter(topic.maker): 2 for topic in MMBENCH if topic.kind == kind}
 
@@ -128,18 +129,19 @@ def _claims(kind: str) -> dict[Asker, int]:
     return {claim(name): 2 for name, (of, _) in SUBTASKS.items() if of == kind}
 
 
-def _shorts(**weights: int) -> dict[Asker, int]:
+def shorts(**weights: int) -> dict[Asker, int]:
+    """Questions for a single word, by their makers' names."""
     return {short(getattr(questions, name)): weight for name, weight in weights.items()}
 
 
 def _fact(kind: str) -> Lesson:
     """One question about the one thing that there is to know about such a scene: by claim, by letter, or for a word."""
     named_too = {named(topic): 1 for topic in (*SQA, *MMBENCH) if topic.kind == kind}
-    return Lesson(6, _claims(kind) | _topics(kind) | named_too, turns=1)
+    return Lesson(6, _claims(kind) | topics(kind) | named_too, turns=1)
 
 
 def _reads(weight: int, **weights: int) -> dict[Asker, int]:
-    return {reading(getattr(questions, name)): weight * times for name, times in weights.items()} | _shorts(**weights)
+    return {reading(getattr(questions, name)): weight * times for name, times in weights.items()} | shorts(**weights)
 
 
 _FACTS = {kind: _fact(kind) for kind in ("sum", "code", "foreign", "portrait", "landmark", "artwork", "poster")}
@@ -162,13 +164,13 @@ _SINGLE |= {letter(maker): 2 for maker in (background, where)} | {
 STAGE1 = Mix(
     captions=0.3,
     lessons={
-        "": Lesson(6, _topics(""), turns=1),
-        "single": Lesson(34, _shorts(**_EASY, digit=4) | _SINGLE, turns=2),
-        "shapes": Lesson(28, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=2) | _claims("shapes") | _topics("shapes")),
-        "crowd": Lesson(12, _shorts(**_EASY, **_LITTLE, related=2, choose_relation=1) | _topics("crowd")),
+        "": Lesson(6, topics(""), turns=1),
+        "single": Lesson(34, shorts(**_EASY, digit=4) | _SINGLE, turns=2),
+        "shapes": Lesson(28, shorts(**_EASY, **_LITTLE, related=2, choose_relation=2) | _claims("shapes") | topics("shapes")),
+        "crowd": Lesson(12, shorts(**_EASY, **_LITTLE, related=2, choose_relation=1) | topics("crowd")),
         "page": Lesson(
             16,
-            _reads(1, word=3, number=3, digit=2, upper_or_lower=1, first_letter=1) | _claims("page") | _topics("page"),
+            _reads(1, word=3, number=3, digit=2, upper_or_lower=1, first_letter=1) | _claims("page") | topics("page"),
             turns=2,
         ),
         **_FACTS,
@@ -179,14 +181,14 @@ STAGE1 = Mix(
 STAGE2 = Mix(
     captions=0.0,
     lessons={
-        "shapes": Lesson(24, _shorts(**_HARD) | _claims("shapes") | _topics("shapes")),
-        "crowd": Lesson(20, _shorts(**_HARD) | _topics("crowd")),
+        "shapes": Lesson(24, shorts(**_HARD) | _claims("shapes") | topics("shapes")),
+        "crowd": Lesson(20, shorts(**_HARD) | topics("crowd")),
         "page": Lesson(
             16,
-            _reads(2, word=2, number=3, digit=2, upper_or_lower=3, first_letter=2) | _claims("page") | _topics("page"),
+            _reads(2, word=2, number=3, digit=2, upper_or_lower=3, first_letter=2) | _claims("page") | topics("page"),
             turns=2,
         ),
-        "": Lesson(4, _topics(""), turns=1),
+        "": Lesson(4, topics(""), turns=1),
         **_FACTS,
     },
 )

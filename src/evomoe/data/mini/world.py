@@ -17,9 +17,10 @@ from evomoe.data.mini.scene import Scene
 from evomoe.data.mini.text_files import write_json
 from evomoe.data.mini.training import STAGE1, STAGE2, Exchange, Mix, conversation, record
 from evomoe.data.mini.vqa_files import write_gqa, write_textvqa, write_vqav2
+from evomoe.data.mini.words import EXERCISES, exercise
 from evomoe.files import new_folder, write_text
 
-VERSION = 1
+VERSION = 2
 """Grows whenever a seed gives other files than before."""
 
 WRITERS: dict[str, Callable[[Path, Studio, int], None]] = {
@@ -82,8 +83,9 @@ class TestSizes:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the world is: ``stage1`` and ``stage2`` in training conversations, up to four questions each."""
+    """How large the world is: ``words``, ``stage1`` and ``stage2`` in training conversations, up to four questions each."""
 
+    words: int = 32_000
     stage1: int = 24_000
     stage2: int = 16_000
     validation: TestSizes = field(default_factory=lambda: TestSizes(250, 250, 450, 250, 75, 20, 210))
@@ -106,7 +108,7 @@ def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = N
     sizes = sizes or Sizes()
     handwriting = Handwriting.load()
     taken = set()
-    total = (sizes.stage1 + sizes.stage2) * training + sizes.validation.steps + sizes.test.steps
+    total = (sizes.words + sizes.stage1 + sizes.stage2) * training + sizes.validation.steps + sizes.test.steps
     with new_folder(folder) as home, tqdm(desc="mini world", total=total, unit=" pictures", mininterval=1.0) as bar:
 
         def studio(split: str, purpose: str) -> Studio:
@@ -115,6 +117,7 @@ def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = N
 
         for stage, mix, count in (("stage1", STAGE1, sizes.stage1), ("stage2", STAGE2, sizes.stage2)):
             _write_training(home / "train", stage, mix, count, studio("train", stage))
+        _write_words(home / "train", sizes.words, studio("train", "words"))
         for split, wanted in (("validation", sizes.validation), ("test", sizes.test)):
             for name, writer in WRITERS.items():
                 writer(home / split / name, studio(split, name), getattr(wanted, name))
@@ -142,6 +145,21 @@ def _write_training(folder: Path, stage: str, mix: Mix, count: int, studio: Stud
         return
     write_json(folder / f"{stage}.json", records)
     write_json(folder / f"{stage}_scenes.json", scenes)
+
+
+def _write_words(folder: Path, count: int, studio: Studio) -> None:
+    """Conversations without pictures."""
+    weights = [lesson.weight for lesson in EXERCISES.lessons.values()]
+    records = []
+    for number in range(count):
+        (kind,) = studio.rng.choices(list(EXERCISES.lessons), weights)
+        exchanges: list[Exchange] = []
+        while not exchanges:
+            exchanges = exercise(studio.sampler, kind, studio.rng)
+        studio.advance()
+        records.append(record(f"words-{number:06d}", None, exchanges))
+    if studio.drawing:
+        write_json(folder / "words.json", records)
 
 
 def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, training: bool = True) -> Path:
