@@ -59,6 +59,11 @@ class BaseRecipe:
     )
 
 
+def folder(seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
+    """Where the base model with this seed is, or will be."""
+    return mini.cache(root) / f"mini-base-v{VERSION}-world-v{mini.VERSION}-seed{seed}"
+
+
 def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, recipe: BaseRecipe | None = None) -> Path:
     """The folder of the base model with this seed, trained on the first call; an interrupted training goes on.
 
@@ -70,28 +75,35 @@ def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, recipe: Ba
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    recipe = recipe or BaseRecipe()
+    recipe, home = recipe or BaseRecipe(), folder(seed, root)
+    if home.is_dir():
+        return home
     world = mini.ensure(0, root)
-    folder = world.with_name(f"mini-base-v{VERSION}-world-v{mini.VERSION}-seed{seed}")
-    if folder.is_dir():
-        return folder
-    work = folder.with_name(f"{folder.name}.partial")
+    work = home.with_name(f"{home.name}.partial")
     untaught = work / "untaught"
     if not untaught.is_dir():
         _assemble(untaught, world, seed, recipe)
     words = _learn(untaught, world / "train" / "words.json", work / "words", recipe.words, seed, "words")
     pictures = _learn(words, world / "train" / "stage1.json", work / "pictures", recipe.pictures, seed, "Stage I")
     write_text(pictures / "base_recipe.json", json.dumps(asdict(recipe) | {"seed": seed}, indent=2) + "\n")
-    os.replace(pictures, folder)
+    os.replace(pictures, home)
     shutil.rmtree(work)
-    return folder
+    return home
 
 
 def _learn(model: Path, data: Path, output: Path, options: StageOptions, seed: int, label: str) -> Path:
     from evomoe.stages import run
 
     recipe = Recipe(
-        str(model), str(data), str(output), stages=(1,), stage1=options, seed=seed, max_length=512, trainer={"weight_decay": 0.01}
+        str(model),
+        str(data),
+        str(output),
+        image_root=str(data.parent / "images"),
+        stages=(1,),
+        stage1=options,
+        seed=seed,
+        max_length=512,
+        trainer={"weight_decay": 0.01},
     )
     return run(recipe, resume=(output / "recipe.json").is_file(), report=False, label=label)
 

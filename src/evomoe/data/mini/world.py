@@ -162,6 +162,11 @@ def _write_words(folder: Path, count: int, studio: Studio) -> None:
         write_json(folder / "words.json", records)
 
 
+def cache(root: str | os.PathLike[str] | None = None) -> Path:
+    """The folder for what is made once: ``root``, EVOMOE_CACHE, or ~/.cache/evomoe."""
+    return Path(root or os.environ.get("EVOMOE_CACHE") or Path.home() / ".cache" / "evomoe")
+
+
 def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, training: bool = True) -> Path:
     """The folder of the world with this seed, written on the first call.
 
@@ -173,8 +178,7 @@ def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, training: 
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    home = Path(root or os.environ.get("EVOMOE_CACHE") or Path.home() / ".cache" / "evomoe")
-    folder = home / f"mini-v{VERSION}-seed{seed}"
+    folder = cache(root) / f"mini-v{VERSION}-seed{seed}"
     if not training and not folder.is_dir():
         folder = folder.with_name(f"{folder.name}-without-training")
     if not folder.is_dir():

@@ -1,0 +1,94 @@
+"""``evomoe table``: one table of the paper, run in small here, or planned for a cluster."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from evomoe.paper import TABLES
+from evomoe.paper.table import Row, Table
+
+PROBED = 100
+"""Questions of each benchmark that every expert answers alone before Stage III."""
+
+
+def run_table(
+    number: int,
+    rows: Sequence[str] = (),
+    seeds: int = 0,
+    jobs: int = 1,
+    split: Literal["test", "validation"] = "test",
+    limit: int = 0,
+    study: Path = Path("runs/study"),
+    results: Path | None = None,
+    dry_run: bool = False,
+) -> str:
+    """Runs a table's rows in small, or goes on with them, and returns the table in Markdown.
+
+    Args:
+        rows: names; all if empty. The baseline is always run.
+        seeds: how many; 0 for the table's own number.
+        jobs: tasks at once.
+        limit: questions per benchmark; 0 for all.
+        study: folder of all runs.
+        results: folder to keep the numbers in, as ``table<N>.json``.
+        dry_run: say what would be run; train nothing.
+
+    Raises:
+        ValueError: there is no such table or row, or a task failed.
+    """
+    table = find(number)
+    chosen = with_baseline(table, rows)
+    if seeds < 0 or jobs < 1 or limit < 0:
+        raise ValueError("--seeds and --limit must be at least 0, --jobs at least 1.")
+    seeds = seeds or table.seeds
+    from evomoe.data import mini
+    from evomoe.paper import base_model
+    from evomoe.paper.measure import disagreement
+    from evomoe.paper.results import collect, keep, render
+    from evomoe.paper.scale import MINI
+    from evomoe.paper.study import all_tasks, cells, experts_alone, run
+
+    if dry_run and not base_model.folder().is_dir():
+        return f"The base model is not trained yet; {len(chosen)} rows with {seeds} seeds would follow it."
+    world, base = mini.ensure(0), base_model.ensure()
+    wanted = cells(chosen, range(seeds), MINI, {"": base}, world, split, limit)
+    alone = {(cell.row.name, cell.seed): experts_alone(cell, PROBED) for cell in wanted}
+    probes = [scoring for scorings in alone.values() for scoring in scorings]
+    if dry_run:
+        tasks = all_tasks([*probes, *(cell.scoring for cell in wanted)])
+        left = [task for task in tasks if not task.done(study)]
+        return "\n".join([f"{len(tasks)} tasks, {len(left)} to be run:", *(f"- {task.name}" for task in left)])
+    run(probes, study, jobs)
+    experts = {}
+    for (name, seed), scorings in alone.items():
+        if scorings:
+            found = [json.loads(scoring.file(study).read_text()) for scoring in scorings]
+            experts[f"{name}/{seed}"] = {
+                "alone": [one["average"] for one in found],
+                "disagreement": disagreement([one["answers"] for one in found]),
+            }
+    said = "\n".join(
+        f"{key}: experts alone {', '.join(f'{score:.1f}' for score in one['alone'])}; "
+        f"they disagree on {one['disagreement']:.1f} % of the answers (validation split)"
+        for key, one in experts.items()
+    )
+    if said:
+        print(said, flush=True)
+    run([cell.scoring for cell in wanted], study, jobs)
+    found = collect(table, wanted, study, experts)
+    kept = [f"Kept in {keep(found, results)}."] if results else []
+    return "\n\n".join([f"Table {table.number}: {table.title} ({split} split)", render(table, found), *table.notes, *kept])
+
+
+def find(number: int) -> Table:
+    """Raises ValueError for a table that the paper does not have."""
+    if number not in TABLES:
+        raise ValueError(f"table: there is no table {number} to run; choose from {', '.join(map(str, TABLES))}.")
+    return TABLES[number]
+
+
+def with_baseline(table: Table, names: Sequence[str]) -> list[Row]:
+    rows = table.chosen(names)
+    missing = [] if not table.baseline or any(row.name == table.baseline for row in rows) else table.chosen([table.baseline])
+    return missing + rows

@@ -1,0 +1,78 @@
+"""Scores of a model on the seven small benchmarks, with every answer, so that models can be compared question by question."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.analysis.interventions import only_expert, shuffled_routers
+from evomoe.evaluation import BENCHMARKS
+from evomoe.evaluation.average import PAPER, averages
+from evomoe.evaluation.command import evenly_spaced
+from evomoe.evaluation.generation import Answerer, Prompts, ask
+from evomoe.evaluation.scoring import load_questions
+from evomoe.evaluation.sources import DataFolder
+from evomoe.loading import load_model, load_processor
+from evomoe.paper.task import Scoring, Training
+from evomoe.run_folder import stage_folder
+from evomoe.stages.stage2_evolution import EXPERTS
+from evomoe.upcycling import upcycle
+
+BATCH_SIZE = 128
+LONGEST = 16
+"""Tokens of an answer: enough for every right one in the mini world."""
+
+
+def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
+    """Answers all questions with the model that the scoring names.
+
+    Returns:
+        ``scores`` by benchmark, ``average``, and ``answers`` by benchmark and question id.
+    """
+    torch.set_flush_denormal(True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = scoring.training.model(study) if isinstance(scoring.training, Training) else scoring.training
+    processor = load_processor(source)
+    model = _model(scoring, source, study).to(device)
+    scores, answers = {}, {}
+    with _changed(model, scoring):
+        for name in PAPER:
+            benchmark = BENCHMARKS[f"mini-{name}"]
+            folder = DataFolder(benchmark.name, scoring.world / scoring.split / (benchmark.folder or benchmark.name))
+            questions = evenly_spaced(load_questions(benchmark, folder), scoring.limit)
+            prompts = Prompts([ask(q, benchmark.prompt(q, "official")) for q in questions], processor, BATCH_SIZE)
+            by_position: dict[int, str] = {}
+            for some in Answerer(model, LONGEST).answer(prompts, benchmark.name):
+                by_position |= some
+            given = {question.id: by_position[position] for position, question in enumerate(questions)}
+            scores[benchmark.name] = benchmark.score(questions, given, "official").score
+            answers[benchmark.name] = given
+    (average,) = averages(scores).values()
+    return {"scores": scores, "average": average, "answers": answers}
+
+
+def _model(scoring: Scoring, source: Path, study: Path) -> PreTrainedModel:
+    model = load_model(source)
+    if isinstance(scoring.training, Training) and scoring.training.stage == 2 and scoring.expert is not None:
+        recipe = scoring.training.recipe
+        experts = {"experts": str(stage_folder(scoring.training.folder(study), 2).path / EXPERTS)}
+        options = {"num_experts": recipe.moe.num_experts, "moe_layers": recipe.placement()}
+        return upcycle(model, expert_init="evolved", init_options=experts, router="linear", **options)
+    return model
+
+
+def _changed(model: PreTrainedModel, scoring: Scoring) -> contextlib.AbstractContextManager[Any]:
+    if scoring.expert is not None:
+        return only_expert(model, scoring.expert)
+    if scoring.shuffle is not None:
+        return shuffled_routers(model, scoring.shuffle)
+    return contextlib.nullcontext()
+
+
+def disagreement(answers: list[dict[str, dict[str, str]]]) -> float:
+    """The share of questions, in percent, that several models do not all answer alike; answers by benchmark and question."""
+    flat = [[text for given in one.values() for text in given.values()] for one in answers]
+    differ = [len(set(given)) > 1 for given in zip(*flat, strict=True)]
+    return 100 * sum(differ) / len(differ)

@@ -1,0 +1,133 @@
+"""What a study found: kept as data, shown beside the paper's numbers, each row compared with the baseline seed by seed."""
+
+import json
+import math
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from evomoe import __version__
+from evomoe.files import write_text
+from evomoe.paper.study import Cell
+from evomoe.paper.table import SEVEN, Table
+from evomoe.paper.task import Scoring
+from evomoe.tables import markdown_table
+
+BENCHMARKS = dict(
+    zip(
+        SEVEN,
+        ("mini-vqav2", "mini-gqa", "mini-sqa", "mini-textvqa-ocr", "mini-pope", "mini-mme", "mini-mmbench"),
+        strict=True,
+    )
+)
+"""What stands for the paper's columns in small."""
+
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""Student's t at 97.5 %, for 1, 2, ... degrees of freedom."""
+
+
+def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a table's run found, as it is kept.
+
+    Args:
+        cells: finished ones.
+        experts: what else is known of each row's experts, by row and seed.
+    """
+    rows: dict[str, Any] = {}
+    for cell in cells:
+        found = json.loads(cell.scoring.file(study).read_text())
+        recipe = asdict(cell.recipe) | {"model": "base", "data": Path(cell.recipe.data).name, "output": "", "seed": "each"}
+        recipe["evolution"]["seed"] = "each"
+        row = rows.setdefault(cell.row.name, {"label": cell.row.label, "recipe": recipe, "seeds": {}})
+        row["seeds"][str(cell.seed)] = {"scores": found["scores"], "average": found["average"]}
+    scoring: Scoring = cells[0].scoring
+    return {
+        "table": table.number,
+        "scale": "mini",
+        "split": scoring.split,
+        "limit": scoring.limit,
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "versions": {"evomoe": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+        "rows": rows,
+        "experts": dict(experts),
+    }
+
+
+def keep(found: Mapping[str, Any], folder: Path) -> Path:
+    """Writes what was found, one file per table; rows of an earlier run that were not run again stay, if all else is equal."""
+    path = folder / f"table{found['table']}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    same = ("table", "scale", "split", "limit", "versions")
+    if path.is_file():
+        earlier = json.loads(path.read_text())
+        if all(earlier[key] == found[key] for key in same):
+            found = {**found, "rows": earlier["rows"] | found["rows"], "experts": earlier["experts"] | found["experts"]}
+    write_text(path, json.dumps(found, indent=1) + "\n")
+    return path
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def paired_difference(ours: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
+    """The mean of the differences and the half width of its 95 % confidence interval (Student's t); infinite for one pair."""
+    differences = [one - other for one, other in zip(ours, baseline, strict=True)]
+    if len(differences) < 2:
+        return differences[0], math.inf
+    t = _T_975[min(len(differences) - 1, len(_T_975)) - 1]
+    return statistics.mean(differences), t * statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def render(table: Table, found: Mapping[str, Any]) -> str:
+    """The table in Markdown: ours as mean ± standard deviation over the seeds, the paper's number in parentheses."""
+    published = {row.name: row.published for row in table.rows}
+    header = (
+        ["row", "seeds", *table.headings] + ["AVG"] * (not table.average) + [f"AVG - {table.baseline}"] * bool(table.baseline)
+    )
+    lines = []
+    for row in table.rows:
+        if (kept := found["rows"].get(row.name)) is None:
+            continue
+        seeds = kept["seeds"]
+        numbers = published[row.name] or (None,) * len(table.headings)
+        cells = [row.label, str(len(seeds))]
+        for heading, paper in zip(table.headings, numbers, strict=True):
+            values = [_value(seed, heading) for seed in seeds.values()]
+            cells.append(_spread(values) + (f" ({paper:g})" if paper is not None else ""))
+        if not table.average:
+            cells.append(_spread([seed["average"] for seed in seeds.values()]))
+        if table.baseline:
+            cells.append(_difference(seeds, found["rows"][table.baseline]["seeds"]) if row.name != table.baseline else "")
+        lines.append(cells)
+    return markdown_table(header, lines)
+
+
+def _value(seed: Mapping[str, Any], heading: str) -> float:
+    return seed["average"] if heading == "AVG" else seed["scores"][BENCHMARKS[heading]]
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = statistics.mean(values)
+    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
+
+
+def _difference(ours: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
+    common = [seed for seed in ours if seed in baseline]
+    if not common:
+        return ""
+    mean, half = paired_difference([ours[s]["average"] for s in common], [baseline[s]["average"] for s in common])
+    return f"{mean:+.2f}" + (f" [{mean - half:+.2f}, {mean + half:+.2f}]" if math.isfinite(half) else "")

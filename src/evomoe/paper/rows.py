@@ -1,0 +1,19 @@
+"""The recipes that several tables share."""
+
+from dataclasses import replace
+
+from evomoe.paper.table import FINE_TUNE, FROM_STAGE1
+from evomoe.recipes import RECIPES
+
+DENSE = FROM_STAGE1.but(stages=(1,))
+"""The dense model, fine-tuned for as many steps as the others take in all their stages."""
+
+DENSE_FFN = DENSE.but(stage1=replace(DENSE.stage1, train="ffn"))
+"""The same, but what Stage II trains is trained alone."""
+
+MOE_TUNING = RECIPES["moe-llava"].but(data=FINE_TUNE, stages=(3,))
+"""Copies of the FFN and a linear router, trained together, two experts per token."""
+
+MOE_TUNING_DTR = MOE_TUNING.but(router="dtr")
+EVOLUTION_LINEAR = FROM_STAGE1.but(router="linear")
+EVOMOE = FROM_STAGE1

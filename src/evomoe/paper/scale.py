@@ -1,0 +1,73 @@
+"""How large a study is: which model, which data, how many steps; the rows of the tables say the rest.
+
+Implements: Table 7 (at both scales).
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from evomoe.paper.table import FINE_TUNE, WARM_UP, Row
+from evomoe.recipe import NamedValues, Recipe, StageOptions
+
+
+@dataclass(frozen=True)
+class MiniScale:
+    """The study that runs on a laptop: the mini world, and the base model that was trained on it.
+
+    Every row takes ``evolution_steps`` + ``routing_steps`` optimiser steps: a row with Stages II and III the former in II and
+    the latter in III, a row with one stage all of them there.
+
+    Attributes:
+        learning_rates: peak by what trains; chosen on the validation split, see docs/log.md.
+        router_options: of routers that have sizes of their own; the paper's do not suit 96 units.
+    """
+
+    evolution_steps: int = 400
+    routing_steps: int = 200
+    batch_size: int = 32
+    learning_rates: NamedValues = field(
+        default_factory=lambda: {
+            "text+projector": 5e-4,
+            "text": 5e-4,
+            "ffn": 1e-3,
+            "router": 1e-3,
+            "router+experts": 5e-4,
+        }
+    )
+    router_options: NamedValues = field(default_factory=lambda: {"hypernet_width": 16, "rank": 4})
+
+    def recipe(self, row: Row, seed: int, base: Path, world: Path) -> Recipe:
+        """The row's recipe with everything but the output folder."""
+        data = {WARM_UP: str(world / "train" / "stage1.json"), FINE_TUNE: str(world / "train" / "stage2.json")}
+        recipe = row.recipe
+        both = len(recipe.stages) > 1
+        steps = {2: self.evolution_steps, 3: self.routing_steps} if both else {}
+        whole = self.evolution_steps + self.routing_steps
+        stages = {f"stage{stage}": self._options(recipe.stage(stage), steps.get(stage, whole), data) for stage in recipe.stages}
+        moe = recipe.moe
+        if moe.router.startswith("dtr") and not moe.router_options:
+            moe = replace(moe, router_options=self.router_options)
+        evolution = replace(recipe.evolution, seed=seed)
+        return recipe.but(
+            model=str(base),
+            data=data[recipe.data],
+            image_root=str(world / "train" / "images"),
+            seed=seed,
+            max_length=512,
+            moe=moe,
+            evolution=evolution,
+            **stages,
+        )
+
+    def _options(self, options: StageOptions, steps: int, data: dict[str, str]) -> StageOptions:
+        return replace(
+            options,
+            steps=round(steps * options.epochs),
+            batch_size=self.batch_size,
+            accumulation=1,
+            learning_rate=self.learning_rates[options.train],
+            data=data[options.data] if options.data else None,
+        )
+
+
+MINI = MiniScale()

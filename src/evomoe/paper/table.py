@@ -1,0 +1,83 @@
+"""What a table of the paper is: rows that are recipes, with the published numbers beside them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evomoe.recipe import Recipe
+from evomoe.recipes import EVOMOE
+
+SEVEN = ("VQAv2", "GQA", "SQA", "TextVQA", "POPE", "MME", "MMBench")
+"""The paper's benchmarks, by its columns."""
+FOUR = ("GQA", "SQA", "TextVQA", "POPE")
+
+WARM_UP, FINE_TUNE = "warm-up", "fine-tune"
+"""The two mixes: a scale says which data they are. Every row starts from the model of Stage I, which the warm-up mix made."""
+
+FROM_STAGE1 = EVOMOE.but(data=FINE_TUNE, stages=(2, 3))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        name: what ``--rows`` takes.
+        label: what the table says.
+        recipe: from the model of Stage I on; model, output, steps and batches are the scale's.
+        published: the paper's numbers in the table's columns, AVG last if the table has it; None where it has none.
+        expert: this one alone answers, from 0.
+        shuffle: seed of a permutation of each router's outputs.
+        width: another size of the model, as the scale names it.
+    """
+
+    name: str
+    label: str
+    recipe: Recipe
+    published: tuple[float | None, ...] = ()
+    expert: int | None = None
+    shuffle: int | None = None
+    width: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper.
+
+    Attributes:
+        number: the paper's.
+        columns: benchmarks.
+        average: whether it has a column AVG.
+        baseline: the row that the others are compared with.
+        notes: where the paper disagrees with itself, or we had to choose.
+        seeds: how many are run by default.
+    """
+
+    number: int
+    title: str
+    rows: Sequence[Row]
+    columns: tuple[str, ...] = SEVEN
+    average: bool = False
+    baseline: str = ""
+    notes: tuple[str, ...] = ()
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        names = [row.name for row in self.rows]
+        assert len(set(names)) == len(names) and (not self.baseline or self.baseline in names), self.number
+        assert all(len(row.published) in (0, len(self.headings)) for row in self.rows), self.number
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        return self.columns + ("AVG",) * self.average
+
+    def chosen(self, names: Sequence[str]) -> list[Row]:
+        """The rows with these names, all if none is given.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        known = {row.name: row for row in self.rows}
+        for name in names:
+            if name not in known:
+                raise ValueError(f"--rows: table {self.number} has no row '{name}'; choose from {', '.join(known)}.")
+        return [known[name] for name in names] or list(self.rows)

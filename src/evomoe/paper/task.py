@@ -1,0 +1,137 @@
+"""One piece of a study, in a process of its own: train a stage, or score a model.
+
+A task is named by a hash of all that decides its result, so that rows share what they have in common, and what is finished is kept.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomoe.files import write_text
+from evomoe.recipe import STAGES, Recipe
+from evomoe.run_folder import stage_folder
+
+_ONLY_FOR = {"evolution": (2,), "moe": (3,), "expert_init": (3,), "init_options": (3,), "moe_layers": (2, 3)}
+"""Fields of a recipe that one stage or another reads; the others every stage reads."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One stage of a recipe, from the model of another training or from a folder.
+
+    Attributes:
+        recipe: with this one stage.
+        source: what it starts from.
+    """
+
+    recipe: Recipe
+    source: "Training | Path"
+
+    @property
+    def stage(self) -> int:
+        return self.recipe.stages[0]
+
+    @property
+    def key(self) -> str:
+        """A hash of the options that this stage reads, of its data and of what it starts from."""
+        values = dataclasses.asdict(self.recipe)
+        kept = {
+            name: value
+            for name, value in values.items()
+            if name not in ("model", "output", "workers", *(f"stage{n}" for n in STAGES if n != self.stage))
+            and (name not in _ONLY_FOR or self.stage in _ONLY_FOR[name])
+        }
+        kept["data"], kept["image_root"] = (_last_parts(path) for path in (self.recipe.data, self.recipe.image_root))
+        own = kept[f"stage{self.stage}"]
+        kept[f"stage{self.stage}"] = own | {"data": _last_parts(own["data"])}
+        source = self.source.key if isinstance(self.source, Training) else self.source.name
+        return _hash([kept, source])
+
+    @property
+    def name(self) -> str:
+        return f"{STAGES[self.stage]}-{self.key}"
+
+    def folder(self, study: Path) -> Path:
+        return study / self.name
+
+    def model(self, study: Path) -> Path:
+        return stage_folder(self.folder(study), self.stage).model
+
+    def done(self, study: Path) -> bool:
+        return self.model(study).is_dir()
+
+    def run(self, study: Path) -> None:
+        """Trains the stage, or goes on with it."""
+        from evomoe.stages import run
+        from evomoe.stages.stage2_evolution import EXPERTS
+
+        recipe, source = self.recipe, self.source
+        if isinstance(source, Training):
+            if self.stage == 3 and recipe.expert_init == "evolved":
+                evolved = stage_folder(source.folder(study), 2).path / EXPERTS
+                recipe = recipe.but(init_options=recipe.init_options | {"experts": str(evolved)})
+            source = source.model(study)
+        recipe = recipe.but(model=str(source), output=str(self.folder(study)))
+        run(recipe, resume=(self.folder(study) / "recipe.json").is_file(), report=False, label=self.name)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The scores of a model on the seven small benchmarks.
+
+    Attributes:
+        training: what made the model; a folder for the base.
+        split: "validation" or "test".
+        limit: questions per benchmark, evenly spaced; 0 for all.
+        expert: this one alone answers.
+        shuffle: seed of a permutation of each router's outputs.
+    """
+
+    training: Training | Path
+    world: Path
+    split: str
+    limit: int = 0
+    expert: int | None = None
+    shuffle: int | None = None
+
+    @property
+    def key(self) -> str:
+        source = self.training.key if isinstance(self.training, Training) else self.training.name
+        return _hash([source, self.world.name, self.split, self.limit, self.expert, self.shuffle])
+
+    @property
+    def name(self) -> str:
+        return f"scores-{self.key}"
+
+    def file(self, study: Path) -> Path:
+        return study / f"{self.name}.json"
+
+    def done(self, study: Path) -> bool:
+        return self.file(study).is_file()
+
+    def run(self, study: Path) -> None:
+        """Answers and scores; writes scores and answers."""
+        from evomoe.paper.measure import score_model
+
+        write_text(self.file(study), json.dumps(score_model(self, study)) + "\n")
+
+
+Task = Training | Scoring
+
+
+def source_of(task: Task) -> "Training | None":
+    """What must be done before."""
+    source = task.source if isinstance(task, Training) else task.training
+    return source if isinstance(source, Training) else None
+
+
+def _last_parts(path: str | None) -> str:
+    """A file by its name and that of the world it is in, wherever that is."""
+    return "/".join(Path(path or "").parts[-3:])
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -1,0 +1,159 @@
+"""Tables in small: rows share what they have in common, what is finished stays, each number is where it belongs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evomoe.data import mini
+from evomoe.paper import TABLES, base_model, measure, rows
+from evomoe.paper.command import run_table
+from evomoe.paper.measure import disagreement
+from evomoe.paper.results import keep, paired_difference, render
+from evomoe.paper.scale import MiniScale
+from evomoe.paper.study import all_tasks, cells, experts_alone, run, trainings
+from evomoe.paper.table import Row, Table
+from evomoe.paper.task import Scoring, Training
+from evomoe.recipe import StageOptions
+from evomoe.small_vlm import Architecture
+
+TINY = MiniScale(evolution_steps=3, routing_steps=2, batch_size=2, router_options={"hypernet_width": 3, "rank": 2})
+SIZES = mini.TestSizes(2, 2, 4, 2, 2, 1, 3)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "mini-world"
+    mini.write(folder, seed=0, sizes=mini.Sizes(8, 8, 8, SIZES, SIZES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(world) -> Path:
+    """A model as the base model is made, after a step of each kind."""
+    stage = StageOptions(steps=1, batch_size=2, accumulation=1, train="text+projector")
+    sizes = Architecture(vision_width=8, vision_layers=1, hidden_size=8, ffn_size=12, layers=4, heads=2, vocabulary=300)
+    recipe = base_model.BaseRecipe(sizes, tower_steps=2, tower_batch_size=2, scaling_pictures=2, words=stage, pictures=stage)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mini, "ensure", lambda seed, root: world)
+        made = base_model.ensure(0, world.parent, recipe)
+        patch.setattr(base_model, "_assemble", None)
+        assert base_model.ensure(0, world.parent, recipe) == made  # once
+    assert [path.name for path in world.parent.iterdir() if "base" in path.name] == [made.name]
+    return made
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    monkeypatch.setattr(measure, "LONGEST", 2)
+
+
+def some(names, base, world, seeds=(0,)):
+    return cells(TABLES[2].chosen(names), seeds, TINY, {"": base}, world, "test")
+
+
+def test_every_table_has_rows_that_can_be_planned(world):
+    for number, table in TABLES.items():
+        assert table.number == number and table.seeds >= (3 if number in (2, 3, 4, 10, 11, 15) else 1)
+        planned = cells(table.rows, (0, 1), MiniScale(), {"": Path("b"), "narrow": Path("n"), "wide": Path("w")}, world, "test")
+        assert len({cell.scoring.name for cell in planned}) == 2 * len(table.rows)  # no two cells are one model asked alike
+        for cell in planned:
+            steps = sum(cell.recipe.stage(stage).steps for stage in cell.recipe.stages)
+            assert steps == 600 * (2 if cell.row.name == "two" and number == 13 else 1)
+            assert {cell.recipe.stage(stage).batch_size for stage in cell.recipe.stages} == {32}
+
+
+def test_rows_share_the_stages_that_are_alike(base, world):
+    evomoe, linear, dense = (trainings(cell.recipe) for cell in some(["evomoe", "evolution", "dense"], base, world))
+    assert evomoe[0].key == linear[0].key and evomoe[1].key != linear[1].key and len(dense) == 1
+    assert len(all_tasks([*evomoe, *linear, *dense])) == 4
+    assert [task.name for task in all_tasks([evomoe[1]])] == [evomoe[0].name, evomoe[1].name]
+    other_seed = trainings(some(["evomoe"], base, world, (1,))[0].recipe)
+    assert other_seed[0].key != evomoe[0].key
+    changed = trainings(some(["evomoe"], base, world)[0].recipe.but(stop_fraction=0.5))
+    assert changed[0].key != evomoe[0].key
+    another_loss = trainings(some(["evomoe"], base, world)[0].recipe.but(aux_losses={}))
+    assert another_loss[0].key == evomoe[0].key and another_loss[1].key != evomoe[1].key
+    elsewhere = Training(evomoe[0].recipe.but(output="elsewhere", workers=3), Path("far") / base.name)
+    assert elsewhere.key == evomoe[0].key
+
+
+def test_a_study_trains_scores_and_goes_on(base, world, tmp_path, monkeypatch):
+    study = tmp_path / "study"
+    (cell,) = some(["evomoe"], base, world)
+    alone = experts_alone(cell, limit=4)
+    assert [scoring.expert for scoring in alone] == [0, 1, 2, 3] and {scoring.split for scoring in alone} == {"validation"}
+    run([alone[0], alone[3], cell.scoring], study)
+    found = json.loads(cell.scoring.file(study).read_text())
+    assert set(found["scores"]) == {*found["answers"]} and len(found["scores"]) == 7 and "mini-textvqa-ocr" in found["scores"]
+    mean = (sum(found["scores"].values()) - found["scores"]["mini-mme"] * 19 / 20) / 7
+    assert found["average"] == pytest.approx(mean)
+    model = json.loads((cell.scoring.training.model(study) / "config.json").read_text())
+    assert model["evomoe"]["router"] == "dtr" and model["evomoe"]["router_options"] == {"hypernet_width": 3, "rank": 2}
+
+    def never(self, study):
+        raise AssertionError(self.name)
+
+    monkeypatch.setattr(Training, "run", never)
+    monkeypatch.setattr(Scoring, "run", never)
+    run([alone[0], alone[3], cell.scoring], study)
+    with pytest.raises(AssertionError, match="scores-"):
+        run([alone[1]], study)
+
+
+def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mini, "ensure", lambda seed: world)
+    monkeypatch.setattr(base_model, "ensure", lambda: base)
+    monkeypatch.setattr("evomoe.paper.scale.MINI", TINY)
+    options = {"rows": ["evolution"], "seeds": 1, "limit": 3, "study": tmp_path / "study", "results": tmp_path / "results"}
+    text = run_table(2, **options)
+    assert "| (a) dense" in text and "(d) evolution" in text and "(77.5)" in text and "EvoMoE" not in text
+    assert "they disagree on" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "results" / "table2.json").read_text())
+    assert set(kept["rows"]) == {"dense", "evolution"} and kept["experts"].keys() == {"evolution/0"}
+    assert kept["rows"]["evolution"]["recipe"]["model"] == "base" and str(tmp_path) not in json.dumps(kept)
+    monkeypatch.setattr(base_model, "folder", lambda: base)
+    assert run_table(2, **options, dry_run=True) == "9 tasks, 0 to be run:"
+    assert "36 tasks, 27 to be run" in run_table(2, **options | {"seeds": 4}, dry_run=True)
+    with pytest.raises(ValueError, match="table: there is no table 7 to run; choose from 2, 3"):
+        run_table(7)
+    with pytest.raises(ValueError, match="--rows: table 2 has no row 'moe'; choose from dense, moe-tuning"):
+        run_table(2, rows=["moe"])
+
+
+def test_differences_are_paired_by_seed():
+    mean, half = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert mean == 2.0 and half == pytest.approx(4.303 * 1.0 / 3**0.5)  # s = 1, t(2) = 4.303
+    assert paired_difference([5.0], [3.0]) == (2.0, float("inf"))
+    table = Table(2, "t", (Row("a", "A", rows.DENSE, (50.0,)), Row("b", "B", rows.EVOMOE)), columns=("GQA",), baseline="a")
+    scores = {"a": (1.0, 2.0, 3.0), "b": (2.0, 4.0, 6.0)}
+    found = {
+        "rows": {
+            name: {"label": name, "seeds": {str(n): {"scores": {"mini-gqa": v}, "average": v} for n, v in enumerate(values)}}
+            for name, values in scores.items()
+        }
+    }
+    first, second = render(table, found).splitlines()[2:]
+    assert "2.0 ± 1.0 (50)" in first and "+2.00 [-0.48, +4.48]" in second
+
+
+def test_what_was_kept_stays_beside_what_is_new(tmp_path):
+    one = {"table": 2, "scale": "mini", "split": "test", "limit": 0, "versions": {}, "rows": {"a": 1}, "experts": {}}
+    keep(one, tmp_path)
+    keep({**one, "rows": {"b": 2}}, tmp_path)
+    assert json.loads((tmp_path / "table2.json").read_text())["rows"] == {"a": 1, "b": 2}
+    keep({**one, "rows": {"b": 3}, "limit": 5}, tmp_path)
+    assert json.loads((tmp_path / "table2.json").read_text())["rows"] == {"b": 3}
+
+
+def test_disagreement_counts_questions_on_which_not_all_say_the_same():
+    one, two = {"x": {"1": "a", "2": "b"}, "y": {"3": "c", "4": "d"}}, {"x": {"1": "a", "2": "c"}, "y": {"3": "c", "4": "d"}}
+    assert disagreement([one, one]) == 0 and disagreement([one, two, one]) == 25
+
+
+def test_a_failed_task_is_named(base, world, tmp_path):
+    (cell,) = some(["dense"], base, world)
+    broken = replace(cell.scoring.training, source=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="nowhere: there is no such folder"):
+        run([broken], tmp_path / "study")
