@@ -11,7 +11,7 @@ from evomoe.data.images import BadImageError
 from evomoe.evaluation import BENCHMARKS
 from evomoe.evaluation.command import data_folder
 from evomoe.evaluation.scoring import load_questions
-from evomoe.evaluation.sources import MissingDataError, check_pictures
+from evomoe.evaluation.sources import DataFolder, MissingDataError, check_pictures
 
 
 def load(name, root):
@@ -303,6 +303,15 @@ def test_mmbench_tables_of_vlmevalkit_name_the_row_of_the_picture(tmp_path):
     official_files.mmbench(tmp_path / "mmbench", rows)
     questions, _ = load("mmbench", tmp_path)
     assert {question.unit: question.picture.open().getpixel((0, 0)) for question in questions} == {"3": RED, "4": BLUE}
+
+
+def test_messages_name_the_first_files_of_many(tmp_path):
+    folder = DataFolder("mme", tmp_path)
+    for number in range(5):
+        folder.note(f"{number}.txt", b"")
+    assert folder.files == "0.txt, 1.txt, 2.txt and 2 more files"
+    with pytest.raises(ValueError, match=r"1 question read, .*\(0.txt md5 .*; 2.txt md5 \w+ bytes 0\)"):
+        folder.check_version(1, (2,))
 
 
 def test_a_row_of_mmbench_that_stands_there_twice_is_named(tmp_path):
