@@ -169,7 +169,7 @@ def test_a_model_that_cannot_be_counted_is_refused_with_the_reason(tmp_path, run
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert f"{tmp_path}/none: there is no such folder" in run(tmp_path / "none", status=1)
     (tmp_path / "config.json").write_text("{")
-    assert f"{tmp_path}/config.json is neither" in run(tmp_path / "config.json", status=1)
+    assert f"{tmp_path}/config.json: there is no model in it: " in run(tmp_path / "config.json", status=1)
     partly_sparse = Qwen2MoeConfig(num_hidden_layers=2, hidden_size=32, intermediate_size=48, mlp_only_layers=[0])
     partly_sparse.save_pretrained(tmp_path)
     assert "sparse already" in run(tmp_path, status=1)

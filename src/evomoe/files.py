@@ -43,6 +43,15 @@ def refuse_missing(name: str | Path) -> None:
         raise ValueError(f"{name}: there is no such folder.")
 
 
+def not_on_hub(name: str | Path, kind: str, error: Exception) -> str:
+    """The message for a name that is nowhere on this machine and that the hub gives no ``kind`` for, with its first reason."""
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    return (
+        f"{name}: there is no such {'folder' if kind == 'model' else 'file or folder'}, and the hub gives no such {kind} ({reason}); "
+        "name a local folder, or, without a network, set HF_HUB_OFFLINE=1, so that nothing is waited for."
+    )
+
+
 def check_folder(option: str, path: str | Path) -> None:
     """Raises ValueError, naming the option, if there is no such folder."""
     if not Path(path).is_dir():

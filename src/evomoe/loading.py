@@ -13,7 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.configuration import MoEConfig
 from evomoe.families import sparse_config
-from evomoe.files import refuse_missing
+from evomoe.files import not_on_hub, refuse_missing
 from evomoe.structure import check_convertible
 
 
@@ -54,8 +54,10 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
             f"{source}: transformers {transformers.__version__} does not know this model family; pip install --upgrade transformers."
         ) from error
     except OSError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{source} is neither a folder with a model nor a hub name that can be reached: {reason}") from error
+        if Path(source).exists():
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{source}: there is no model in it: {reason}") from error
+        raise ValueError(not_on_hub(source, "model", error)) from error
 
 
 def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:

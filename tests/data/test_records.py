@@ -332,6 +332,16 @@ def test_splits_of_saved_and_hub_datasets(tmp_path, monkeypatch):
     assert load_records("owner/name:test")[0].where == "owner/name, record 0 (id 'abc')"
 
 
+def test_a_dataset_that_the_hub_does_not_give_is_one_sentence_with_what_to_do(monkeypatch):
+    def unreachable(name, split):
+        raise ConnectionError("Couldn't reach 'no/such' on the Hub (LocalEntryNotFoundError)\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    wanted = r"^no/such: there is no such file or folder, and the hub gives no such dataset \(Couldn't .* \(Local\w+\)\); name a local .*HF_HUB_OFFLINE=1"
+    with pytest.raises(ValueError, match=wanted):
+        load_records("no/such")
+
+
 def test_unsuitable_objects_are_refused():
     split = datasets.Dataset.from_list([llava(None, "hi")])
     for data in (datasets.DatasetDict({"train": split}), split.to_iterable_dataset()):

@@ -1,6 +1,7 @@
 """The official files and the hub's parquet, in tiny copies: what is read, how pictures are shared, what is refused."""
 
 import json
+import re
 
 import official_files
 import pytest
@@ -8,12 +9,14 @@ from official_files import BLUE, RED, WRITERS
 
 from evomoe.data.images import BadImageError
 from evomoe.evaluation import BENCHMARKS
+from evomoe.evaluation.command import data_folder
+from evomoe.evaluation.scoring import load_questions
 from evomoe.evaluation.sources import DataFolder, MissingDataError, check_pictures
 
 
 def load(name, root):
-    folder = DataFolder(name, root / (BENCHMARKS[name].folder or name))
-    return BENCHMARKS[name].load(folder), folder
+    folder = data_folder(BENCHMARKS[name], str(root))
+    return load_questions(BENCHMARKS[name], folder, any_version=True), folder
 
 
 @pytest.fixture
@@ -70,6 +73,17 @@ def test_parquet(name, tmp_path):
     assert result.score == pytest.approx(200 if name == "mme" else 100)
     assert len({question.picture.key for question in questions}) == {"mmbench": 2}.get(name, 1)
     assert questions[0].picture.open().getpixel((0, 0)) == RED
+
+
+def test_parquet_is_what_lies_in_the_folder_now(tmp_path):
+    """Another folder of the same name, or this one before its file was changed, has other answers."""
+    row = {"question_id": "OCR/1.png", "question": "Is it?", "category": "OCR", "image": official_files.encoded(RED)}
+    for place in ("one", "two"):
+        for answers in ("Yes", "No"), ("No", "Yes"):
+            rows = [{**row, "answer": answer} for answer in answers]
+            official_files.write_parquet(tmp_path / place / "mme", {("default", "test"): rows})
+            questions, _ = load("mme", tmp_path / place)
+            assert tuple(question.answer.capitalize() for question in questions) == answers
 
 
 def test_fields_that_the_scorers_need(written, tmp_path):
@@ -161,22 +175,37 @@ def test_missing_pictures_are_told_and_do_not_keep_from_scoring(name, written, t
 REPLACED = {
     "vqav2": ("v2_mscoco_val2014_annotations.json", '"image_id": 42, "question_type"', '"image_id": 42, "question_typ"', "record 1: the record has no field 'question_type'"),
     "vqav2 nine": ("v2_mscoco_val2014_annotations.json", ', {"answer": "yes", "answer_confidence": "yes", "answer_id": 10}', "", "record 2, question 42001: 10 annotators expected, but 9 found"),
+    "vqav2 answer": ("v2_mscoco_val2014_annotations.json", '{"answer": "red"', '{"answer": null', "record 1, question 42000: annotator 1's answer must be text, not None"),
+    "vqav2 answers": ("v2_mscoco_val2014_annotations.json", '"answers": [', '"answers": 5, "x": [', "record 1, question 42000: the annotators' answers must be a list, not 5"),
+    "vqav2 no image": ("v2_mscoco_val2014_annotations.json", '"image_id": 42', '"image_id": "42"', "record 1: the field 'image_id' must be a whole number, not '42'"),
+    "vqav2 twice": ("v2_OpenEnded_mscoco_val2014_questions.json", "42001", "42000", "val2014_questions.json: 1 id occurs twice, first '42000'"),
+    "vqav2 annotated twice": ("v2_mscoco_val2014_annotations.json", "42001", "42000", "1 id occurs twice, first '42000', in v2_mscoco_val2014_annotations.json"),
+    "vqav2 question": ("v2_OpenEnded_mscoco_val2014_questions.json", '"question": "Is', '"query": "Is', "questions.json, record 2: the record has no field 'question'"),
+    "vqav2 list": ("v2_OpenEnded_mscoco_val2014_questions.json", '"questions": [', '"questions": null, "x": [', "questions.json: the field 'questions' must be a list, not None"),
     "vqav2 version": ("v2_OpenEnded_mscoco_val2014_questions.json", '"question_id": 42001', '"question_id": 42009', "question 42001 is not in"),
     "gqa": ("testdev_balanced_questions.json", '"structural"', '"x"', "question 1: the record has no field 'structural'"),
+    "gqa twice": ("testdev_balanced_questions.json", '"2": {', '"1": {', "testdev_balanced_questions.json: the key '1' occurs twice in one object"),
     "gqa broken": ("testdev_balanced_questions.json", "{", "[", "line 1, column .*broken JSON"),
-    "gqa outside": ("testdev_balanced_questions.json", '"n1"', '"../../n1"', "leaves the image folder"),
+    "gqa outside": ("testdev_balanced_questions.json", '"n1"', '"../../n1"', "question 1: the image path .* leaves the image folder"),
+    "sqa twice": ("problems.json", '"7": {', '"5": {', "problems.json: the key '5' occurs twice"),
+    "sqa listed twice": ("pid_splits.json", '"5"', '"7"', "sqa: 1 id occurs twice, first '7', in problems.json, pid_splits.json"),
+    "sqa choice": ("problems.json", '"red"', "3", "problem 5: an entry of 'choices' must be text, not 3"),
+    "sqa outside": ("problems.json", '"image.png"', '"../../../x.png"', "problem 5: the image path .* leaves"),
     "sqa": ("problems.json", '"answer": 0', '"answer": 2', "problem 5: the answer is choice 2 of 2"),
     "textvqa": ("TextVQA_0.5.1_val.json", '["stop", ', "[", "record 1, question 34602: 10 annotators expected, but 9 found"),
     "textvqa-ocr": ("TextVQA_Rosetta_OCR_v0.2_val.json", '"ab2"', '"ab3"', "the picture 'ab2' is not in TextVQA_Rosetta"),
+    "textvqa-ocr word": ("TextVQA_Rosetta_OCR_v0.2_val.json", '"STOP"', "5", "record 1: an entry of 'ocr_tokens' must be text, not 5"),
+    "textvqa-ocr twice": ("TextVQA_Rosetta_OCR_v0.2_val.json", '"ab2"', '"ab1"', "record 2: the picture 'ab1' stands there twice, with other words"),
     "pope": ("coco/coco_pope_popular.json", '"label": "no"', '"label": "maybe"', "record 2: the label 'maybe' is neither yes nor no"),
     "pope line": ("coco/coco_pope_popular.json", '"label": "no"}', '"label": "no"', "line 2, column .*broken JSON"),
-    "pope twice": ("coco/coco_pope_popular.json", '"question_id": 2', '"question_id": 1', "1 id occurs twice, first 'popular/1'"),
+    "pope twice": ("coco/coco_pope_popular.json", '"question_id": 2', '"question_id": 1', "1 id occurs twice, first 'popular/1', in coco/coco_pope_random.json, "),
     "mme": ("MME_Benchmark_release_version/artwork/questions_answers_YN/7.txt", "\nIs it blue? Please answer yes or no.\tNo", "", "7.txt: 1 questions; MME has two"),
     "mme tab": ("MME_Benchmark_release_version/color/000001.txt", "\tYes", " Yes", "line 1: no tab"),
     "mme answer": ("MME_Benchmark_release_version/color/000001.txt", "\tYes", "\tYep", "line 1: the answer 'yep'"),
     "mmbench": ("mmbench_dev_20230712.tsv", "2000003", "3000003", "group 3 lacks rotation 2, the row of index 2,000,003"),
     "mmbench index": ("mmbench_dev_20230712.tsv", "2000003", "x", "record 5: the index 'x' is not a number"),
     "mmbench column": ("mmbench_dev_20230712.tsv", "question\t", "quest\t", "record 1: the record has no field 'question'"),
+    "mmbench line end": ("mmbench_dev_20230712.tsv", "A hint.", "A\rhint.", "mmbench_dev_20230712.tsv, line 3: broken table"),
     "mmbench answer": ("mmbench_dev_20230712.tsv", "\tC\tcolour", "\tD\tcolour", "record 5: the answer 'D' is not among the 3 choices"),
 }  # fmt: skip
 
@@ -187,9 +216,76 @@ def test_broken_files_are_named(case, written, tmp_path):
     path = written(name) / file
     text = path.read_text()
     assert old in text
-    path.write_text(text.replace(old, new, 1))
+    path.write_text(text.replace(old, new, 1), newline="")
     with pytest.raises((ValueError, BadImageError), match=message):
         load(name, tmp_path)
+
+
+TEXTS = {
+    "vqav2": ("v2_OpenEnded_mscoco_val2014_questions.json", "record 1", ["question"]),
+    "gqa": ("testdev_balanced_questions.json", "question 1", ["question", "answer", "imageId", "structural"]),
+    "sqa": ("problems.json", "problem 7", ["question", "subject"]),
+    "textvqa": ("TextVQA_0.5.1_val.json", "record 1", ["question", "image_id"]),
+    "pope": ("coco/coco_pope_random.json", "record 1", ["image", "text", "label"]),
+}
+
+
+@pytest.mark.parametrize(("name", "field"), [(name, field) for name, (_, _, fields) in TEXTS.items() for field in fields])
+@pytest.mark.parametrize("value", [None, 7, ["yes"]])
+def test_a_value_that_is_not_text_is_named(name, field, value, written, tmp_path):
+    file, where, _ = TEXTS[name]
+    path = written(name) / file
+    path.write_text(re.sub(f'"{field}": "[^"]*"', f'"{field}": {json.dumps(value)}', path.read_text()))
+    wanted = re.escape(f"{file}, {where}: the field '{field}' must be text, not {value!r}")
+    with pytest.raises(ValueError, match=wanted):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vqav2", "textvqa", "pope"])
+def test_an_id_that_is_none_is_named(name, written, tmp_path):
+    file, where, _ = TEXTS[name]
+    path = written(name) / file
+    path.write_text(re.sub('"question_id": [0-9]+', '"question_id": null', path.read_text(), count=1))
+    with pytest.raises(ValueError, match=r", record [12]: the field 'question_id' must be text or a whole number, not None"):
+        load(name, tmp_path)
+
+
+def test_a_question_of_vqav2s_test_file_is_named(tmp_path):
+    file = tmp_path / "vqav2" / "v2_OpenEnded_mscoco_test2015_questions.json"
+    official_files.write(file, {"questions": [{"image_id": 1, "question": "Is it?", "question_id": 1}, {"image_id": 1}]})
+    with pytest.raises(ValueError, match="test2015_questions.json, record 2: the record has no field 'question_id'"):
+        load("vqav2", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "unpacked", ["mme", "mme/MME_Benchmark", "mme/MME_Benchmark_release_version/MME_Benchmark", "MME_Benchmark_release_version"]
+)
+def test_mmes_release_is_found_as_it_unpacks(unpacked, written, tmp_path):
+    (written("mme") / "MME_Benchmark_release_version").rename(tmp_path / "release")
+    (tmp_path / "mme").rmdir()
+    (tmp_path / unpacked).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "release").rename(tmp_path / unpacked)
+    questions, _ = load("mme", tmp_path)
+    assert [(question.id, question.answer, question.type) for question in questions] == WANTED["mme"]
+    check_pictures("mme", [question.picture for question in questions])
+
+
+def test_pictures_of_one_name_in_two_of_mmes_subtasks_are_two(tmp_path):
+    rows = [
+        {"question_id": f"{subtask}/0001.png", "image": official_files.encoded(colour), "category": subtask, "question": text, "answer": answer}
+        for subtask, colour in (("OCR", RED), ("code_reasoning", BLUE))
+        for text, answer in (("Is it so?", "Yes"), ("Is it not?", "No"))
+    ]  # fmt: skip
+    official_files.write_parquet(tmp_path / "mme", {("default", "test"): [rows[i] for i in (0, 2, 1, 3)]})
+    questions, _ = load("mme", tmp_path)
+    made = [(question.id, question.unit, question.text, question.picture.open().getpixel((0, 0))) for question in questions]
+    assert made == [
+        ("OCR/0001.png/1", "OCR/0001.png", "Is it so?", RED),
+        ("code_reasoning/0001.png/1", "code_reasoning/0001.png", "Is it so?", BLUE),
+        ("OCR/0001.png/2", "OCR/0001.png", "Is it not?", RED),
+        ("code_reasoning/0001.png/2", "code_reasoning/0001.png", "Is it not?", BLUE),
+    ]
+    assert len({question.picture.key for question in questions}) == 2
 
 
 def test_a_missing_file_is_named_with_its_origin(written, tmp_path):
@@ -207,3 +303,19 @@ def test_mmbench_tables_of_vlmevalkit_name_the_row_of_the_picture(tmp_path):
     official_files.mmbench(tmp_path / "mmbench", rows)
     questions, _ = load("mmbench", tmp_path)
     assert {question.unit: question.picture.open().getpixel((0, 0)) for question in questions} == {"3": RED, "4": BLUE}
+
+
+def test_messages_name_the_first_files_of_many(tmp_path):
+    folder = DataFolder("mme", tmp_path)
+    for number in range(5):
+        folder.note(f"{number}.txt", b"")
+    assert folder.files == "0.txt, 1.txt, 2.txt and 2 more files"
+    with pytest.raises(ValueError, match=r"1 question read, .*\(0.txt md5 .*; 2.txt md5 \w+ bytes 0\)"):
+        folder.check_version(1, (2,))
+
+
+def test_a_row_of_mmbench_that_stands_there_twice_is_named(tmp_path):
+    rows = official_files.mmbench_rows()
+    official_files.mmbench(tmp_path / "mmbench", [*rows, rows[2]])
+    with pytest.raises(ValueError, match="mmbench: 1 id occurs twice, first '1000003', in mmbench_dev_20230712.tsv"):
+        load("mmbench", tmp_path)

@@ -195,6 +195,10 @@ BROKEN = {
     "broken list": ("gqa", '[{"questionId": "1",\n]', "line 2, column 1: broken JSON"),
     "no answer": ("gqa", '{"question_id": 1, "caption": "x"}\n', "line 1: not an answer; wanted are the fields question_id and text"),
     "not an object": ("gqa", '"x"\n', "line 1: not an answer"),
+    "no id": ("gqa", '{"question_id": null, "text": "x"}\n', "line 1: the id must be text or a number, not None"),
+    "id": ("gqa", '{"question_id": "1", "text": "x"}\n{"question_id": [2], "text": "x"}\n', r"line 2: the id must be .*, not \[2\]"),
+    "answers": ("gqa", '{"question_id": "1", "text": ["x"]}\n', r"line 1: the answer must be text, not \['x'\]"),
+    "pope digit": ("pope", '{"question_id": "²", "text": "x"}\n', "line 1: the id '²' is not one of LLaVA's"),
     "empty": ("gqa", "\n", "there are no answers in it"),
 }  # fmt: skip
 
@@ -205,6 +209,26 @@ def test_broken_answers_are_named(case, questions, tmp_path):
     write(tmp_path / "x.jsonl", content)
     with pytest.raises(ValueError, match=message):
         predictions.read(name, questions(name), tmp_path / "x.jsonl")
+
+
+def test_a_file_of_mmes_that_is_not_utf_8_is_named(questions, tmp_path):
+    write(tmp_path / "out/color.txt", "1.jpg\tIs it?\tYes\tOuí\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="color.txt: the file is neither UTF-8 text"):
+        predictions.read("mme", questions("mme"), tmp_path / "out")
+
+
+def test_records_of_an_excel_file_are_counted_with_the_empty_rows(questions, tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.save(tmp_path / "x.xlsx")
+    with pytest.raises(ValueError, match="there are no answers in it"):
+        predictions.read("mmbench", questions("mmbench"), tmp_path / "x.xlsx")
+    for row in (["index", "prediction"], [3, "A"], [], [4, "A"]):
+        book.active.append(row)
+    book.active["C5"] = "a note"
+    book.save(tmp_path / "x.xlsx")
+    with pytest.raises(ValueError, match="x.xlsx, record 4: the id must be text or a number, not None"):
+        predictions.read("mmbench", questions("mmbench"), tmp_path / "x.xlsx")
 
 
 def test_a_file_that_is_not_there(questions, tmp_path):

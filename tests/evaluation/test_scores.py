@@ -149,6 +149,22 @@ def test_mme():
         mme.score(made[1:], answers)
 
 
+def test_the_error_of_mme_is_over_pictures_and_of_subtasks_drawn_apart():
+    """Colour's pictures have 200 and 50 points, so 125 with the error s / sqrt(2) = 75; OCR's 200 and 0: 100 with 100.
+
+    Subtasks have pictures of their own, so that the squares of their errors add up: 75² + 100² = 125².
+    """
+    made = of_mme("color", "OCR", "code_reasoning", "text_translation")
+    answers = by_id(
+        made, *["Yes", "No", "Yes", "Yes"], *["Yes", "No", "No", "Yes"], *["Yes", "No", "Yes", "Yes"], *["Yes", "No"] * 2
+    )
+    result = mme.score(made, answers)
+    assert result.score == 225 and result.standard_error == pytest.approx(125)
+    errors = {name: row["standard error"] for name, row in result.tables["subtask"].items()}
+    assert errors == pytest.approx({"color": 75, "OCR": 100, "code_reasoning": 75, "text_translation": 0})
+    assert result.tables["domain"]["cognition"]["standard error"] == pytest.approx(75)
+
+
 def of_mmbench():
     rows = [(3, "A"), (4, "A"), (1_000_003, "B"), (1_000_004, "B"), (2_000_003, "C")]
     return [

@@ -96,6 +96,21 @@ def test_a_file_that_is_not_the_published_one_is_scored_on_request_only(tmp_path
     assert "MMBench_DEV_EN.tsv has the MD5" in capsys.readouterr().err and main([*command, "--any-version"]) == 0
 
 
+def test_mmes_release_itself_may_be_named(tmp_path, capsys):
+    WRITERS["mme"](tmp_path)
+    release = tmp_path / "MME_Benchmark_release_version"
+    questions = BENCHMARKS["mme"].load(DataFolder("mme", release))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"question_id": q.id, "text": q.answer}) for q in questions))
+    command = ["score", "mme", "--predictions", str(tmp_path / "a.jsonl"), "--annotations", str(release)]
+    assert main([*command, "--any-version"]) == 0
+    assert "| 6 |" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_mistyped_benchmark_is_named_as_the_argument_is(tmp_path, capsys):
+    assert main(["score", "popo", "--predictions", str(tmp_path), "--annotations", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("evomoe: benchmark: there is no 'popo'; choose from vqav2, gqa,")
+
+
 def test_missing_answers_count_as_wrong_on_request(answered, tmp_path, capsys):
     name, folder, answers = answered
     lines = answers.read_text().splitlines()

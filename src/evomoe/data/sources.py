@@ -2,17 +2,19 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from evomoe.files import refuse_missing
+from evomoe.files import not_on_hub, refuse_missing
 from evomoe.words import kind_of
 
 if TYPE_CHECKING:
     import datasets
+
+Pairs = list[tuple[str, Any]]  # keys and values of a JSON object, as they stand in the text
 
 _COLUMNS = ("id", "image", "images", "conversations", "messages")
 
@@ -89,10 +91,13 @@ def _open_text(path: Path) -> Iterator[TextIO]:
         raise ValueError(f"{path.name}: the file is not UTF-8 text: {error.reason}") from error
 
 
-def parse_json(text: str, name: str, first_line: int = 1) -> Any:
-    """The value of a JSON text; raises ValueError, with the name, line and column of what is broken."""
+def parse_json(text: str, name: str, first_line: int = 1, make_object: Callable[[Pairs], Any] | None = None) -> Any:
+    """The value of a JSON text; raises ValueError, with the name, line and column of what is broken.
+
+    ``make_object`` makes an object of its keys and values; without it, the last one of equal keys counts.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=make_object)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise ValueError(f"{name}, line {line}, column {error.colno}: broken JSON: {error.msg}") from error
@@ -125,7 +130,7 @@ def _load_from_hub(name: str, split: str | None) -> Source:
     try:
         loaded = datasets.load_dataset(name, split=split or "train")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: neither a file, nor a folder, nor a dataset that can be loaded: {error}") from error
+        raise ValueError(not_on_hub(name, "dataset", error)) from error
     return _from_dataset(loaded, name)
 
 

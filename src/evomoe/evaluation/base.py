@@ -111,7 +111,7 @@ class Benchmark:
         version: of the scorer; grows whenever a score could change.
         submit: writes the answers in the format of the official server or tool into a folder, and returns the paths.
         counts: how many questions the known versions of its data have; empty if any number is right.
-        folder: what its folder below ``--data-root`` is called, if not as itself.
+        folders: what its folder below ``--data-root`` may be called, the first that is there counting; as itself if empty.
         mini: whether it is a small one of ``evomoe.data.mini``.
     """
 
@@ -124,7 +124,7 @@ class Benchmark:
     version: int = 1
     submit: Callable[[Sequence[Any], Mapping[str, str], Path], list[Path]] | None = None
     counts: tuple[int, ...] = ()
-    folder: str = ""
+    folders: tuple[str, ...] = ()
     mini: bool = False
 
     @property
@@ -157,14 +157,13 @@ def check_answers(
     return {question.id: answers.get(question.id, "") for question in questions}
 
 
-def check_unique(name: str, identities: Sequence[str]) -> None:
-    """Raises ValueError if an id occurs twice: how many do, and the first."""
+def check_unique(name: str, identities: Sequence[str], files: str = "") -> None:
+    """Raises ValueError if an id occurs twice: how many do, the first, and in which files."""
     seen: set[str] = set()
     twice = [identity for identity in identities if identity in seen or seen.add(identity)]
     if twice:
-        raise ValueError(
-            f"{name}: {counted(len(twice), 'id')} {'occurs' if len(twice) == 1 else 'occur'} twice, first {twice[0]!r}."
-        )
+        occur, where = "occurs" if len(twice) == 1 else "occur", f", in {files}" if files else ""
+        raise ValueError(f"{name}: {counted(len(twice), 'id')} {occur} twice, first {twice[0]!r}{where}.")
 
 
 def check_labels(name: str, questions: Sequence[Question], server: str) -> None:

@@ -215,7 +215,10 @@ def data_folder(benchmark: Benchmark, root: str | None) -> DataFolder:
         root = str(mini.ensure(training=False) / "test")
     if root is not None and benchmark.mini and (Path(root) / "test").is_dir():
         raise ValueError(f"data_root: {root} is a whole world; name one of its splits, {Path(root) / 'test'} or .../validation.")
-    return DataFolder(benchmark.name, None if root is None else Path(root) / (benchmark.folder or benchmark.name))
+    if root is None:
+        return DataFolder(benchmark.name, None)
+    places = [Path(root) / name for name in benchmark.folders or (benchmark.name,)]
+    return DataFolder(benchmark.name, next((place for place in places if place.is_dir()), places[0]))
 
 
 def evenly_spaced(questions: Sequence[Question], limit: int) -> list[Question]:

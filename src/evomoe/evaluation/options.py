@@ -39,15 +39,15 @@ class Options:
     any_version: bool = False
     trust_remote_code: bool = False
 
-    def check(self, names: Sequence[str]) -> None:
-        """Raises ValueError, naming it, if an option is wrong."""
+    def check(self, names: Sequence[str], argument: str = "benchmarks") -> None:
+        """Raises ValueError, naming it, if an option is wrong; the user knows the benchmarks' names as ``argument``."""
         if self.data_root is not None:
             check_folder("data_root", self.data_root)
         for name in names:
             if name not in BENCHMARKS:
-                raise ValueError(f"benchmarks: there is no '{name}'; choose from {', '.join(BENCHMARKS)}.")
+                raise ValueError(f"{argument}: there is no '{name}'; choose from {', '.join(BENCHMARKS)}.")
         if len(set(names)) < len(names) or not names:
-            raise ValueError("benchmarks: name each benchmark once, and at least one.")
+            raise ValueError(f"{argument}: name each benchmark once, and at least one.")
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol: there is no '{self.protocol}'; choose from {', '.join(PROTOCOLS)}.")
         if self.limit < 0:

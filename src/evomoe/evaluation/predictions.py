@@ -120,7 +120,7 @@ def _pope_lines(questions: Sequence[Question]) -> list[Key]:
 
 def _pope_line(answer: Answer) -> Key:
     """The same of an answer: LLaVA's ids count the lines of a split."""
-    number = int(answer.id) // _LLAVA_POPE_STEP if answer.id.isdigit() else -1
+    number = int(answer.id) // _LLAVA_POPE_STEP if answer.id.isdecimal() else -1
     if number not in range(len(_LLAVA_POPE)):
         raise ValueError(
             f"{answer.where}: the id {answer.id!r} is not one of LLaVA's for POPE: "
@@ -191,15 +191,19 @@ def _answers(path: Path) -> Iterator[Answer]:
         raise ValueError(f"{path}: there is no such file.")
     if path.suffix == ".xlsx":
         return _records(path, _excel(path), "record")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: the file is neither UTF-8 text nor an Excel file (.xlsx).") from None
+    text = _text(path)
     if path.suffix == ".tsv":
-        return _records(path, table_rows(text), "record")
+        return _records(path, table_rows(text, path), "record")
     if text.lstrip().startswith("["):
         return _records(path, parse_json(text, str(path)), "record")
     return _records(path, json_lines(text, path), "line")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: the file is neither UTF-8 text nor an Excel file (.xlsx).") from None
 
 
 def _records(path: Path, records: Iterable[Any], unit: str) -> Iterator[Answer]:
@@ -216,6 +220,10 @@ def _records(path: Path, records: Iterable[Any], unit: str) -> Iterator[Answer]:
                 f"{where}: not an answer; wanted are the fields question_id and text (LLaVA), question_id and answer (EvalAI), "
                 "questionId and prediction (GQA), index and prediction (MMBench), or id and answer."
             )
+        if not isinstance(record[identity], str | int | float):
+            raise ValueError(f"{where}: the id must be text or a number, not {record[identity]!r:.80}.")
+        if isinstance(record[text], list | dict):
+            raise ValueError(f"{where}: the answer must be text, not {record[text]!r:.80}.")
         given = "" if record[text] is None else str(record[text])
         yield Answer(_identity(record[identity]), given, str(record.get("prompt") or ""), where, identity == "id")
 
@@ -225,7 +233,8 @@ def _identity(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _excel(path: Path) -> list[dict[str, Any]]:
+def _excel(path: Path) -> list[dict[str, Any] | None]:
+    """The rows by the names in the first one; None for an empty row."""
     try:
         import openpyxl
     except ImportError:
@@ -235,14 +244,15 @@ def _excel(path: Path) -> list[dict[str, Any]]:
     except Exception as error:  # openpyxl and zipfile raise many kinds, and all mean the same here
         raise ValueError(f"{path}: the Excel file cannot be read: {error}") from error
     rows: Any = book.worksheets[0].iter_rows(values_only=True)
-    names = next(rows)
-    return [dict(zip(names, row, strict=True)) for row in rows if any(cell is not None for cell in row)]
+    names = next(rows, ())
+    records = (dict.fromkeys(names) | dict(zip(names, row, strict=False)) for row in rows)  # a row may end early
+    return [record if any(cell is not None for cell in record.values()) else None for record in records]
 
 
 def _mme_folder(path: Path) -> Iterator[Answer]:
     """MME's files: two consecutive lines of picture, question, right answer, answer for each picture."""
     for file in sorted(path.glob("*.txt")):
-        cells = [line.split("\t") for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+        cells = [line.split("\t") for line in _text(file).rstrip("\n").split("\n")]
         for number, row in enumerate(cells, 1):
             if len(row) != 4:
                 raise ValueError(f"{file}, line {number}: {len(row)} cells; MME's lines have 4: picture, question, gt, answer.")

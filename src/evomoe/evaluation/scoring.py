@@ -40,7 +40,7 @@ def score_predictions(
     Raises:
         ValueError: an option is wrong, or answers and questions do not fit together.
     """
-    Options(protocol=protocol).check([name])
+    Options(protocol=protocol).check([name], argument="benchmark")
     benchmark, folder = BENCHMARKS[name], DataFolder(name, annotations)
     questions = load_questions(benchmark, folder, any_version)
     answers = read_predictions(name, questions, Path(predictions), allow_missing)
@@ -60,14 +60,14 @@ def load_questions(benchmark: Benchmark, folder: DataFolder, any_version: bool =
     try:
         questions = list(benchmark.load(folder))
     except (LookupError, TypeError, AttributeError, StopIteration) as error:
-        files = ", ".join(folder.read) or str(folder.path)
+        files = folder.files or str(folder.path)
         raise ValueError(
             f"{benchmark.name}: {files}: not as the benchmark publishes it ({type(error).__name__}: {error}). Get the published file."
         ) from error
     folder.check_file()
     if not questions:
-        raise ValueError(f"{benchmark.name}: there are no questions in {', '.join(folder.read) or folder.path}.")
-    check_unique(benchmark.name, [question.id for question in questions])
+        raise ValueError(f"{benchmark.name}: there are no questions in {folder.files or folder.path}.")
+    check_unique(benchmark.name, [question.id for question in questions], folder.files)
     if not any_version:
         folder.check_version(len(questions), benchmark.counts)
     return questions

@@ -4,20 +4,26 @@ Every file that is read is noted with its checksum, so that a result can say whi
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomoe.data.sources import parse_json
+from evomoe.data.sources import Pairs, parse_json
 from evomoe.evaluation.base import Picture
 from evomoe.words import counted
 
 if TYPE_CHECKING:
+    from types import UnionType
+
     import datasets
     from PIL import Image
 
     from evomoe.data.images import ImageFolder
+
+
+_NAMED = 3  # files in a message
 
 
 class MissingDataError(ValueError):
@@ -31,18 +37,15 @@ class DataFile:
     Attributes:
         path: where it goes, below the benchmark's folder.
         origin: where it is published.
-        size: bytes; 0 if it is not known.
         md5: hexadecimal; empty if it is not known.
     """
 
     path: str
     origin: str
-    size: int = 0
     md5: str = ""
 
     def describe(self) -> str:
-        facts = [f"{self.size:,} bytes"] * bool(self.size) + [f"MD5 {self.md5}"] * bool(self.md5)
-        return f"{self.path} ({', '.join([f'from {self.origin}', *facts])})"
+        return f"{self.path} (from {self.origin}{f', MD5 {self.md5}' if self.md5 else ''})"
 
 
 @dataclass(frozen=True)
@@ -180,9 +183,17 @@ class DataFolder:
         """A JSON file's content.
 
         Raises:
-            ValueError: it is broken; the message names line and column.
+            ValueError: it is broken, with line and column, or an object has one key twice, which may be a question's id.
         """
-        return parse_json(self.text(path), str(path))
+
+        def make_object(pairs: Pairs) -> dict[str, Any]:
+            made = dict(pairs)
+            if len(made) < len(pairs):
+                ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+                raise ValueError(f"{path}: the key {twice!r} occurs twice in one object.")
+            return made
+
+        return parse_json(self.text(path), str(path), make_object=make_object)
 
     def json_lines(self, path: Path) -> list[Any]:
         """The objects of a file with one JSON object a line.
@@ -206,7 +217,7 @@ class DataFolder:
         try:
             if self.path is not None and not local:
                 raise FileNotFoundError("no parquet file there; the hub is asked only if no folder is named")
-            rows = datasets.load_dataset(str(self.path) if local else repository, config, split=split)
+            rows = _local_parquet(self.path, config, split) if local else datasets.load_dataset(repository, config, split=split)
         except Exception as error:  # datasets and the hub's client raise many kinds, and all mean the same here
             reason = " ".join(str(error).split())[:300]
             where = f"in {self.path}" if self.path else f"on the hub as {repository}"
@@ -221,6 +232,12 @@ class DataFolder:
                 rows = rows.cast_column(column, datasets.Image(decode=False))
         self.read[f"{repository}, {config or 'default'}, {split}"] = {"fingerprint": rows._fingerprint, "rows": len(rows)}
         return rows
+
+    @property
+    def files(self) -> str:
+        """What was read, for messages, which 1,187 files of MME's would not fit."""
+        more = len(self.read) - _NAMED
+        return ", ".join(list(self.read)[:_NAMED]) + (f" and {counted(more, 'more file')}" if more > 0 else "")
 
     def note(self, name: str, content: bytes) -> None:
         """Notes that a file was read."""
@@ -242,7 +259,8 @@ class DataFolder:
                     "Get the published one, or score this one with --any-version."
                 )
         if known and found not in known:
-            files = "; ".join(f"{name} {' '.join(f'{k} {v}' for k, v in facts.items())}" for name, facts in self.read.items())
+            first = list(self.read.items())[:_NAMED]
+            files = "; ".join(f"{name} {' '.join(f'{k} {v}' for k, v in facts.items())}" for name, facts in first)
             versions = " or ".join(f"{count:,}" for count in known)
             raise ValueError(
                 f"{self.benchmark}: {counted(found, 'question')} read, but the known versions have {versions} ({files}). "
@@ -250,16 +268,62 @@ class DataFolder:
             )
 
 
-def values(record: Any, where: str, *names: str) -> list[Any]:
-    """The values of a record's fields; ``where`` names file and record in the error.
+def _local_parquet(path: Path, config: str | None, split: str) -> "datasets.Dataset":
+    """A split of a dataset in a folder.
+
+    datasets, asked for the folder, hands out what it once read from another one of the same name, or from this one before its
+    files were changed; asked for the files, it looks at where they are and how old.
+    """
+    import datasets
+
+    files = datasets.load_dataset_builder(str(path), config).config.data_files or {}
+    if split not in files:
+        raise FileNotFoundError(f"no split {split!r} there")
+    return datasets.load_dataset("parquet", data_files={split: files[split]}, split=split)
+
+
+_KINDS: dict[Any, str] = {str: "text", int: "a whole number", list: "a list", str | int: "text or a whole number"}
+
+
+def values(record: Any, where: str, *names: str, kind: "type | UnionType" = object) -> list[Any]:
+    """The values of a record's fields, all of one kind; ``where`` names file and record in the error.
 
     Raises:
-        ValueError: it has no such field.
+        ValueError: it has no such field, or what is there is of another kind.
     """
     missing = [name for name in names if not isinstance(record, dict) or name not in record]
     if missing:
         raise ValueError(f"{where}: the record has no field {missing[0]!r}. Is this the file that the benchmark publishes?")
-    return [record[name] for name in names]
+    found = [record[name] for name in names]
+    for name, value in zip(names, found, strict=True):
+        if not isinstance(value, kind):
+            raise ValueError(f"{where}: the field {name!r} must be {_KINDS[kind]}, not {value!r:.80}.")
+    return found
+
+
+def texts(record: Any, where: str, name: str) -> tuple[str, ...]:
+    """The texts of a record's list.
+
+    Raises:
+        ValueError: there is none, or something else is in it.
+    """
+    (found,) = values(record, where, name, kind=list)
+    for entry in found:
+        if not isinstance(entry, str):
+            raise ValueError(f"{where}: an entry of {name!r} must be text, not {entry!r:.80}.")
+    return tuple(found)
+
+
+def picture_file(images: "ImageFolder", name: str, where: str) -> FilePicture:
+    """A picture of a folder by its name there; ``where`` names file and record in the error.
+
+    Raises:
+        ValueError: the name leads out of the folder.
+    """
+    try:
+        return FilePicture(images.resolve(name))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def check_pictures(name: str, pictures: Iterable[Picture | None]) -> None:

@@ -17,7 +17,7 @@ def _mini(benchmark: Benchmark) -> Benchmark:
         benchmark,
         name=f"mini-{benchmark.name}",
         summary=f"A small synthetic set in the format of {benchmark.name}, made on the spot.",
-        folder=benchmark.folder or benchmark.name,
+        folders=benchmark.folders or (benchmark.name,),
         counts=(),
         mini=True,
     )

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, Picture, ProtocolName, Question, Result, check_unique
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, FilePicture, values
+from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, Picture, ProtocolName, Question, Result
+from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, values
 from evomoe.evaluation.statistics import accuracy, accuracy_by_type, error_of_mean
 from evomoe.files import write_text
 
@@ -72,8 +72,8 @@ def load(folder: DataFolder) -> list[GQAQuestion]:
     images, questions = folder.images("images", "data/images"), []
     for identity in records:
         where = f"{path}, question {identity}"
-        (image,) = values(records[identity], where, "imageId")
-        questions += _question(str(identity), records[identity], FilePicture(images.resolve(f"{image}.jpg")), where)
+        (image,) = values(records[identity], where, "imageId", kind=str)
+        questions += _question(identity, records[identity], picture_file(images, f"{image}.jpg", where), where)
     return questions
 
 
@@ -83,17 +83,17 @@ def _from_parquet(folder: DataFolder) -> list[GQAQuestion]:
     questions = []
     for number, row in enumerate(folder.parquet(REPOSITORY, "testdev_balanced_instructions", "testdev")):
         where = f"{REPOSITORY}, row {number}"
-        identity, image = values(row, where, "id", "imageId")
+        identity, image = values(row, where, "id", "imageId", kind=str)
         if image not in places:
             raise ValueError(f"{where}: the picture {image!r} is not in testdev_balanced_images.")
-        questions += _question(str(identity), row, CellPicture(shown, places[image], f"{REPOSITORY}/{image}"), where)
-    check_unique("gqa", [question.id for question in questions])
+        questions += _question(identity, row, CellPicture(shown, places[image], f"{REPOSITORY}/{image}"), where)
     return questions
 
 
 def _question(identity: str, record: Any, picture: Picture, where: str) -> list[GQAQuestion]:
-    text, answer, types, balanced = values(record, where, "question", "answer", "types", "isBalanced")
-    structural, semantic = values(types, where, "structural", "semantic")
+    text, answer = values(record, where, "question", "answer", kind=str)
+    types, balanced = values(record, where, "types", "isBalanced")
+    structural, semantic = values(types, where, "structural", "semantic", kind=str)
     return [GQAQuestion(identity, text, picture, answer, structural, semantic=semantic)] if balanced else []
 
 

@@ -27,7 +27,6 @@ from evomoe.evaluation.base import (
     Question,
     Result,
     check_labels,
-    check_unique,
 )
 from evomoe.evaluation.benchmarks import letters
 from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, EncodedPicture, values
@@ -96,22 +95,28 @@ def load(folder: DataFolder) -> list[MMBenchQuestion]:
     """
     path = folder.find(*TABLES)
     questions = _from_parquet(folder) if path is None else _from_table(path, folder.text(path))
-    check_unique("mmbench", [question.id for question in questions])
     _check_rotations(questions)
     return questions
 
 
-def table_rows(text: str) -> list[dict[str, str]]:
-    """The rows of a tab-separated table by the names in its first line; cells may be long pictures."""
+def table_rows(text: str, path: Path) -> list[dict[str, str]]:
+    """The rows of a tab-separated table by the names in its first line; cells may be long pictures.
+
+    Raises:
+        ValueError: the table is broken, with file and line.
+    """
     usual = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    reader = csv.DictReader(io.StringIO(text), delimiter="\t", restval="")
     try:
-        return list(csv.DictReader(io.StringIO(text), delimiter="\t", restval=""))
+        return list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.reader.line_num}: broken table ({error}).") from error
     finally:
         csv.field_size_limit(usual)
 
 
 def _from_table(path: Path, text: str) -> list[MMBenchQuestion]:
-    rows = table_rows(text)
+    rows = table_rows(text, path)
     where = [f"{path}, record {number}" for number in range(1, len(rows) + 1)]
     encoded = {row.get("index"): row.get("image", "") for row in rows}
     pictures: dict[int, EncodedPicture] = {}
@@ -153,7 +158,7 @@ def _cell(row: Mapping[str, Any], *names: str) -> str:
 
 
 def _question(row: Mapping[str, Any], picture: Picture, where: str) -> MMBenchQuestion:
-    index, text = values(row, where, "index", "question")
+    (index,), (text,) = values(row, where, "index"), values(row, where, "question", kind=str)
     choices: list[str] = []
     for letter in "ABCD":
         if not (choice := _cell(row, letter)):

@@ -2,7 +2,8 @@
 
 Data, below ``DIR/mme/MME_Benchmark_release_version``: a folder for each subtask with ``NAME.txt`` (two lines of question, tab,
 answer) beside ``NAME.jpg`` or ``NAME.png``, or the two in ``questions_answers_YN/`` and ``images/``; or the parquet of
-lmms-lab-encoder/MME.
+lmms-lab-encoder/MME. The release may also lie in ``DIR``, or be ``DIR/mme`` itself, and have a folder ``MME_Benchmark`` around
+its subtasks.
 
 Rule: MME's ``calculation.py``: an answer's first four characters hold yes, or else no; a subtask's score is the percentage of
 right answers plus that of pictures with both right; perception and cognition are sums of subtasks. lmms-eval strips the
@@ -16,14 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, Picture, ProtocolName, Question, Result, Row, check_unique
+from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, Picture, ProtocolName, Question, Result, Row
 from evomoe.evaluation.benchmarks.yes_no import lmms_mme_reading, mme_reading, vlmevalkit_reading
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, FilePicture, values
+from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, values
 from evomoe.evaluation.statistics import error_of_mean, percent
 from evomoe.files import write_text
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+SUBTASKS = (*PERCEPTION, *COGNITION)
 RELEASE = DataFile(
     "MME_Benchmark_release_version",
     "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation (a folder, sent on request)",
@@ -46,18 +48,22 @@ class MMEQuestion(Question):
 
 def load(folder: DataFolder) -> list[MMEQuestion]:
     """Ids are subtask, picture and number, such as "OCR/0001.jpg/1"."""
-    if folder.find(RELEASE) is None:
+    release = _release(folder)
+    if release is None:
         return _from_parquet(folder)
-    release = folder.need(RELEASE)
-    questions = [question for subtask in (*PERCEPTION, *COGNITION) for question in _subtask(folder, release / subtask)]
-    check_unique("mme", [question.id for question in questions])
-    return questions
+    return [question for subtask in SUBTASKS for question in _subtask(folder, release / subtask)]
+
+
+def _release(folder: DataFolder) -> Path | None:
+    """The folder with those of the subtasks."""
+    places = [place / below for place in (folder.find(RELEASE), folder.path) if place for below in ("", "MME_Benchmark")]
+    return next((place for place in places if any((place / subtask).is_dir() for subtask in SUBTASKS)), None)
 
 
 def _subtask(folder: DataFolder, path: Path) -> list[MMEQuestion]:
     nested = (path / "questions_answers_YN").is_dir()
-    texts, below = (path / "questions_answers_YN", "/images") if nested else (path, "")
-    images = folder.images(f"{RELEASE.path}/{path.name}{below}")
+    texts, pictures = (path / "questions_answers_YN", path / "images") if nested else (path, path)
+    images = folder.images(str(pictures.relative_to(folder.path)))
     questions = []
     for file in sorted(texts.glob("*.txt")):
         lines = [line for line in folder.text(file).splitlines() if line.strip()]
@@ -69,7 +75,7 @@ def _subtask(folder: DataFolder, path: Path) -> list[MMEQuestion]:
             text, tab, answer = line.partition("\t")
             if not tab:
                 raise ValueError(f"{file}, line {number}: no tab between question and answer.")
-            picture = FilePicture(images.resolve(name))
+            picture = picture_file(images, name, str(file))
             questions.append(_question(path.name, name, number, text, picture, answer, f"{file}, line {number}"))
     return questions
 
@@ -81,7 +87,7 @@ def _from_parquet(folder: DataFolder) -> list[MMEQuestion]:
     seen: Counter[tuple[str, str]] = Counter()
     for number, row in enumerate(rows.remove_columns("image")):
         where = f"{REPOSITORY}, row {number}"
-        image, text, answer, subtask = values(row, where, "question_id", "question", "answer", "category")
+        image, text, answer, subtask = values(row, where, "question_id", "question", "answer", "category", kind=str)
         name = Path(image).name  # "artwork/images/20551.jpg" or "OCR/0001.jpg", as in LLaVA's question file
         seen[subtask, name] += 1
         picture = first.setdefault((subtask, name), CellPicture(rows, number, f"{subtask}/{name}"))
@@ -120,7 +126,7 @@ def score(questions: Sequence[MMEQuestion], answers: Mapping[str, str], protocol
         for unit, pair in pictures.items():
             if len(pair) != 2:
                 raise ValueError(f"mme: {unit} has {len(pair)} of its 2 questions; MME scores pictures with both.")
-    subtasks = {name: _row(list(right[name].values())) for name in (*PERCEPTION, *COGNITION) if name in right}
+    subtasks = {name: _row(list(right[name].values())) for name in SUBTASKS if name in right}
     domains = {name: _sum(group, subtasks) for name, group in (("perception", PERCEPTION), ("cognition", COGNITION))}
     return Result(
         benchmark=BENCHMARK.name,
@@ -171,5 +177,6 @@ def submit(questions: Sequence[MMEQuestion], answers: Mapping[str, str], folder:
 
 
 BENCHMARK = Benchmark(
-    "mme", "MME: pairs of yes-or-no questions in 14 subtasks; perception of 2,000 points.", load, prompt, score, 128, submit=submit, counts=(2374,)
+    "mme", "MME: pairs of yes-or-no questions in 14 subtasks; perception of 2,000 points.", load, prompt, score, 128, submit=submit, counts=(2374,),
+    folders=("mme", RELEASE.path),
 )  # fmt: skip

@@ -14,9 +14,9 @@ one of the words "yes" and "no" occurs.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, ProtocolName, Question, Result, Row, check_unique
+from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, ProtocolName, Question, Result, Row
 from evomoe.evaluation.benchmarks.yes_no import exact_reading, pope_reading, vlmevalkit_reading
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, FilePicture, values
+from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, values
 from evomoe.evaluation.statistics import bootstrap_error, percent
 
 SPLITS = ("random", "popular", "adversarial")
@@ -30,9 +30,7 @@ def load(folder: DataFolder) -> list[Question]:
     """Ids are split and number, such as "adversarial/1"; types are the splits."""
     files = {split: DataFile(f"coco/coco_pope_{split}.json", ORIGIN) for split in SPLITS}
     found = folder.find(*files.values()) is not None
-    questions = _from_files(folder, files) if found else _from_parquet(folder)
-    check_unique("pope", [question.id for question in questions])
-    return questions
+    return _from_files(folder, files) if found else _from_parquet(folder)
 
 
 def _from_files(folder: DataFolder, files: Mapping[str, DataFile]) -> list[Question]:
@@ -41,8 +39,9 @@ def _from_files(folder: DataFolder, files: Mapping[str, DataFile]) -> list[Quest
         path = folder.need(file)
         for number, record in enumerate(folder.json_lines(path), 1):
             where = f"{path}, record {number}"
-            identity, image, text, label = values(record, where, "question_id", "image", "text", "label")
-            picture = FilePicture(images.resolve(image))
+            (identity,) = values(record, where, "question_id", kind=str | int)
+            image, text, label = values(record, where, "image", "text", "label", kind=str)
+            picture = picture_file(images, image, where)
             questions.append(Question(f"{split}/{identity}", text, picture, _label(label, where), split))
     return questions
 
@@ -52,7 +51,8 @@ def _from_parquet(folder: DataFolder) -> list[Question]:
     questions = []
     for number, row in enumerate(rows.remove_columns("image")):
         where = f"{REPOSITORY}, row {number}"
-        identity, text, label, split, source = values(row, where, "question_id", "question", "answer", "category", "image_source")
+        (identity,) = values(row, where, "question_id", kind=str | int)
+        text, label, split, source = values(row, where, "question", "answer", "category", "image_source", kind=str)
         picture = CellPicture(rows, number, source)
         questions.append(Question(f"{split}/{identity}", text, picture, _label(label, where), split))
     return questions

@@ -15,7 +15,7 @@ from typing import Any
 
 from evomoe.evaluation.base import LETTER_ANSWER, Benchmark, Picture, ProtocolName, Question, Result, Table
 from evomoe.evaluation.benchmarks import letters
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, FilePicture, values
+from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, texts, values
 from evomoe.evaluation.statistics import accuracy, accuracy_by_type, error_of_mean
 
 ORIGIN = "https://github.com/lupantech/ScienceQA/tree/main/data/scienceqa"
@@ -48,13 +48,13 @@ def load(folder: DataFolder) -> list[SQAQuestion]:
         return _from_parquet(folder)
     path = folder.need(PROBLEMS)
     problems, splits = folder.json(path), folder.json(folder.need(SPLITS))
-    (test,) = values(splits, str(folder.need(SPLITS)), "test")
+    (test,) = values(splits, str(folder.need(SPLITS)), "test", kind=list)
     images, questions = folder.images("images/test"), []
     for pid in test:
         where = f"{path}, problem {pid}"
         (problem,) = values(problems, where, pid)
         (name,) = values(problem, where, "image")
-        picture = FilePicture(images.resolve(f"{pid}/{name}")) if name else None
+        picture = picture_file(images, f"{pid}/{name}", where) if name else None
         questions.append(_question(str(pid), problem, picture, where))
     return questions
 
@@ -68,14 +68,16 @@ def _from_parquet(folder: DataFolder) -> list[SQAQuestion]:
 
 
 def _question(identity: str, problem: Any, picture: Picture | None, where: str) -> SQAQuestion:
-    text, choices, answer, hint, subject = values(problem, where, "question", "choices", "answer", "hint", "subject")
+    text, subject = values(problem, where, "question", "subject", kind=str)
+    (answer,), (hint,) = values(problem, where, "answer", kind=int), values(problem, where, "hint")
+    choices = texts(problem, where, "choices")
     if not 0 <= answer < len(choices) <= 5:
         raise ValueError(
             f"{where}: the answer is choice {answer} of {len(choices)}, counted from 0; ScienceQA has at most 5 choices."
         )
     finer = {name: problem.get(name) or "" for name in ("grade", "topic", "category", "skill")}
     letter = letters.LETTERS[answer]
-    return SQAQuestion(identity, text, picture, letter, subject, choices=tuple(choices), hint=hint or "", **finer)
+    return SQAQuestion(identity, text, picture, letter, subject, choices=choices, hint=hint or "", **finer)
 
 
 def prompt(question: SQAQuestion, protocol: ProtocolName) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, Picture, ProtocolName, Question, Result, check_unique
+from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, Picture, ProtocolName, Question, Result
 from evomoe.evaluation.benchmarks.vqa_answers import (
     Remembered,
     evalai_answer,
@@ -23,7 +23,7 @@ from evomoe.evaluation.benchmarks.vqa_answers import (
     ten_answers,
     vlmevalkit_vqa_answer,
 )
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, FilePicture, values
+from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, texts, values
 from evomoe.evaluation.statistics import accuracy, error_of_mean
 
 ANNOTATIONS = DataFile("TextVQA_0.5.1_val.json", "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json")
@@ -55,31 +55,35 @@ class TextVQAQuestion(Question):
 
 def load(folder: DataFolder, ocr: bool = False) -> list[TextVQAQuestion]:
     """Ids are TextVQA's question ids."""
-    questions = _from_files(folder, ocr) if folder.find(ANNOTATIONS) is not None else _from_parquet(folder, ocr)
-    check_unique("textvqa", [question.id for question in questions])
-    return questions
+    return _from_files(folder, ocr) if folder.find(ANNOTATIONS) is not None else _from_parquet(folder, ocr)
 
 
 def _from_files(folder: DataFolder, ocr: bool) -> list[TextVQAQuestion]:
     path = folder.need(ANNOTATIONS)
-    (records,) = values(folder.json(path), str(path), "data")
+    (records,) = values(folder.json(path), str(path), "data", kind=list)
     tokens = _tokens(folder) if ocr else None
     images, questions = folder.images("train_images"), []
     for number, record in enumerate(records, 1):
         where = f"{path}, record {number}"
-        (image,) = values(record, where, "image_id")
+        (image,) = values(record, where, "image_id", kind=str)
         if tokens is not None and image not in tokens:
             raise ValueError(f"{where}: the picture {image!r} is not in {OCR.path}. Are the two files of one version?")
         read = None if tokens is None else tokens[image]
-        questions.append(_question(record, read, FilePicture(images.resolve(f"{image}.jpg")), where))
+        questions.append(_question(record, read, picture_file(images, f"{image}.jpg", where), where))
     return questions
 
 
-def _tokens(folder: DataFolder) -> dict[str, list[str]]:
+def _tokens(folder: DataFolder) -> dict[str, tuple[str, ...]]:
     path = folder.need(OCR)
-    (records,) = values(folder.json(path), str(path), "data")
-    pairs = (values(record, f"{path}, record {number}", "image_id", "ocr_tokens") for number, record in enumerate(records, 1))
-    return {image: tokens for image, tokens in pairs}
+    (records,) = values(folder.json(path), str(path), "data", kind=list)
+    found: dict[str, tuple[str, ...]] = {}
+    for number, record in enumerate(records, 1):
+        where = f"{path}, record {number}"
+        (image,) = values(record, where, "image_id", kind=str)
+        tokens = texts(record, where, "ocr_tokens")
+        if found.setdefault(image, tokens) != tokens:
+            raise ValueError(f"{where}: the picture {image!r} stands there twice, with other words.")
+    return found
 
 
 def _from_parquet(folder: DataFolder, ocr: bool) -> list[TextVQAQuestion]:
@@ -88,18 +92,19 @@ def _from_parquet(folder: DataFolder, ocr: bool) -> list[TextVQAQuestion]:
     questions = []
     for number, row in enumerate(rows.remove_columns("image")):
         where = f"{REPOSITORY}, row {number}"
-        image, tokens = values(row, where, "image_id", "ocr_tokens")
+        (image,), tokens = values(row, where, "image_id", kind=str), texts(row, where, "ocr_tokens")
         picture = pictures.setdefault(image, CellPicture(rows, number, f"{REPOSITORY}/{image}"))
         questions.append(_question(row, tokens if ocr else None, picture, where))
     return questions
 
 
-def _question(record: Any, tokens: Sequence[str] | None, picture: Picture, where: str) -> TextVQAQuestion:
-    identity, text, image, answers = values(record, where, "question_id", "question", "image_id", "answers")
+def _question(record: Any, tokens: tuple[str, ...] | None, picture: Picture, where: str) -> TextVQAQuestion:
+    (identity,) = values(record, where, "question_id", kind=str | int)
+    text, image = values(record, where, "question", "image_id", kind=str)
+    (answers,) = values(record, where, "answers")
     ten = ten_answers(answers, f"{where}, question {identity}")
     most = max(ten, key=ten.count)
-    read = None if tokens is None else tuple(tokens)
-    return TextVQAQuestion(str(identity), text, picture, most, answers=ten, image_id=str(image), ocr_tokens=read)
+    return TextVQAQuestion(str(identity), text, picture, most, answers=ten, image_id=image, ocr_tokens=tokens)
 
 
 def prompt(question: TextVQAQuestion, protocol: ProtocolName) -> str:
@@ -148,5 +153,5 @@ BENCHMARK = Benchmark(
 )  # fmt: skip
 WITH_OCR = Benchmark(
     "textvqa-ocr", "TextVQA, asked with the words that an OCR program read, as in LLaVA-1.5 and EvoMoE.",
-    partial(load, ocr=True), prompt, partial(score, ocr=True), 128, counts=(5000,), folder="textvqa",
+    partial(load, ocr=True), prompt, partial(score, ocr=True), 128, counts=(5000,), folders=("textvqa",),
 )  # fmt: skip

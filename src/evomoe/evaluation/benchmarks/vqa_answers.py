@@ -189,11 +189,16 @@ def ten_answers(answers: Any, where: str) -> tuple[str, ...]:
     """The annotators' answers of a record: strings, VQA's objects, or columns of them as in parquet.
 
     Raises:
-        ValueError: there are not ten of them.
+        ValueError: there are not ten of them, or one is no text.
     """
     if isinstance(answers, dict):
-        answers = answers["answer"]
-    texts = tuple(answer["answer"] if isinstance(answer, dict) else answer for answer in answers)
+        answers = answers.get("answer")
+    if not isinstance(answers, list | tuple):
+        raise ValueError(f"{where}: the annotators' answers must be a list, not {answers!r:.80}.")
+    texts: tuple[Any, ...] = tuple(answer.get("answer") if isinstance(answer, dict) else answer for answer in answers)
     if len(texts) != ANNOTATORS:
         raise ValueError(f"{where}: {ANNOTATORS} annotators expected, but {len(texts)} found.")
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: annotator {number}'s answer must be text, not {text!r:.80}.")
     return texts

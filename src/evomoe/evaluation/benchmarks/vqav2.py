@@ -36,7 +36,7 @@ from evomoe.evaluation.benchmarks.vqa_answers import (
     ten_answers,
     vqa_answer,
 )
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, FilePicture, values
+from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, values
 from evomoe.evaluation.statistics import accuracy, accuracy_by_type, error_of_mean
 from evomoe.files import write_text
 
@@ -69,28 +69,24 @@ class VQAQuestion(Question):
 def load(folder: DataFolder) -> list[VQAQuestion]:
     """Val if its annotations are there, else test-dev or test; ids are VQA's question ids."""
     if folder.find(ANNOTATIONS) is not None:
-        questions = _val(folder)
-    elif folder.find(TEST_DEV, LLAVA_TEST, TEST) is not None:
-        questions = _test(folder)
-    else:
-        questions = _from_parquet(folder)
-    check_unique("vqav2", [question.id for question in questions])
-    return questions
+        return _val(folder)
+    if folder.find(TEST_DEV, LLAVA_TEST, TEST) is not None:
+        return _test(folder)
+    return _from_parquet(folder)
 
 
 def _val(folder: DataFolder) -> list[VQAQuestion]:
     path, asked = folder.need(ANNOTATIONS), folder.need(VAL)
-    (annotations,) = values(folder.json(path), str(path), "annotations")
-    (records,) = values(folder.json(asked), str(asked), "questions")
-    texts = {record["question_id"]: record["question"] for record in records}
+    (annotations,) = values(folder.json(path), str(path), "annotations", kind=list)
+    texts = {identity: text for identity, text, _ in _official(folder, asked, "val2014")}
     images, questions = folder.images("val2014"), []
     for number, record in enumerate(annotations, 1):
         where = f"{path}, record {number}"
-        identity, image = values(record, where, "question_id", "image_id")
-        if identity not in texts:
+        (identity,) = values(record, where, "question_id", kind=str | int)
+        if str(identity) not in texts:
             raise ValueError(f"{where}: question {identity} is not in {asked}. Are the two files of one version?")
-        picture = FilePicture(images.resolve(f"COCO_val2014_{image:012d}.jpg"))
-        questions.append(_question(record, texts[identity], picture, where))
+        picture = picture_file(images, _name(record, where, "val2014"), where)
+        questions.append(_question(record, texts[str(identity)], picture, where))
     return questions
 
 
@@ -100,23 +96,41 @@ def _test(folder: DataFolder) -> list[VQAQuestion]:
     whole = folder.find(LLAVA_TEST, TEST)
     server_ids = tuple(identity for identity, _, _ in _asked(folder, whole)) if whole else ()
     return [
-        VQAQuestion(identity, text, FilePicture(images.resolve(image)), server_ids=server_ids)
+        VQAQuestion(identity, text, picture_file(images, image, f"{path}, question {identity}"), server_ids=server_ids)
         for identity, text, image in _asked(folder, path)
     ]
 
 
 def _asked(folder: DataFolder, path: Path) -> list[tuple[str, str, str]]:
     """Id, text and picture of a test file's questions, in LLaVA's format or the official one."""
-    if path.suffix == ".jsonl":
-        found = []
-        for number, record in enumerate(folder.json_lines(path), 1):
-            identity, text, image = values(record, f"{path}, record {number}", "question_id", "text", "image")
-            found.append((str(identity), text.removesuffix(SHORT_ANSWER), image))
-        return found
-    (records,) = values(folder.json(path), str(path), "questions")
-    return [
-        (str(record["question_id"]), record["question"], f"COCO_test2015_{record['image_id']:012d}.jpg") for record in records
-    ]
+    if path.suffix != ".jsonl":
+        return _official(folder, path, "test2015")
+    found = []
+    for number, record in enumerate(folder.json_lines(path), 1):
+        where = f"{path}, record {number}"
+        (identity,) = values(record, where, "question_id", kind=str | int)
+        text, image = values(record, where, "text", "image", kind=str)
+        found.append((str(identity), text.removesuffix(SHORT_ANSWER), image))
+    return found
+
+
+def _official(folder: DataFolder, path: Path, split: str) -> list[tuple[str, str, str]]:
+    """Id, text and picture of the questions of an official file."""
+    (records,) = values(folder.json(path), str(path), "questions", kind=list)
+    found = []
+    for number, record in enumerate(records, 1):
+        where = f"{path}, record {number}"
+        (identity,) = values(record, where, "question_id", kind=str | int)
+        (text,) = values(record, where, "question", kind=str)
+        found.append((str(identity), text, _name(record, where, split)))
+    check_unique(str(path), [identity for identity, _, _ in found])
+    return found
+
+
+def _name(record: Any, where: str, split: str) -> str:
+    """The name that COCO gives the picture of a record."""
+    (image,) = values(record, where, "image_id", kind=int)
+    return f"COCO_{split}_{image:012d}.jpg"
 
 
 def _from_parquet(folder: DataFolder) -> list[VQAQuestion]:
@@ -125,15 +139,17 @@ def _from_parquet(folder: DataFolder) -> list[VQAQuestion]:
     questions = []
     for number, row in enumerate(rows.remove_columns("image")):
         where = f"{REPOSITORY}, row {number}"
-        text, image = values(row, where, "question", "image_id")
+        (text,), (image,) = values(row, where, "question", kind=str), values(row, where, "image_id")
         picture = pictures.setdefault(image, CellPicture(rows, number, f"{REPOSITORY}/{image}"))
         questions.append(_question(row, text, picture, where))
     return questions
 
 
 def _question(record: Any, text: str, picture: Picture, where: str) -> VQAQuestion:
-    names = ("question_id", "multiple_choice_answer", "question_type", "answers", "answer_type")
-    identity, answer, question_type, answers, answer_type = values(record, where, *names)
+    (identity,) = values(record, where, "question_id", kind=str | int)
+    names = ("multiple_choice_answer", "question_type", "answer_type")
+    answer, question_type, answer_type = values(record, where, *names, kind=str)
+    (answers,) = values(record, where, "answers")
     ten = ten_answers(answers, f"{where}, question {identity}")
     return VQAQuestion(str(identity), text, picture, answer, question_type, answers=ten, answer_type=answer_type)
 
