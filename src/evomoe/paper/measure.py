@@ -10,10 +10,9 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.analysis.interventions import only_expert, shuffled_routers
 from evomoe.evaluation import BENCHMARKS
 from evomoe.evaluation.average import PAPER, averages
-from evomoe.evaluation.command import evenly_spaced
+from evomoe.evaluation.command import data_folder, evenly_spaced
 from evomoe.evaluation.generation import Answerer, Prompts, ask
 from evomoe.evaluation.scoring import load_questions
-from evomoe.evaluation.sources import DataFolder
 from evomoe.loading import load_model, load_processor
 from evomoe.paper.task import Scoring, Training
 from evomoe.run_folder import stage_folder
@@ -40,7 +39,7 @@ def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
     with _changed(model, scoring):
         for name in PAPER:
             benchmark = BENCHMARKS[f"mini-{name}"]
-            folder = DataFolder(benchmark.name, scoring.world / scoring.split / (benchmark.folder or benchmark.name))
+            folder = data_folder(benchmark, str(scoring.world / scoring.split))
             questions = evenly_spaced(load_questions(benchmark, folder), scoring.limit)
             prompts = Prompts([ask(q, benchmark.prompt(q, "official")) for q in questions], processor, BATCH_SIZE)
             by_position: dict[int, str] = {}
