@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         "compose": compose,
         "eval": evaluate,
         "score": score,
+        "table": table,
         "list": list_names,
     }
     if arguments == ["--version"]:
@@ -251,6 +252,36 @@ def score(
     from evomoe.evaluation.scoring import score_predictions
 
     print(score_predictions(benchmark, predictions, annotations, protocol, output, allow_missing, any_version))
+
+
+def table(
+    number: tyro.conf.Positional[int],
+    rows: tuple[str, ...] = (),
+    seeds: int = 0,
+    jobs: int = 1,
+    split: Literal["test", "validation"] = "test",
+    limit: int = 0,
+    study: str = "runs/study",
+    results: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run a table of the paper in small: its rows on the mini world, the published numbers beside them.
+
+    Args:
+        number: the paper's number of the table.
+        rows: some rows only; the one that the others are compared with is always run.
+        seeds: how many; 0 for as many as the table needs.
+        jobs: how many pieces of work at once.
+        split: test reports; validation is for choosing.
+        limit: questions per benchmark; 0 asks all.
+        study: folder of all runs: what is finished there is not run again, and tables share it.
+        results: folder in which the numbers are kept, as table<N>.json.
+        dry_run: say what would be run.
+    """
+    from evomoe.paper.command import run_table
+
+    with _when_interrupted(lambda: "The same command goes on where it stopped."):
+        print(run_table(number, rows, seeds, jobs, split, limit, Path(study), Path(results) if results else None, dry_run))
 
 
 def list_names(

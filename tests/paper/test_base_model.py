@@ -1,0 +1,42 @@
+"""What the base model's tower is taught, and that it learns."""
+
+import random
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from evomoe.data.mini.sampling import Handwriting, Sampler
+from evomoe.data.mini.scene import Digit, Scene, Thing, Writing
+from evomoe.paper.base_model import CELL_CLASSES, CHARACTERS, PICTURE_CLASSES, cell_labels, picture_labels
+
+
+def test_labels_by_hand():
+    scene = Scene(
+        things=(Thing("square", "green", "large", 0, 2),),
+        writings=(Writing("ab1", 1, 9),),  # from the second half of the first cell, moved by a pixel
+        digits=(Digit(7, 0, 3, 0), Digit(0, 1, 3, 2)),
+        pattern="dotted",
+        plus=True,
+    )
+    cells = cell_labels(asdict(scene))
+    a, b, one = (CHARACTERS.index(character) + 1 for character in "ab1")
+    assert cells[2] == [2, 2, 2, 0, 0, 0, 0]
+    assert cells[4] == [0, 0, 0, 0, a, 0, 0] and cells[5] == [0, 0, 0, b, one, 0, 0]
+    assert (cells[12][5], cells[13][6], cells[14][5]) == (8, 1, 1)
+    assert sum(map(any, cells)) == 6
+    assert picture_labels(asdict(scene)) == [3, 1, 0, 0]
+    assert picture_labels(asdict(Scene(person="Bob", framed=True, style="shaded")))[1:] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("kind", ["single", "crowd", "page", "sum", "code", "foreign", "portrait", "poster"])
+def test_labels_are_within_their_classes_and_tell_scenes_apart(kind):
+    sampler = Sampler(random.Random(0), Handwriting.load(), "train")
+    scenes = [asdict(sampler(kind)) for _ in range(60)]
+    cells, pictures = torch.tensor([cell_labels(s) for s in scenes]), torch.tensor([picture_labels(s) for s in scenes])
+    assert (cells >= 0).all() and (cells <= torch.tensor(CELL_CLASSES)).all()
+    assert (pictures >= 0).all() and (pictures <= torch.tensor(PICTURE_CLASSES)).all()
+    both = torch.cat([cells.flatten(1), pictures], 1)
+    assert len(both.unique(dim=0)) > 10
+    letters = sum(len(writing["text"]) for scene in scenes for writing in scene["writings"])
+    assert (cells[..., 3:5] > 0).sum() == letters
