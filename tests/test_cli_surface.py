@@ -21,7 +21,6 @@ from evomoe.listing import TABLES
 from evomoe.recipes import RECIPES
 
 SNAPSHOT = Path(__file__).with_name("cli_surface.txt")
-VERBS = ("demo", "train", "upcycle", "params", "compose", "eval", "list")
 
 
 def help_of(*verb: str) -> str:
@@ -43,9 +42,14 @@ def help_of(*verb: str) -> str:
     return "\n".join(" ".join(entry.split()) for entry in entries if entry)
 
 
+def verbs() -> list[str]:
+    (names,) = re.findall(r"^usage: evomoe \[-h\] \{(.*)\}$", help_of(), flags=re.M)
+    return names.split(",")
+
+
 def surface() -> str:
     return (
-        "\n\n".join(f"evomoe {' '.join(verb)}".rstrip() + "\n" + help_of(*verb) for verb in [(), *((v,) for v in VERBS)]) + "\n"
+        "\n\n".join(f"evomoe {' '.join(verb)}".rstrip() + "\n" + help_of(*verb) for verb in [(), *((v,) for v in verbs())]) + "\n"
     )
 
 
