@@ -76,7 +76,7 @@ def test_the_snapshot_holds_names_and_defaults():
 def test_help_does_not_import_torch():
     code = (
         "import contextlib, io, sys\nfrom evomoe.cli import main\n"
-        f"for verb in {[[], *([v] for v in VERBS)]}:\n"
+        f"for verb in {[[], *([v] for v in verbs())]}:\n"
         "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
         "        main([*verb, '--help'])\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
