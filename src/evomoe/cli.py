@@ -81,20 +81,30 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
     """The verb ``train`` with the defaults of the recipe that the arguments name."""
     parts = [part for argument in arguments for part in argument.split("=", 1)]
     name = next((after for before, after in itertools.pairwise(parts) if before == "--recipe"), "evomoe")
-    if name not in RECIPES:
-        print(f"evomoe: --recipe: there is no '{name}'; choose from {', '.join(RECIPES)}.", file=sys.stderr)
+    from_file = name.endswith(".json")
+    if not from_file and name not in RECIPES:
+        print(
+            f"evomoe: --recipe: there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json.", file=sys.stderr
+        )
         sys.exit(2)
     if "--lr" in parts:  # what many will try, and too short for the parser to guess what is meant
         print("evomoe: each stage has its own --lr: --stage1.learning-rate; see `evomoe train --help`.", file=sys.stderr)
         sys.exit(2)
-    base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
+    if from_file:
+        try:
+            base = Recipe.load(name)
+        except (ValueError, OSError) as error:
+            print(f"evomoe: --recipe: {error}", file=sys.stderr)
+            sys.exit(2)
+    else:
+        base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
 
     def train(options: Annotated[Recipe, Flat] = base, recipe: str = name, dry_run: bool = False, resume: bool = False) -> None:
         """Train a dense VLM into an EvoMoE on your own data, in stages.
 
         Args:
             options: the run.
-            recipe: where the defaults come from, see `evomoe list recipes`.
+            recipe: where the defaults come from: a name, see `evomoe list recipes`, or the recipe.json of another run.
             dry_run: print what would train, parameter counts and steps; load no weights.
             resume: go on with the unfinished run in the output folder.
         """
@@ -256,6 +266,7 @@ def score(
 
 def table(
     number: tyro.conf.Positional[int],
+    scale: Literal["mini", "paper"] = "mini",
     rows: tuple[str, ...] = (),
     seeds: int = 0,
     jobs: int = 1,
@@ -265,10 +276,11 @@ def table(
     results: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Run a table of the paper in small: its rows on the mini world, the published numbers beside them.
+    """Run a table of the paper: its rows on the mini world, the published numbers beside them.
 
     Args:
         number: the paper's number of the table.
+        scale: mini runs here; paper says which models, data, steps and GPU hours it took, and writes the recipes to launch.
         rows: some rows only; the one that the others are compared with is always run.
         seeds: how many; 0 for as many as the table needs.
         jobs: how many pieces of work at once.
@@ -280,6 +292,11 @@ def table(
     """
     from evomoe.paper.command import run_table
 
+    if scale == "paper":
+        from evomoe.paper.command import plan_table
+
+        print(plan_table(number, rows, Path(study)))
+        return
     with _when_interrupted(lambda: "The same command goes on where it stopped."):
         print(run_table(number, rows, seeds, jobs, split, limit, Path(study), Path(results) if results else None, dry_run))
 

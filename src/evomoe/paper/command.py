@@ -81,6 +81,18 @@ def run_table(
     return "\n\n".join([f"Table {table.number}: {table.title} ({split} split)", render(table, found), *table.notes, *kept])
 
 
+def plan_table(number: int, rows: Sequence[str] = (), study: Path = Path("runs/study")) -> str:
+    """A table at the paper's scale: what it takes, and the commands; writes the rows' recipes below ``study``.
+
+    Raises:
+        ValueError: there is no such table or row.
+    """
+    from evomoe.paper.plan import describe_plan
+
+    table = find(number)
+    return describe_plan(table, with_baseline(table, rows), study / "paper" / f"table{number}")
+
+
 def find(number: int) -> Table:
     """Raises ValueError for a table that the paper does not have."""
     if number not in TABLES:

@@ -1,0 +1,44 @@
+"""Tables at the paper's scale: the numbers of Table 7, and commands that the command line takes."""
+
+import re
+import shlex
+
+import pytest
+
+from evomoe import cli
+from evomoe.paper import TABLES
+from evomoe.paper.command import plan_table
+from evomoe.recipe import Recipe
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_every_table_s_commands_are_taken(number, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("evomoe.stages.run", lambda recipe, resume: started.append(recipe) or "model")
+    monkeypatch.setattr(cli, "check_paths", lambda *args: None)
+    monkeypatch.setattr("evomoe.cli._hide_loading_bars", lambda: None)
+    text = plan_table(number, study=tmp_path)
+    commands = re.findall(r"^accelerate launch --num_processes 8 -m evomoe.cli (train .*)$", text, flags=re.M)
+    for command in commands:
+        assert cli.main(shlex.split(command)) == 0
+    sizes = len({row.width for row in TABLES[number].rows})
+    assert len(started) == len(commands) == len(TABLES[number].rows) + sizes
+    for recipe in started[1:]:
+        assert all(8 * recipe.stage(n).batch_size * recipe.stage(n).accumulation in (64, 256) for n in recipe.stages[-1:])
+        assert recipe.trainer["bf16"] is True
+
+
+def test_the_numbers_are_the_paper_s(tmp_path):
+    text = plan_table(2, ["evomoe"], tmp_path)
+    assert "| II: 10,395, III: 10,395 |       152 |" in text and "I: 5,200 |        48 |" in text
+    recipe = Recipe.load(tmp_path / "paper" / "table2" / "Qwen-1.8B" / "evomoe.json")
+    assert (recipe.stage2.batch_size, recipe.stage2.accumulation, recipe.stage2.learning_rate) == (4, 2, 2e-5)
+    assert "(b) MoE-tuning" not in text and "(a) dense" in text  # the baseline is always there
+
+
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path, capsys):
+    (tmp_path / "broken.json").write_text("{}")
+    for name, message in (("broken.json", "broken.json is no recipe of this version"), ("none.json", "none.json")):
+        with pytest.raises(SystemExit):
+            cli.main(["train", "--recipe", str(tmp_path / name)])
+        assert message in capsys.readouterr().err
