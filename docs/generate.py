@@ -1,13 +1,17 @@
-"""Writes docs/paper-map.md from the ``Implements:`` lines of the modules. Run it with ``make docs``."""
+"""Writes docs/paper-map.md from the ``Implements:`` lines of the modules, and docs/results.md from the numbers in docs/results.
+
+Run it with ``make docs``.
+"""
 
 import ast
+import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SOURCE, OUTPUT = ROOT / "src" / "evomoe", ROOT / "docs" / "paper-map.md"
+SOURCE, OUTPUT, RESULTS = ROOT / "src" / "evomoe", ROOT / "docs" / "paper-map.md", ROOT / "docs" / "results.md"
 
 ITEMS = {
     "Section 1": "the two challenges: uniform experts, rigid routers",
@@ -57,8 +61,8 @@ Which file implements which part of the paper (EvoMoE, arXiv 2505.23830). Writte
 The rule: a claim is an item of the paper, or an item with a part in parentheses: a row, a sub-figure, an aspect. Each claim
 belongs to exactly one file. Every equation is claimed as a whole. A table with several rows is claimed row by row.
 
-Only Table 8 is reproduced as a whole, with its rows and the published numbers, in [parameters.md](parameters.md). Of the others,
-what is named here is what their rows are made of; "not yet" means that not even that has a file of its own.
+"All rows" names the file in which a table's rows are recipes with the published numbers beside them: `evomoe table N` runs them.
+Table 8 is in [parameters.md](parameters.md). "Not yet" means that an item has no file of its own.
 """
 
 
@@ -129,5 +133,39 @@ def paper_map(docstrings: Mapping[str, str]) -> str:
     return HEADER + "\n" + "\n".join(rows) + "\n"
 
 
+RESULTS_HEADER = """# Results
+
+Written by `make docs` from the numbers in [results](results), which `evomoe table N --results docs/results` keeps; do not edit it by
+hand. Every row starts from the same small dense model and takes the same number of optimiser steps; see [mini.md](mini.md) for the
+world that it sees. Ours: mean ± standard deviation over the seeds; the paper's number, of a model a thousand times as large on other
+data, in parentheses. The last column is the difference of AVG from the baseline, seed by seed, with its 95 % confidence interval.
+
+"""
+
+
+def results(folder: Path = ROOT / "docs" / "results") -> str:
+    """The text of docs/results.md."""
+    from evomoe.paper import TABLES
+    from evomoe.paper.results import render
+
+    parts = []
+    for path in sorted(folder.glob("table*.json"), key=lambda path: int(path.stem.removeprefix("table"))):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        table = TABLES[found["table"]]
+        run = f"{found['date']}, commit {found['commit']}, {found['machine']}, {found['split']} split"
+        experts = [
+            f"- {name}: alone {', '.join(f'{score:.1f}' for score in one['alone'])}; they disagree on {one['disagreement']:.1f} % of the answers"
+            for name, one in found["experts"].items()
+        ]
+        heading = "Experts of Stage II, each alone on a part of the validation split (row/seed, AVG):"
+        listed = [f"{heading}\n\n" + "\n".join(experts)] * bool(experts)
+        notes = [f"- {note}" for note in table.notes]
+        parts.append("\n\n".join([f"## Table {table.number}: {table.title}", run, render(table, found), *listed, "\n".join(notes)]))
+    answers = folder / "answers.md"
+    said = [answers.read_text(encoding="utf-8")] * answers.is_file()
+    return RESULTS_HEADER + "\n\n".join(part.strip() for part in [*said, *parts]) + "\n"
+
+
 if __name__ == "__main__":
+    RESULTS.write_text(results(), encoding="utf-8")
     OUTPUT.write_text(paper_map(read_docstrings()), encoding="utf-8")
