@@ -146,7 +146,10 @@ def test_an_unknown_recipe_names_the_known_ones(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["train", "--recipe", "moe_llava"])
     assert exit_.value.code == 2
-    assert capsys.readouterr().err == f"evomoe: --recipe: there is no 'moe_llava'; choose from {', '.join(RECIPES)}, or name a recipe.json.\n"
+    assert (
+        capsys.readouterr().err
+        == f"evomoe: --recipe: there is no 'moe_llava'; choose from {', '.join(RECIPES)}, or name a recipe.json.\n"
+    )
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -55,7 +55,7 @@ def test_exercises_in_words_tell_where_two_things_are_and_ask_what_is_true(handw
     asked = Counter()
     for kind, number in itertools.product(words.EXERCISES.lessons, range(150)):
         shown[0] = Scene()
-        exchanges = words.exercise(sample, kind, sampler.rng)
+        exchanges = words.exercise(sample, words.EXERCISES, kind, sampler.rng)
         for text, answer in exchanges:
             form = LETTER_ANSWER if text.endswith(LETTER_ANSWER) else SHORT_ANSWER
             lines = (

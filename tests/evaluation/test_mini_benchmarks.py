@@ -18,7 +18,7 @@ MINI = [name for name in BENCHMARKS if name.startswith("mini-")]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mini") / "world"
-    mini.write(folder, seed=0, sizes=mini.Sizes(2, 2, 2, SMALL, SMALL))
+    mini.write(folder, seed=0, sizes=mini.Sizes(2, 2, 2, 2, SMALL, SMALL))
     return folder
 
 
@@ -49,7 +49,7 @@ def test_all_of_them_and_their_average(made, workspace, tmp_path):
 
 
 def test_without_training_data_the_sets_are_the_same(world, tmp_path):
-    mini.write(tmp_path / "short", seed=0, sizes=mini.Sizes(2, 2, 2, SMALL, SMALL), training=False)
+    mini.write(tmp_path / "short", seed=0, sizes=mini.Sizes(2, 2, 2, 2, SMALL, SMALL), training=False)
     files = {path.relative_to(world): path for path in world.rglob("*") if path.is_file()}
     kept = {name: path for name, path in files.items() if name.parts[0] != "train"}
     assert len(kept) > 100 and not (tmp_path / "short" / "train").exists()

@@ -25,7 +25,7 @@ SIZES = mini.TestSizes(2, 2, 4, 2, 2, 1, 3)
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study") / "mini-world"
-    mini.write(folder, seed=0, sizes=mini.Sizes(8, 8, 8, SIZES, SIZES))
+    mini.write(folder, seed=0, sizes=mini.Sizes(8, 8, 8, 8, SIZES, SIZES))
     return folder
 
 
@@ -34,7 +34,9 @@ def base(world) -> Path:
     """A model as the base model is made, after a step of each kind."""
     stage = StageOptions(steps=1, batch_size=2, accumulation=1, train="text+projector")
     sizes = Architecture(vision_width=8, vision_layers=1, hidden_size=8, ffn_size=12, layers=4, heads=2, vocabulary=300)
-    recipe = base_model.BaseRecipe(sizes, tower_steps=2, tower_batch_size=2, scaling_pictures=2, words=stage, pictures=stage)
+    recipe = base_model.BaseRecipe(
+        sizes, tower_steps=2, tower_batch_size=2, scaling_pictures=2, letters=stage, words=stage, pictures=stage
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mini, "ensure", lambda seed, root: world)
         made = base_model.ensure(0, world.parent, recipe)

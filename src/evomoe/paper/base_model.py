@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,25 @@ PICTURE_CLASSES = (len(PATTERNS), len(STYLES), len(PEOPLE), 1)
 """What a picture can have, besides nothing: a pattern, a style, a person, a frame."""
 
 
+# Batches of mixed lengths: with similar ones together, lettered choices of two and of four options would take turns, and nothing
+# is learnt for hundreds of steps.
+_LESSON = StageOptions(
+    learning_rate=1e-3,
+    batch_size=32,
+    accumulation=1,
+    train="text+projector",
+    trainer={"train_sampling_strategy": "random", "weight_decay": 0.01},
+)
+
+
 @dataclass(frozen=True)
 class BaseRecipe:
     """Every number that shapes the model or its training; steps are the optimiser's.
 
     Attributes:
         scaling_pictures: as many set the scale at which the fresh projector hands on what the tower sees.
-        words: how the decoder learns from words alone.
+        letters: how the decoder learns lettered choices.
+        words: how it learns from words alone.
         pictures: Stage I.
     """
 
@@ -51,12 +63,9 @@ class BaseRecipe:
     tower_batch_size: int = 64
     tower_learning_rate: float = 2e-3
     scaling_pictures: int = 256
-    words: StageOptions = field(
-        default_factory=lambda: StageOptions(learning_rate=1e-3, batch_size=32, accumulation=1, epochs=2, train="text+projector")
-    )
-    pictures: StageOptions = field(
-        default_factory=lambda: StageOptions(learning_rate=1e-3, batch_size=32, accumulation=1, epochs=5, train="text+projector")
-    )
+    letters: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=2.0))
+    words: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=2.0))
+    pictures: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=4.0))
 
 
 def folder(seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
@@ -83,15 +92,17 @@ def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, recipe: Ba
     untaught = work / "untaught"
     if not untaught.is_dir():
         _assemble(untaught, world, seed, recipe)
-    words = _learn(untaught, world / "train" / "words.json", work / "words", recipe.words, seed, "words")
-    pictures = _learn(words, world / "train" / "stage1.json", work / "pictures", recipe.pictures, seed, "Stage I")
-    write_text(pictures / "base_recipe.json", json.dumps(asdict(recipe) | {"seed": seed}, indent=2) + "\n")
-    os.replace(pictures, home)
+    lessons = {"letters": recipe.letters, "words": recipe.words, "stage1": recipe.pictures}
+    model = untaught
+    for name, options in lessons.items():
+        model = _learn(model, world / "train" / f"{name}.json", work / name, options, seed)
+    write_text(model / "base_recipe.json", json.dumps(asdict(recipe) | {"seed": seed}, indent=2) + "\n")
+    os.replace(model, home)
     shutil.rmtree(work)
     return home
 
 
-def _learn(model: Path, data: Path, output: Path, options: StageOptions, seed: int, label: str) -> Path:
+def _learn(model: Path, data: Path, output: Path, options: StageOptions, seed: int) -> Path:
     from evomoe.stages import run
 
     recipe = Recipe(
@@ -103,16 +114,15 @@ def _learn(model: Path, data: Path, output: Path, options: StageOptions, seed: i
         stage1=options,
         seed=seed,
         max_length=512,
-        trainer={"weight_decay": 0.01},
     )
-    return run(recipe, resume=(output / "recipe.json").is_file(), report=False, label=label)
+    return run(recipe, resume=(output / "recipe.json").is_file(), report=False, label=output.name)
 
 
 def _assemble(folder: Path, world: Path, seed: int, recipe: BaseRecipe) -> None:
     """Trains the tower and joins it with a fresh projector and decoder."""
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
-    files = [world / "train" / f"{name}.json" for name in ("words", "stage1", "stage2")]
+    files = [world / "train" / f"{name}.json" for name in ("letters", "words", "stage1", "stage2")]
     turns = [turn["value"] for file in files for record in json.loads(file.read_text()) for turn in record["conversations"]]
     processor = build_processor((text.replace("<image>", "") for text in turns), recipe.sizes, numerals_apart=True)
     pixels_NHWC, cells_NCL, pictures_NL = labelled_pictures(world)

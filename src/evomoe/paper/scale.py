@@ -56,6 +56,7 @@ class MiniScale:
             max_length=512,
             moe=moe,
             evolution=evolution,
+            trainer={"train_sampling_strategy": "random"},
             **stages,
         )
 

@@ -64,10 +64,13 @@ _SINGLE = _lettered("color", "shape", "size", "word", "number") | {letter(backgr
 _COUNTED = shorts(count=2, exists=3, has_color=3, choose_color=2, both=2, same_color=2, larger=1, sized_color=1, more=1)
 _RELATED = shorts(related=3, choose_relation=3, related_color=2, related_shape=2) | _lettered("choose_relation", "related_color")
 
+LETTERS = Mix(captions=0.0, lessons={"": Lesson(1, topics("") | {letter(copying): 8}, turns=1)})
+"""How a letter stands for an option; short, so that it is learnt within minutes."""
+
 EXERCISES = Mix(
     captions=0.0,
     lessons={
-        "": Lesson(30, topics("") | {letter(copying): 8}, turns=1),
+        "": Lesson(10, LETTERS.lessons[""].askers, turns=1),
         "single": Lesson(20, shorts(color=1, shape=1, size=1, word=1, number=1, digit=1, pattern=1) | _SINGLE, turns=2),
         "shapes": Lesson(25, _RELATED | _COUNTED | _claims("existence", "count", "position", "color") | topics("shapes")),
         "page": Lesson(8, shorts(word=1, number=1, digit=1, first_letter=2) | _claims("OCR") | topics("page"), turns=2),
@@ -79,10 +82,10 @@ EXERCISES = Mix(
 )
 
 
-def exercise(sampler: Sampler, kind: str, rng: random.Random) -> list[Exchange]:
+def exercise(sampler: Sampler, mix: Mix, kind: str, rng: random.Random) -> list[Exchange]:
     """A scene told in words with questions about it; of shapes, there are two."""
     if not kind:
-        return conversation(Scene(), EXERCISES, kind, rng)
+        return conversation(Scene(), mix, kind, rng)
     scene = sampler(kind, lambda scene: kind != "shapes" or len(scene.things) == PAIR)
-    exchanges = conversation(scene, EXERCISES, kind, rng)
+    exchanges = conversation(scene, mix, kind, rng)
     return [(told(scene) + question if number == 0 else question, answer) for number, (question, answer) in enumerate(exchanges)]

@@ -17,7 +17,7 @@ from evomoe.data.mini.scene import Scene
 from evomoe.data.mini.text_files import write_json
 from evomoe.data.mini.training import STAGE1, STAGE2, Exchange, Mix, conversation, record
 from evomoe.data.mini.vqa_files import write_gqa, write_textvqa, write_vqav2
-from evomoe.data.mini.words import EXERCISES, exercise
+from evomoe.data.mini.words import EXERCISES, LETTERS, exercise
 from evomoe.files import new_folder, write_text
 
 VERSION = 2
@@ -83,8 +83,9 @@ class TestSizes:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the world is: ``words``, ``stage1`` and ``stage2`` in training conversations, up to four questions each."""
+    """How large the world is: all but the test sets in training conversations, up to four questions each."""
 
+    letters: int = 32_000
     words: int = 32_000
     stage1: int = 24_000
     stage2: int = 16_000
@@ -108,7 +109,7 @@ def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = N
     sizes = sizes or Sizes()
     handwriting = Handwriting.load()
     taken = set()
-    total = (sizes.words + sizes.stage1 + sizes.stage2) * training + sizes.validation.steps + sizes.test.steps
+    total = (sizes.letters + sizes.words + sizes.stage1 + sizes.stage2) * training + sizes.validation.steps + sizes.test.steps
     with new_folder(folder) as home, tqdm(desc="mini world", total=total, unit=" pictures", mininterval=1.0) as bar:
 
         def studio(split: str, purpose: str) -> Studio:
@@ -117,7 +118,8 @@ def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = N
 
         for stage, mix, count in (("stage1", STAGE1, sizes.stage1), ("stage2", STAGE2, sizes.stage2)):
             _write_training(home / "train", stage, mix, count, studio("train", stage))
-        _write_words(home / "train", sizes.words, studio("train", "words"))
+        for name, mix, count in (("letters", LETTERS, sizes.letters), ("words", EXERCISES, sizes.words)):
+            _write_words(home / "train", name, mix, count, studio("train", name))
         for split, wanted in (("validation", sizes.validation), ("test", sizes.test)):
             for name, writer in WRITERS.items():
                 writer(home / split / name, studio(split, name), getattr(wanted, name))
@@ -147,19 +149,19 @@ def _write_training(folder: Path, stage: str, mix: Mix, count: int, studio: Stud
     write_json(folder / f"{stage}_scenes.json", scenes)
 
 
-def _write_words(folder: Path, count: int, studio: Studio) -> None:
+def _write_words(folder: Path, name: str, mix: Mix, count: int, studio: Studio) -> None:
     """Conversations without pictures."""
-    weights = [lesson.weight for lesson in EXERCISES.lessons.values()]
+    weights = [lesson.weight for lesson in mix.lessons.values()]
     records = []
     for number in range(count):
-        (kind,) = studio.rng.choices(list(EXERCISES.lessons), weights)
+        (kind,) = studio.rng.choices(list(mix.lessons), weights)
         exchanges: list[Exchange] = []
         while not exchanges:
-            exchanges = exercise(studio.sampler, kind, studio.rng)
+            exchanges = exercise(studio.sampler, mix, kind, studio.rng)
         studio.advance()
-        records.append(record(f"words-{number:06d}", None, exchanges))
+        records.append(record(f"{name}-{number:06d}", None, exchanges))
     if studio.drawing:
-        write_json(folder / "words.json", records)
+        write_json(folder / f"{name}.json", records)
 
 
 def cache(root: str | os.PathLike[str] | None = None) -> Path:
