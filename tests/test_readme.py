@@ -56,14 +56,14 @@ def commands(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page, monkeypatch):
     taken = []
-    for verb in ("demo", "upcycle", "params", "compose", "evaluate", "score", "list_names"):
+    for verb in ("demo", "upcycle", "params", "compose", "evaluate", "score", "table", "list_names"):
         monkeypatch.setattr(cli, verb, _stand_in(getattr(cli, verb), taken))
     monkeypatch.setattr(cli, "check_paths", lambda *args: None)  # the pages' files are examples
     monkeypatch.setattr("evomoe.stages.run", lambda *args, **kwargs: taken.append("train"), raising=True)
     monkeypatch.setattr("evomoe.stages.dry_run.describe", lambda recipe, resume: taken.append("train") or "")
     lines = [line for line in commands(page) if "..." not in line]
     for line in lines:
-        assert cli.main(shlex.split(line)[1:]) == 0, line
+        assert cli.main(shlex.split(line, comments=True)[1:]) == 0, line
     assert len(taken) == len(lines)
 
 
