@@ -1,0 +1,8 @@
+"""The paper's figures, a file each, with the numbers that they show written beside the pictures. Needs neither torch nor transformers."""
+
+FIGURES = {
+    "1a": "evomoe.paper.figure_1a",
+    "1b": "evomoe.paper.figure_1b",
+    "5": "evomoe.paper.figure_5",
+}
+"""The module of each figure; it has ``draw(checkpoints, options)``."""
