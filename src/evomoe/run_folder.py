@@ -68,9 +68,10 @@ def results_folder(verb: str, checkpoint: str | Path, output: str | None = None)
 def stage1_model(checkpoint: str | Path) -> str | None:
     """The dense model that the stages after Stage I began with, for a checkpoint in a run's folder; None if it is not there."""
     run = Path(checkpoint).resolve().parent.parent
-    if not (run / "recipe.json").is_file():
+    try:
+        recipe = Recipe.load(run / "recipe.json")
+    except (OSError, ValueError):  # no run's folder, or a run of another version
         return None
-    recipe = Recipe.load(run / "recipe.json")
     found = stage_folder(run, 1).model if 1 in recipe.stages else Path(recipe.model)
     return str(found) if found.is_dir() else None
 

@@ -149,9 +149,11 @@ def test_experts_disagree_on_a_question_when_one_of_them_does():
 def test_a_normal_sample_has_a_normal_density():
     values_N = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 2 + 1
     assert bandwidth(values_N) == pytest.approx(0.9 * 2 * 4000**-0.2, rel=0.05)
-    grid_G, by_name = densities({"normal": values_N, "empty": values_N[:0]})
+    grid_G, by_name = densities({"normal": values_N, "empty": values_N[:0]}, width=1e6)  # a scale as good as linear
     expected_G = torch.distributions.Normal(1, 2).log_prob(grid_G).exp()
-    assert list(by_name) == ["normal"] and (by_name["normal"] - expected_G).abs().max() < 0.015
+    step = grid_G[1] - grid_G[0]
+    assert list(by_name) == ["normal"] and (by_name["normal"] / step - expected_G).abs().max() < 0.015
+    assert by_name["normal"].sum().item() == pytest.approx(1)
 
 
 def test_a_few_values_far_out_move_neither_grid_nor_bandwidth():
@@ -167,6 +169,7 @@ def test_overlap_of_two_normals_is_that_of_their_distributions():
     for apart in (0.0, 1.0, 2.0):
         expected = 2 * torch.distributions.Normal(0, 1).cdf(torch.tensor(-apart / 2)).item()
         assert overlap(first_N, second_N + apart) == pytest.approx(expected, abs=0.03)
+        assert overlap((2 * first_N).sinh(), (2 * (second_N + apart)).sinh()) == pytest.approx(expected, abs=0.06)  # long tails
 
 
 @pytest.mark.parametrize(

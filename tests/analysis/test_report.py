@@ -72,9 +72,10 @@ def test_a_few_logits_far_out_do_not_squeeze_the_others(figures, tmp_path):
     plot_logits({"": statistics}, tmp_path / "logits.png")
     first, second = figures[0].axes[:3], figures[0].axes[3:6]
     assert len({axis.get_xlim() for axis in first}) == len({axis.get_xlim() for axis in second}) == 1
-    assert -5 < first[0].get_xlim()[0] < first[0].get_xlim()[1] < 8 and second[0].get_xlim()[1] > 100
-    peak = first[0].get_lines()[0].get_ydata().max()
-    assert peak == pytest.approx(0.4, abs=0.1)  # a standard normal's, not one smeared by the outlier
+    assert -5 < first[0].get_xlim()[0] < first[0].get_xlim()[1] < 6 and second[0].get_xlim()[1] > 100
+    x, y = first[0].get_lines()[0].get_data()
+    wide = x[y > y.max() / 2]
+    assert wide[-1] - wide[0] == pytest.approx(2.355, rel=0.2)  # a standard normal's, not one smeared by the outlier
     (legend,) = figures[0].legends
     assert "percentile" in legend.get_title().get_text()
     assert [text.get_text() for text in legend.get_texts()] == ["text tokens", "image tokens"]

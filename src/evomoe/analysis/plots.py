@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomoe.analysis.density import SHOWN, densities
+from evomoe.analysis.density import densities, linear_width, percentiles
 from evomoe.analysis.recording import MODALITIES
 from evomoe.analysis.routing import RoutingStatistics
 
@@ -26,8 +26,10 @@ _STYLE = {
     "svg.hashsalt": "evomoe",  # the same picture is the same file
     "svg.fonttype": "none",
 }
-_MOST_ROWS = 4
-"""Layers of which the router's logits are drawn, evenly spaced: more are not readable."""
+_SHOWN = (1, 99)
+"""Percentiles of the router's logits that are drawn: a few tokens far out would squeeze the others together."""
+_MOST_ROWS, _MOST_POINTS = 4, 160
+"""Layers of which the router's logits are drawn, evenly spaced, for more are not readable; points of a curve."""
 
 
 def load_pyplot():
@@ -132,7 +134,7 @@ def plot_logits(plt, named: Mapping[str, RoutingStatistics]):
     handles = {
         label: line for axis in figure.findobj(plt.Axes) for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    below = f"router logit, from the {SHOWN[0]:g}th to the {SHOWN[1]:g}th percentile; numbers: overlap of the two densities"
+    below = f"router logit, from the {_SHOWN[0]}st to the {_SHOWN[1]}th percentile, on an asinh scale; numbers: overlap of the densities"
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, title=below)
     return figure
 
@@ -144,24 +146,40 @@ def _with_overlap(name: str, statistics: RoutingStatistics) -> str:
 
 def _draw_layer(axes: Sequence[Any], statistics: RoutingStatistics, i: int) -> None:
     """One row of ``plot_logits``: the i-th MoE layer, an expert per axis."""
-    limits = []
+    samples = [{name: statistics.logits[i][name][:, e] for name in MODALITIES} for e in range(len(axes))]
+    columns = [values for by_name in samples for values in by_name.values() if len(values)]
+    limits, width = [percentiles(values, _SHOWN) for values in columns], linear_width(columns)
+    low, high = min(pair[0] for pair in limits), max(pair[1] for pair in limits)
     for e, axis in enumerate(axes):
-        found = densities({name: statistics.logits[i][name][:, e] for name in MODALITIES})
+        found = densities(samples[e], width)
         if found:
             grid_G, by_name = found
-            limits += [grid_G[0].item(), grid_G[-1].item()]
+            inside = ((grid_G >= low) & (grid_G <= high)).nonzero().squeeze(-1)
+            inside = inside[:: max(1, len(inside) // _MOST_POINTS)]
             for name, density_G in by_name.items():
-                axis.plot(grid_G, density_G, color=_COLOURS[name], linewidth=1.2, label=f"{name} tokens")
-                axis.fill_between(grid_G, density_G, color=_COLOURS[name], alpha=0.3, linewidth=0)
+                axis.plot(grid_G[inside], density_G[inside], color=_COLOURS[name], linewidth=1.2, label=f"{name} tokens")
+                axis.fill_between(grid_G[inside], density_G[inside], color=_COLOURS[name], alpha=0.3, linewidth=0)
         value = statistics.overlap_LE[i, e].item()
         if not math.isnan(value):
             axis.text(0.98, 0.96, f"{value:.2f}", transform=axis.transAxes, ha="right", va="top", fontsize=9)
-        axis.set(ylim=(0, None), yticks=[])
+        axis.set(ylim=(0, 1.2 * axis.dataLim.ymax if axis.lines else None), yticks=[])
         axis.spines["left"].set_visible(False)
         axis.tick_params(labelsize=8)
-    if limits:
-        axes[0].set_xlim(min(limits), max(limits))
+    if high > low:
+        axes[0].set_xscale("asinh", linear_width=width)
+        axes[0].set_xlim(low, high)
+        ticks = _ticks(low, high)
+        axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes[0].minorticks_off()
     axes[0].set_ylabel(f"layer {statistics.layers[i]}")
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Zero and a round number on either side of it, as far as they lie in the interval; or its ends if zero does not."""
+    if not low <= 0 <= high:
+        return [float(f"{end:.3g}") for end in (low, high)]
+    side = float(f"{0.7 * max(-low, high):.0e}")
+    return [tick for tick in (-side, 0.0, side) if low <= tick <= high]
 
 
 @dataclass(frozen=True)

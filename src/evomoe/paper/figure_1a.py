@@ -4,7 +4,7 @@ Implements: Figure 1 (a).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +37,20 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
         ImportError: matplotlib is not installed.
     """
     load_pyplot()  # before anything is scored
-    known = read_scores(options.scores) if options.scores else {}
-    for checkpoint in checkpoints.values():
-        if checkpoint not in known:
-            refuse_missing(checkpoint)
-            check_sparse(checkpoint, options)
-    for name, checkpoint in checkpoints.items():
-        if checkpoint not in known:
-            known[checkpoint] = score_shuffles(checkpoint, name, options)
+    label, known = read_scores(options.scores) if options.scores else ("", {})
+    new = {name: checkpoint for name, checkpoint in checkpoints.items() if checkpoint not in known}
+    if new and label and label != _label(options.benchmarks):
+        raise ValueError(
+            f"--scores: {options.scores} holds {label}, and {next(iter(new))} would be scored as {_label(options.benchmarks)}."
+        )
+    for checkpoint in new.values():
+        refuse_missing(checkpoint)
+        check_sparse(checkpoint, options)
+    known |= {checkpoint: score_shuffles(checkpoint, name, options) for name, checkpoint in new.items()}
+    label = _label(options.benchmarks) if new else label or "score"
     drawn = {name: known[checkpoint] for name, checkpoint in checkpoints.items()}
-    only_mme = [name.removeprefix("mini-") for name in options.benchmarks] == ["mme"]
-    unit = "score / 20" if only_mme else "score" if len(options.benchmarks) == 1 else "AVG"
-    label = (
-        f"{unit}: {', '.join(options.benchmarks)}"
-        if len(options.benchmarks) < 4
-        else f"{unit} of {len(options.benchmarks)} benchmarks"
-    )
     about = {
-        "benchmarks": options.benchmarks,
+        "score": label,
         "limit": options.limit,
         "published": vars(PUBLISHED),
         "scores": {checkpoints[name]: vars(scores) | {"name": name} for name, scores in drawn.items()},
@@ -62,6 +58,13 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
     written = write_figure(options.output, "1a", lambda *paths: plot_shuffles(drawn, *paths, score=label), about)
     changes = "; ".join(f"{name} {scores.mean_change():+.2f}" for name, scores in drawn.items())
     return f"Mean change under shuffles: {changes} (paper, MoE-tuning: {PUBLISHED.mean_change():+.2f})\n{written}"
+
+
+def _label(benchmarks: Sequence[str]) -> str:
+    """What the scores are, for the axis."""
+    if len(benchmarks) > 3:
+        return f"mean of {len(benchmarks)} benchmarks"
+    return f"{'mean of ' if len(benchmarks) > 1 else ''}{', '.join(benchmarks)}"
 
 
 def score_shuffles(checkpoint: str, name: str, options: FigureOptions) -> ShuffleScores:
@@ -78,17 +81,15 @@ def score_shuffles(checkpoint: str, name: str, options: FigureOptions) -> Shuffl
     return ShuffleScores(*shuffle_test(load_sparse(checkpoint, options), score))
 
 
-def read_scores(path: str | Path) -> dict[str, ShuffleScores]:
-    """Scores by checkpoint, from a file that this figure wrote or one that has their part of it alone.
+def read_scores(path: str | Path) -> tuple[str, dict[str, ShuffleScores]]:
+    """What is scored, and the scores by checkpoint, from a file that this figure wrote or one with the latter alone.
 
     Raises:
         ValueError: it is neither.
     """
     try:
         written: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-        entries = written.get("scores", written)
-        return {
-            name: ShuffleScores(float(one["own"]), [float(value) for value in one["shuffled"]]) for name, one in entries.items()
-        }
+        label, entries = (written["score"], written["scores"]) if "scores" in written else ("", written)
+        return label, {name: ShuffleScores(float(one["own"]), [*map(float, one["shuffled"])]) for name, one in entries.items()}
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f'--scores: {path} does not hold {{checkpoint: {{"own": 65.5, "shuffled": [65.3, ...]}}}}.') from error
