@@ -57,8 +57,9 @@ Which file implements which part of the paper (EvoMoE, arXiv 2505.23830). Writte
 The rule: a claim is an item of the paper, or an item with a part in parentheses: a row, a sub-figure, an aspect. Each claim
 belongs to exactly one file. Every equation is claimed as a whole. A table with several rows is claimed row by row.
 
-Only Table 8 is reproduced as a whole, with its rows and the published numbers, in [parameters.md](parameters.md). Of the others,
-what is named here is what their rows are made of; "not yet" means that not even that has a file of its own.
+Only Table 8 is reproduced as a whole, with its rows and the published numbers, in [parameters.md](parameters.md). `evomoe plot`
+draws Figures 1 and 5 for your own models. Of the other tables, what is named here is what their rows are made of; "not yet" means
+that not even that has a file of its own.
 """
 
 

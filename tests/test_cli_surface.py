@@ -21,7 +21,7 @@ from evomoe.listing import TABLES
 from evomoe.recipes import RECIPES
 
 SNAPSHOT = Path(__file__).with_name("cli_surface.txt")
-VERBS = ("demo", "train", "upcycle", "params", "compose", "eval", "list")
+VERBS = ("demo", "train", "upcycle", "params", "compose", "eval", "analyze", "plot", "list")
 
 
 def help_of(*verb: str) -> str:

@@ -84,9 +84,7 @@ def test_a_model_in_a_run_s_folder_brings_its_stage_1_model(workspace):
 
 
 def test_without_a_stage_1_model_there_are_no_task_vectors(sparse):
-    analyze(
-        str(sparse / "sparse"), ProbeOptions(str(sparse / "data.json"), str(sparse / "images"), records=8), str(sparse / "out")
-    )
+    analyze(str(sparse / "sparse"), ProbeOptions(str(sparse / "data.json"), str(sparse / "images")), str(sparse / "out"))
     numbers = json.loads((sparse / "out" / "numbers.json").read_text())
     assert numbers["stage1"] is None and set(MEANINGS) - set(numbers["mean"]) == {"task_vector_cosine"}
 
@@ -131,9 +129,7 @@ def test_a_probe_is_spread_over_the_data_and_fits_the_model_s_precision(sparse):
 
 def test_numbers_that_are_not_defined_are_null(sparse, monkeypatch):
     monkeypatch.setattr("evomoe.analysis.command.symmetry_gradients", lambda model, batches: {0: math.nan, 2: 0.5})
-    analyze(
-        str(sparse / "sparse"), ProbeOptions(str(sparse / "data.json"), str(sparse / "images"), records=8), str(sparse / "out")
-    )
+    analyze(str(sparse / "sparse"), ProbeOptions(str(sparse / "data.json"), str(sparse / "images")), str(sparse / "out"))
     numbers = json.loads((sparse / "out" / "numbers.json").read_text())
     assert numbers["layers"]["0"]["symmetry_gradient"] is None and numbers["mean"]["symmetry_gradient"] == 0.5
     assert "n/a" in (sparse / "out" / "report.md").read_text()

@@ -13,6 +13,7 @@ class FigureOptions(ProbeOptions):
     """What a figure is drawn of.
 
     Attributes:
+        data: 1b, 5: the records that the routers are watched on, as `evomoe analyze` takes them.
         output: folder for the pictures (PNG, SVG) and their numbers (JSON).
         against: a second checkpoint, drawn beside the first.
         names: what the checkpoints are called in the picture; by their folders unless named.
@@ -22,6 +23,7 @@ class FigureOptions(ProbeOptions):
         scores: 1a: JSON with scores known already, {checkpoint: {"own": 65.5, "shuffled": [65.3, ...]}}, such as the figure's own.
     """
 
+    data: str = ""
     output: str = "runs/plot"
     against: str | None = None
     names: tuple[str, ...] = ()
