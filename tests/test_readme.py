@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tiny import write_workspace
+from tiny import inputs_for, make_llava, write_workspace
 from transformers import AutoConfig, AutoProcessor
 
-from evomoe import cli
+from evomoe import cli, upcycle
 from evomoe.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +37,13 @@ def test_the_python_of_the_quickstart_starts_from_a_recipe(tmp_path, monkeypatch
     Recipe("m", "d", "runs/mine").save(tmp_path / "recipe.json")
     exec(code.replace("runs/mine/recipe.json", str(tmp_path / "recipe.json")), {})
     assert started == [Recipe("m", "d", "runs/again", seed=1)]
+
+
+def test_the_python_of_the_concepts_records_what_is_generated(capsys):
+    (code,) = blocks(ROOT / "docs" / "concepts.md", "python")
+    model = upcycle(make_llava(), router="linear")
+    exec(code, {"model": model, "inputs": inputs_for(model, (1,))})
+    assert "'nmi': " in capsys.readouterr().out
 
 
 def test_the_message_that_the_readme_quotes_is_transformers(tmp_path):

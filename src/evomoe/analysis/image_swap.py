@@ -31,8 +31,7 @@ def swap_pictures(items: Sequence[Item], image_tokens: Sequence[int]) -> list[tu
         vision = {name: value for name, value in item.items() if name not in TOKEN_KEYS}
         count = torch.isin(item["input_ids"], torch.tensor(image_tokens)).sum().item()
         shapes = sorted((name, tuple(value.shape)) for name, value in vision.items())
-        if count:
-            rings.setdefault((count, *shapes), []).append((item, vision))
+        rings.setdefault((count, *shapes), []).append((item, vision))
     pairs = []
     for ring in rings.values():
         for (item, own), (_, other) in zip(ring, [*ring[1:], ring[0]], strict=True):
