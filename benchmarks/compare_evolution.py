@@ -126,9 +126,9 @@ def run_seed(options: Options, seed: int) -> None:
                 for expert in range(1, 4):
                     with only_expert(sparse, expert):
                         row["alone"].append(comparison.score(sparse))
-                row["cka"] = routing_statistics(sparse, probe).mean_cka()
+                row["cka"] = routing_statistics(sparse, probe).means()["cka"]
             comparison.trainer(3, sparse).train()
-            effective = routing_statistics(sparse, probe).effective_experts()
+            effective = routing_statistics(sparse, probe).metrics()["effective_experts"]
             row["gates"][gate] = {"score": comparison.score(sparse), "effective": statistics.mean(effective)}
         rows[name] = row
     write_text(path, json.dumps(result | {"variants": rows}, indent=1) + "\n")

@@ -62,7 +62,7 @@ The rule: a claim is an item of the paper, or an item with a part in parentheses
 belongs to exactly one file. Every equation is claimed as a whole. A table with several rows is claimed row by row.
 
 "All rows" names the file in which a table's rows are recipes with the published numbers beside them: `evomoe table N` runs them.
-Table 8 is in [parameters.md](parameters.md). "Not yet" means that an item has no file of its own.
+Table 8 is in [parameters.md](parameters.md), Figures 1 and 5 are what `evomoe plot` draws. "Not yet" means that an item has no file of its own.
 """
 
 
@@ -145,8 +145,8 @@ data, in parentheses. The last column is the difference of AVG from the baseline
 
 def results(folder: Path = ROOT / "docs" / "results") -> str:
     """The text of docs/results.md."""
-    from evomoe.paper import TABLES
     from evomoe.paper.results import render
+    from evomoe.paper.tables import TABLES
 
     parts = []
     for path in sorted(folder.glob("table*.json"), key=lambda path: int(path.stem.removeprefix("table"))):
@@ -160,7 +160,9 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
         heading = "Experts of Stage II, each alone on a part of the validation split (row/seed, AVG):"
         listed = [f"{heading}\n\n" + "\n".join(experts)] * bool(experts)
         notes = [f"- {note}" for note in table.notes]
-        parts.append("\n\n".join([f"## Table {table.number}: {table.title}", run, render(table, found), *listed, "\n".join(notes)]))
+        parts.append(
+            "\n\n".join([f"## Table {table.number}: {table.title}", run, render(table, found), *listed, "\n".join(notes)])
+        )
     answers = folder / "answers.md"
     said = [answers.read_text(encoding="utf-8")] * answers.is_file()
     return RESULTS_HEADER + "\n\n".join(part.strip() for part in [*said, *parts]) + "\n"

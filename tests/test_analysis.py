@@ -1,70 +1,19 @@
 """What is measured on experts and routers, against answers that are known."""
 
 import copy
-import json
-import math
-from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 from tiny import inputs_for, make_llava
 from torch import nn
 
 from evomoe import upcycle
-from evomoe.accounting import ParameterCounts
 from evomoe.analysis.interventions import only_expert, replaced_routers, shuffled_routers
-from evomoe.analysis.plots import plot_distances, plot_load, plot_logits
-from evomoe.analysis.report import ReportInput, write_report
-from evomoe.analysis.routing import RoutingStatistics, output_cka, routing_statistics
-from evomoe.recipe import Recipe
+from evomoe.analysis.routing import RoutingStatistics, routing_statistics
 from evomoe.routers.base import Router
 from evomoe.structure import decoder_layers
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
-
-
-def random_outputs(count: int = 3, T: int = 400, D: int = 8, seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(T, D, generator=generator) for _ in range(count)]
-
-
-def test_cka_of_copies_is_1():
-    (out_TD,) = random_outputs(1)
-    torch.testing.assert_close(output_cka([out_TD] * 3), torch.ones(3, 3, dtype=torch.float64))
-
-
-def test_cka_of_independent_outputs_is_low():
-    cka_EE = output_cka(random_outputs(3))
-    torch.testing.assert_close(cka_EE.diagonal(), torch.ones(3, dtype=torch.float64))
-    assert cka_EE[~torch.eye(3, dtype=torch.bool)].max() < 0.1
-    torch.testing.assert_close(cka_EE, cka_EE.T)
-
-
-def test_cka_ignores_rotation_scale_and_shift_but_not_a_stretch():
-    (out_TD,) = random_outputs(1)
-    rotation = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)))[0]
-    moved = 3.0 * out_TD @ rotation + 7.0
-    assert output_cka([out_TD, moved])[0, 1].item() == pytest.approx(1, abs=1e-5)
-    stretched = out_TD * torch.tensor([30.0] + [1.0] * 7)
-    assert output_cka([out_TD, stretched])[0, 1] < 0.6
-
-
-def test_cka_by_hand():
-    """One feature each: CKA is the squared correlation."""
-    a, b = torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor([[1.0], [3.0], [2.0], [4.0]])
-    assert output_cka([a, b])[0, 1].item() == pytest.approx(0.8**2)
-
-
-def test_cka_of_an_output_that_does_not_vary_is_no_number():
-    varied, rounding = random_outputs(2)
-    cka_EE = output_cka([varied, 0.1 + 2e-8 * rounding, varied * 2])
-    assert cka_EE[1].isnan().all() and cka_EE[:, 1].isnan().all() and cka_EE[0, 2].item() == pytest.approx(1)
-    load_LE = torch.full((2, 3), 1 / 3)
-    nothing = torch.full((3, 3), torch.nan)
-    statistics = RoutingStatistics([0, 2], load_LE.expand(2, 2, -1), load_LE, [], torch.stack([cka_EE, nothing.double()]))
-    layer, without = statistics.layer_cka()
-    assert layer == pytest.approx(1) and math.isnan(without) and statistics.mean_cka() == pytest.approx(1)
 
 
 def measure(model, batches=None, **options) -> RoutingStatistics:
@@ -122,23 +71,13 @@ def test_padding_counts_nowhere(llava, padding):
 def test_a_fixed_router_loads_one_expert(llava):
     statistics = measure(upcycle(llava, router="fixed", router_options={"expert": 2}))
     assert statistics.load_LME[..., 2].eq(1).all() and statistics.load_LME.sum() == 4
-    assert statistics.effective_experts() == pytest.approx([1, 1])
-
-
-def test_the_effective_number_of_experts_is_E_when_all_do_the_same():
-    def of(load_E):
-        load_LE = torch.tensor([load_E], dtype=torch.float64)
-        return RoutingStatistics([0], load_LE.expand(1, 2, -1), load_LE, [], torch.zeros(1)).effective_experts()
-
-    assert (
-        of([0.25] * 4) == pytest.approx([4]) and of([0.5, 0.5, 0, 0]) == pytest.approx([2]) and of([0, 1.0]) == pytest.approx([1])
-    )
+    assert statistics.metrics()["effective_experts"] == pytest.approx([1, 1])
 
 
 def test_copied_experts_have_cka_1_and_other_experts_less(llava):
     other = upcycle(make_llava(), expert_init="drop_upcycling", init_options={"ratio": 1.0})
-    assert measure(upcycle(llava)).mean_cka() == pytest.approx(1)
-    assert measure(other).mean_cka() < 0.9
+    assert measure(upcycle(llava)).means()["cka"] == pytest.approx(1)
+    assert measure(other).means()["cka"] < 0.9
 
 
 def test_measuring_leaves_the_model_in_its_mode_and_needs_a_batch(llava):
@@ -205,152 +144,3 @@ def test_a_shuffle_does_not_matter_to_copied_experts(llava):
     before = sparse(**inputs).logits
     with shuffled_routers(sparse, 1):
         torch.testing.assert_close(sparse(**inputs).logits, before, atol=1e-5, rtol=0)
-
-
-def some_statistics(L: int, E: int, constant: bool = False) -> RoutingStatistics:
-    generator = torch.Generator().manual_seed(0)
-    load_LME = torch.rand(L, 2, E, generator=generator, dtype=torch.float64)
-    load_LME /= load_LME.sum(-1, keepdim=True)
-
-    def logits(shift: float, count: int) -> torch.Tensor:
-        return torch.full((count, E), shift) if constant else torch.randn(count, E, generator=generator) + shift
-
-    sample = [{"text": logits(0, 50), "image": logits(2, 80)} for _ in range(L)]
-    return RoutingStatistics(list(range(0, 2 * L, 2)), load_LME, load_LME.mean(1), sample, torch.eye(E).expand(L, E, E))
-
-
-def coloured(path) -> float:
-    """The share of a picture's pixels that are neither white nor black nor grey: frames and letters are none."""
-    with Image.open(path) as picture:
-        assert min(picture.size) > 100 and picture.format == "PNG"
-        rgb = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8).view(-1, 3).int()
-        return ((rgb.amax(1) - rgb.amin(1)) > 30).float().mean().item()
-
-
-@pytest.mark.parametrize(("L", "E"), [(1, 2), (4, 3)])
-def test_pictures_of_load_and_logits(tmp_path, L, E):
-    pytest.importorskip("matplotlib")
-    plot_load(some_statistics(L, E), tmp_path / "load.png")
-    plot_logits(some_statistics(L, E), tmp_path / "logits.png")
-    assert coloured(tmp_path / "load.png") > 0.3 and coloured(tmp_path / "logits.png") > 0.05
-
-
-def test_constant_logits_and_an_absent_modality_can_be_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    constant = some_statistics(2, 3, constant=True)
-    plot_logits(constant, tmp_path / "constant.png")
-    text_only = replace(constant, logits=[{"text": torch.randn(9, 3), "image": torch.zeros(0, 3)} for _ in range(2)])
-    plot_logits(text_only, tmp_path / "text.png")
-    assert coloured(tmp_path / "constant.png") < 0.01 and coloured(tmp_path / "text.png") > 0.03
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are drawn, kept open."""
-    pytest.importorskip("matplotlib")
-    drawn = []
-    monkeypatch.setattr("evomoe.analysis.plots._save", lambda figure, path: drawn.append(figure))
-    return drawn
-
-
-def test_a_few_logits_far_out_do_not_squeeze_the_others(figures, tmp_path):
-    statistics = some_statistics(2, 3)
-    statistics.logits[0]["text"] = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
-    statistics.logits[0]["text"][0] = 1e4
-    statistics.logits[1]["image"] += 100
-    plot_logits(statistics, tmp_path / "logits.png")
-    first, second = figures[0].axes[:3], figures[0].axes[3:6]
-    assert len({axis.get_xlim() for axis in first}) == len({axis.get_xlim() for axis in second}) == 1
-    assert -5 < first[0].get_xlim()[0] < first[0].get_xlim()[1] < 6 and second[0].get_xlim()[1] > 100
-    peak = first[0].get_lines()[0].get_ydata().max()
-    assert peak == pytest.approx(0.4, abs=0.1)  # a standard normal's, not one smeared by the outlier
-    assert "percentile" in figures[0].get_supxlabel() and figures[0].get_suptitle() and figures[0].get_supylabel()
-
-
-def test_an_expert_has_the_same_colour_in_every_picture(figures, tmp_path):
-    plot_load(some_statistics(2, 3), tmp_path / "load.png")
-    plot_logits(some_statistics(2, 3), tmp_path / "logits.png")
-    plot_distances(metrics_lines(), tmp_path / "distances.png")
-    load, logits, distances = figures
-    of_load = {handle.get_label(): handle.patches[0].get_facecolor() for handle in load.axes[0].containers}
-    of_logits = {axis.get_title(): axis.title.get_color() for axis in logits.axes[:3]}
-    of_distances = {line.get_label(): line.get_color() for line in distances.axes[0].get_lines()}
-    for name in ("expert 2", "expert 3"):
-        assert tuple(of_load[name]) == tuple(of_logits[name]) == tuple(of_distances[name])
-    reference = distances.axes[0].get_lines()[-1]
-    assert set(reference.get_ydata()) == {1} and "itself moved" in reference.get_label()
-    assert distances.axes[0].get_ylim()[0] == 0
-
-
-def metrics_lines(steps: int = 4) -> list[dict]:
-    return [
-        {"stage": "evolution", "step": s, "loss": 1.0, "distance/expert2": 0.1 * s, "distance/expert3": 0.2} for s in range(steps)
-    ]
-
-
-def test_a_picture_of_distances(tmp_path):
-    pytest.importorskip("matplotlib")
-    plot_distances([{"stage": "warmup", "step": 1, "loss": 2.0}, *metrics_lines()], tmp_path / "distances.png")
-    assert coloured(tmp_path / "distances.png") > 0.002
-    with pytest.raises(ValueError, match="not of a run with Stage II"):
-        plot_distances([{"stage": "warmup", "step": 1, "loss": 2.0}], tmp_path / "none.png")
-
-
-def test_the_report_has_tables_and_pictures(tmp_path):
-    pytest.importorskip("matplotlib")
-    recipe = Recipe("the-model", "the-data", str(tmp_path))
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics_lines()))
-    for stage, seconds in (("stage2_evolution", 12.5), ("stage3_routing", 7.0)):
-        (tmp_path / stage).mkdir()
-        (tmp_path / stage / "seconds.txt").write_text(f"{seconds}\n")
-    diversity = {
-        "rule": "ema", "stop_fraction": 1.0, "collapsed": ["expert3"], "relative_distance": {"expert2": 0.5, "expert3": 0.0},
-        "by_layer": {"expert2": {"0": 0.5}, "expert3": {"0": 0.0}},
-    }  # fmt: skip
-    (tmp_path / "stage2_evolution" / "diversity.json").write_text(json.dumps(diversity))
-    counts = {"dense": ParameterCounts(1234567, 1234567, 0, 5000), "sparse": ParameterCounts(2345678, 1240000, 999, 999)}
-    given = ReportInput(counts, some_statistics(2, 3), "the probe", scores="| scores |", notes="A note.")
-    path = write_report(tmp_path, recipe, given)
-    text = path.read_text()
-    for part in (
-        "A note.", "Model `the-model`, data `the-data`, seed 0", "| scores |", "1,234,567", "1,240,000", "12.5", "expert3", "0.5",
-        "Measured on the probe.", "| text tokens", "| image tokens", "layer 2", "effective number of experts",
-        "![expert load](expert_load.png)", "![router logits](router_logits.png)", "(distances.png)",
-    ):  # fmt: skip
-        assert part in text, part
-    for picture in ("expert_load.png", "router_logits.png", "distances.png"):
-        assert coloured(tmp_path / picture) > 0.002
-    for explained in ("0 is a copy of expert 1", "near 1 is bad", "lower is better", "docs/concepts.md"):
-        assert explained in text
-    tables = [block for block in text.split("\n\n") if block.startswith("| ") and "\n" in block]
-    for table in tables:
-        assert len({line.count("|") for line in table.splitlines()}) == 1
-    assert len(tables) >= 4
-
-
-@pytest.mark.parametrize(
-    ("losses", "alarm"),
-    [
-        ([2.0, 1.0], None), ([2.0, 2.5], "Stage 2 (evolution) ended at a higher loss (2.5) than it began with (2)"),
-        ([2.0, math.nan], "Stage 2 (evolution) has losses or gradients that are not finite"),
-    ],
-)  # fmt: skip
-def test_a_stage_that_did_not_learn_is_called_out_first(tmp_path, losses, alarm):
-    lines = [{"stage": "evolution", "step": step, "loss": loss, "grad_norm": 1.0} for step, loss in enumerate(losses)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = write_report(tmp_path, Recipe("m", "d", "o"), ReportInput({}, None, "", notes="A note.")).read_text()
-    assert (alarm is None) is ("--stage2.learning-rate" not in text)
-    assert alarm is None or text.index(alarm) < text.index("A note.")
-
-
-def test_gradients_that_are_not_finite_are_called_out_though_the_trainer_filters_the_losses(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"stage": "routing", "step": 1, "loss": 0.0, "grad_norm": NaN}\n')
-    assert (
-        "Stage 3 (routing) has losses or gradients"
-        in write_report(tmp_path, Recipe("m", "d", "o"), ReportInput({}, None, "")).read_text()
-    )
-
-
-def test_a_report_of_a_dense_run_has_no_routing(tmp_path):
-    text = write_report(tmp_path, Recipe("m", "d", "o", stages=(1,)), ReportInput({}, None, "")).read_text()
-    assert "## Routing" not in text and "Evolution rule" not in text and "experts" not in text

@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tiny import write_workspace
+from tiny import inputs_for, make_llava, write_workspace
 from transformers import AutoConfig, AutoProcessor
 
-from evomoe import cli
+from evomoe import cli, upcycle
 from evomoe.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +39,13 @@ def test_the_python_of_the_quickstart_starts_from_a_recipe(tmp_path, monkeypatch
     assert started == [Recipe("m", "d", "runs/again", seed=1)]
 
 
+def test_the_python_of_the_concepts_records_what_is_generated(capsys):
+    (code,) = blocks(ROOT / "docs" / "concepts.md", "python")
+    model = upcycle(make_llava(), router="linear")
+    exec(code, {"model": model, "inputs": inputs_for(model, (1,))})
+    assert "'nmi': " in capsys.readouterr().out
+
+
 def test_the_message_that_the_readme_quotes_is_transformers(tmp_path):
     write_workspace(tmp_path)
     config = tmp_path / "model" / "config.json"
@@ -56,7 +63,7 @@ def commands(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page, monkeypatch):
     taken = []
-    for verb in ("demo", "upcycle", "params", "compose", "evaluate", "score", "table", "list_names"):
+    for verb in ("demo", "upcycle", "params", "compose", "evaluate", "score", "table", "analyze", "plot", "list_names"):
         monkeypatch.setattr(cli, verb, _stand_in(getattr(cli, verb), taken))
     monkeypatch.setattr(cli, "check_paths", lambda *args: None)  # the pages' files are examples
     monkeypatch.setattr("evomoe.stages.run", lambda *args, **kwargs: taken.append("train"), raising=True)

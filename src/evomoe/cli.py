@@ -12,10 +12,13 @@ from typing import Annotated, Literal
 import tyro
 
 from evomoe import __version__
+from evomoe.analysis.options import ProbeOptions
 from evomoe.evaluation.base import ProtocolName
 from evomoe.evaluation.options import Options as EvaluationOptions
 from evomoe.files import refuse_existing, refuse_missing
 from evomoe.named_values import NamedValues
+from evomoe.paper import FIGURES
+from evomoe.paper.options import FigureOptions
 from evomoe.recipe import MoEOptions, Recipe
 from evomoe.recipes import RECIPES
 from evomoe.run_folder import can_resume, check_paths
@@ -35,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         "eval": evaluate,
         "score": score,
         "table": table,
+        "analyze": analyze,
+        "plot": plot,
         "list": list_names,
     }
     if arguments == ["--version"]:
@@ -299,6 +304,52 @@ def table(
         return
     with _when_interrupted(lambda: "The same command goes on where it stopped."):
         print(run_table(number, rows, seeds, jobs, split, limit, Path(study), Path(results) if results else None, dry_run))
+
+
+def analyze(
+    checkpoint: tyro.conf.Positional[str],
+    options: Annotated[ProbeOptions, Flat] = ProbeOptions(data=tyro.MISSING),  # noqa: B008
+    output: str | None = None,
+    stage1: str | None = None,
+) -> None:
+    """Measure the experts and routers of a sparse model on some records: numbers.json, report.md, pictures.
+
+    Args:
+        checkpoint: folder or hub name of the sparse model.
+        options: what it is measured on.
+        output: folder for the results; runs/analyze/NAME unless named, NAME from the checkpoint's path.
+        stage1: the dense model that Stage II began with, for the experts' task vectors; found by itself in a run's folder.
+    """
+    refuse_missing(checkpoint)
+    options.check()
+    if stage1 is not None:
+        refuse_missing(stage1)
+    from evomoe.analysis import command
+
+    _hide_loading_bars()
+    print(command.analyze(checkpoint, options, output, stage1))
+
+
+def plot(
+    figure: tyro.conf.Positional[Literal["1a", "1b", "5"]],
+    checkpoint: tyro.conf.Positional[str],
+    options: Annotated[FigureOptions, Flat] = FigureOptions(),  # noqa: B008
+) -> None:
+    """Draw a figure of the paper for a sparse model: 1a scores under shuffled routers, 1b router logits, 5 expert load.
+
+    Args:
+        figure: its number.
+        checkpoint: folder or hub name of the sparse model.
+        options: what it is drawn of.
+    """
+    if options.scores is None:
+        refuse_missing(checkpoint)
+    options.check_figure(figure)
+    checkpoints = options.checkpoints(checkpoint)
+    from importlib import import_module
+
+    _hide_loading_bars()
+    print(import_module(FIGURES[figure]).draw(checkpoints, options))
 
 
 def list_names(

@@ -56,6 +56,26 @@ def stage_folder(output: str | Path, stage: int) -> StageFolder:
     return StageFolder(Path(output) / f"stage{stage}_{STAGES[stage]}")
 
 
+def results_folder(verb: str, checkpoint: str | Path, output: str | None = None) -> Path:
+    """Where a verb's results on a checkpoint go: ``output``, or runs/VERB/NAME, NAME from the checkpoint's path.
+
+    Trained checkpoints are all called ``model``, so the folders above count too.
+    """
+    name = "-".join(Path(checkpoint).resolve().parts[-3:]) if Path(checkpoint).is_dir() else str(checkpoint).replace("/", "-")
+    return Path(output or Path("runs") / verb / name)
+
+
+def stage1_model(checkpoint: str | Path) -> str | None:
+    """The dense model that the stages after Stage I began with, for a checkpoint in a run's folder; None if it is not there."""
+    run = Path(checkpoint).resolve().parent.parent
+    try:
+        recipe = Recipe.load(run / "recipe.json")
+    except (OSError, ValueError):  # no run's folder, or a run of another version
+        return None
+    found = stage_folder(run, 1).model if 1 in recipe.stages else Path(recipe.model)
+    return str(found) if found.is_dir() else None
+
+
 def can_resume(output: str | Path) -> bool:
     """Whether a run folder holds a checkpoint or a finished stage."""
     folders = [stage_folder(output, stage) for stage in STAGES]

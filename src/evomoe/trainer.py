@@ -1,7 +1,6 @@
 """Hugging Face's Trainer, plus router metrics, expert evolution in its checkpoints, and a progress bar that tells the loss."""
 
 import json
-import math
 import signal
 import sys
 import threading
@@ -17,6 +16,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from evomoe.analysis import balance
+from evomoe.analysis.diversity import relative_distances
+from evomoe.analysis.recording import MODALITIES, expert_counts
 from evomoe.evolution import ExpertEvolution
 from evomoe.modeling import EvoMoEMixin
 from evomoe.recipe import EvolutionOptions
@@ -155,8 +157,6 @@ class EvolutionCallback(TrainerCallback):
 
     def distances(self) -> dict[str, float]:
         """Mean over the layers of each evolved expert's relative distance to expert 1, for the log."""
-        from evomoe.analysis.diversity import relative_distances
-
         assert self.experts is not None
         by_expert = relative_distances(self.experts)
         return {f"distance/expert{n + 2}": sum(layers.values()) / len(layers) for n, layers in enumerate(by_expert)}
@@ -174,22 +174,17 @@ class RouterMeter:
         for name, value in (outputs.get("aux_loss") or {}).items():
             self.losses.setdefault(name, []).append(value)
         for record in (outputs.get("records") or {}).values():
-            E = record.routing.logits_TE.shape[-1]
-            kind_TK = record.modality.is_image_T.long().unsqueeze(-1).expand_as(record.routing.index_TK)
-            real_TK = record.routing.index_TK < E
-            cell = (kind_TK * E + record.routing.index_TK)[real_TK]
-            counts_2E = torch.bincount(cell, minlength=2 * E).view(2, E)
+            counts_2E = expert_counts(record)
             self.counts_2E = counts_2E if self.counts_2E is None else self.counts_2E + counts_2E
 
     def read(self) -> dict[str, float]:
         """The values since the last call: ``aux/<loss>``, ``load/<modality>/expert<n>``, ``effective_experts``."""
         logs = {f"aux/{name}": torch.stack(values).mean().item() for name, values in self.losses.items()}
         if self.counts_2E is not None:
-            for kind, counts_E in zip(("text", "image"), self.counts_2E.float(), strict=True):
-                share_E = counts_E / counts_E.sum().clamp(min=1)
+            counts_2E = self.counts_2E.cpu()
+            for kind, share_E in zip(MODALITIES, balance.load(counts_2E), strict=True):
                 logs |= {f"load/{kind}/expert{n + 1}": share.item() for n, share in enumerate(share_E)}
-            total_E = self.counts_2E.sum(0) / self.counts_2E.sum()
-            logs["effective_experts"] = math.exp(torch.special.entr(total_E).sum().item())
+            logs["effective_experts"] = balance.effective_experts(balance.load(counts_2E.sum(0))).item()
         self.losses, self.counts_2E = {}, None
         return logs
 

@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from evomoe import cli
-from evomoe.paper import TABLES
 from evomoe.paper.command import plan_table
+from evomoe.paper.tables import TABLES
 from evomoe.recipe import Recipe
 
 

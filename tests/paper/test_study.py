@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from evomoe.data import mini
-from evomoe.paper import TABLES, base_model, measure, rows
+from evomoe.paper import base_model, measure, rows
 from evomoe.paper.command import run_table
-from evomoe.paper.measure import disagreement
 from evomoe.paper.results import keep, paired_difference, render
 from evomoe.paper.scale import MiniScale
 from evomoe.paper.study import all_tasks, cells, experts_alone, run, trainings
 from evomoe.paper.table import Row, Table
+from evomoe.paper.tables import TABLES
 from evomoe.paper.task import Scoring, Training
 from evomoe.recipe import StageOptions
 from evomoe.small_vlm import Architecture
@@ -147,11 +147,6 @@ def test_what_was_kept_stays_beside_what_is_new(tmp_path):
     assert json.loads((tmp_path / "table2.json").read_text())["rows"] == {"a": 1, "b": 2}
     keep({**one, "rows": {"b": 3}, "limit": 5}, tmp_path)
     assert json.loads((tmp_path / "table2.json").read_text())["rows"] == {"b": 3}
-
-
-def test_disagreement_counts_questions_on_which_not_all_say_the_same():
-    one, two = {"x": {"1": "a", "2": "b"}, "y": {"3": "c", "4": "d"}}, {"x": {"1": "a", "2": "c"}, "y": {"3": "c", "4": "d"}}
-    assert disagreement([one, one]) == 0 and disagreement([one, two, one]) == 25
 
 
 def test_a_failed_task_is_named(base, world, tmp_path):

@@ -8,8 +8,10 @@ from typing import Any, cast
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.analysis.uniformity import mean_of_pairs, weight_cosine
 from evomoe.evolution import ExpertEvolution
 from evomoe.modeling import EvoMoEBlock
+from evomoe.structure import decoder_layers, ffn_names
 
 COLLAPSED = 1e-3
 """Experts nearer to expert 1 than this share of the way that expert 1 went in Stage II count as copies of it."""
@@ -88,3 +90,27 @@ def check_experts_differ(model: PreTrainedModel, expert_init: str) -> None:
         "Start from evolved experts, from expert_init noise or drop_upcycling, or train the experts too: "
         "--stage3.train router+experts. --allow-collapsed-experts goes on all the same."
     )
+
+
+def task_vector_cosines(model: PreTrainedModel, dense: PreTrainedModel) -> dict[int, float]:
+    """Mean cosine of two experts' task vectors, theta_n - theta of the dense FFN, by MoE layer; nan where no two have moved.
+
+    Args:
+        model: a sparse model.
+        dense: the dense model that its experts went apart from: that of Stage I.
+
+    Raises:
+        ValueError: the dense model has other FFNs.
+    """
+    layers = decoder_layers(dense)
+    names, cosines = ffn_names(dense), {}
+    for index, block in cast(dict[int, EvoMoEBlock], model.moe_blocks).items():
+        start = dict(layers[index].get_submodule(names[index]).named_parameters()) if index < len(layers) else {}
+        experts = [dict(expert.named_parameters()) for expert in block.experts]
+        if any({n: p.shape for n, p in expert.items()} != {n: p.shape for n, p in start.items()} for expert in experts):
+            raise ValueError(
+                f"--stage1: the FFN of its layer {index} is not of the experts' shape; name the dense model they came from."
+            )
+        aligned = [[expert[name] for name in start] for expert in experts]
+        cosines[index] = mean_of_pairs(weight_cosine(aligned, list(start.values())))
+    return cosines

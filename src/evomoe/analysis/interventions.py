@@ -5,12 +5,18 @@ Implements: Table 3 (each expert alone), Table 10 (shuffles).
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.routers.base import Router
 from evomoe.routers.fixed import FixedRouter
 from evomoe.routers.shuffled import ShuffledRouter
+
+SHUFFLES = 8
+"""As many as Table 10 has."""
+
+Score = TypeVar("Score")
 
 
 @contextmanager
@@ -36,3 +42,34 @@ def shuffled_routers(model: PreTrainedModel, seed: int):
     return replaced_routers(
         model, lambda router, layer: ShuffledRouter(router.hidden_size, router.num_experts, router, seed * 1009 + layer)
     )
+
+
+def shuffle_test(
+    model: PreTrainedModel, score: Callable[[PreTrainedModel], Score], shuffles: int = SHUFFLES
+) -> tuple[Score, list[Score]]:
+    """Scores a sparse model with its own routers and with each of several shuffles of them.
+
+    If it does not matter which expert a token gets, the scores are alike. Two experts have one shuffle only, so that with
+    E = 2 all shuffles are the same model.
+
+    Args:
+        score: of a model in evaluation mode, whatever a score is.
+        shuffles: how many, with seeds 1, 2, 3 ...
+
+    Returns:
+        The own score and those of the shuffles.
+    """
+    own, shuffled = score(model), []
+    for seed in range(1, shuffles + 1):
+        with shuffled_routers(model, seed):
+            shuffled.append(score(model))
+    return own, shuffled
+
+
+def each_alone(model: PreTrainedModel, score: Callable[[PreTrainedModel], Score]) -> list[Score]:
+    """Scores every expert of a sparse model alone, in order: all tokens of all MoE layers go to it."""
+    scores = []
+    for expert in range(model.config.moe.num_experts):
+        with only_expert(model, expert):
+            scores.append(score(model))
+    return scores

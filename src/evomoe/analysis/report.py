@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomoe.accounting import ParameterCounts
-from evomoe.analysis.plots import plot_distances, plot_load, plot_logits
-from evomoe.analysis.routing import MODALITIES, RoutingStatistics
+from evomoe.analysis.plots import plot_distances
+from evomoe.analysis.routing import RoutingStatistics
+from evomoe.analysis.routing_report import picture, routing_sections
 from evomoe.files import write_text
 from evomoe.recipe import STAGES, Recipe
 from evomoe.tables import markdown_table
@@ -42,7 +43,8 @@ def write_report(folder: Path, recipe: Recipe, given: ReportInput) -> Path:
     parts += ["## Parameters", _parameters(given.parameters), "## Time", _seconds(folder, recipe)]
     parts += _evolution(folder, metrics)
     if given.statistics is not None:
-        parts += _routing(folder, given.statistics, given.probe)
+        measured = f"Measured on {given.probe}. docs/concepts.md, under What is measured, says more."
+        parts += ["## Routing", measured, *routing_sections(folder, given.statistics)]
     write_text(folder / "report.md", "\n\n".join(part for part in parts if part) + "\n")
     return folder / "report.md"
 
@@ -102,33 +104,4 @@ def _evolution(folder: Path, metrics: list[dict]) -> list[str]:
         "How far an evolved expert is from expert 1, by how far expert 1 itself moved in Stage II: 0 is a copy of expert 1, 1 is "
         "as far as expert 1 moved. Larger is more different; near 0 is bad, for the router has nothing to choose between."
     )
-    return ["## Evolved experts", meaning, table, _picture(folder, "distances.png", lambda path: plot_distances(metrics, path))]
-
-
-def _routing(folder: Path, statistics: RoutingStatistics, probe: str) -> list[str]:
-    E = statistics.load_LME.shape[-1]
-    load = statistics.expert_load()
-    rows = [[f"{name} tokens", *(f"{100 * share:.1f} %" for share in load[name])] for name in MODALITIES]
-    measured = zip(statistics.layers, statistics.effective_experts(), statistics.layer_cka(), strict=True)
-    layers = [
-        [f"layer {layer}", f"{effective:.2f}", "n/a" if math.isnan(cka) else f"{cka:.4f}"] for layer, effective, cka in measured
-    ]
-    return [
-        "## Routing",
-        f"Measured on {probe}. docs/concepts.md, under What is measured, says more.",
-        markdown_table(["load, mean over layers", *(f"expert {n + 1}" for n in range(E))], rows),
-        markdown_table(["", "effective number of experts", "CKA of two experts' outputs, mean"], layers),
-        f"The effective number of experts is {E} when all get equally many tokens and 1 when one gets all: near 1 is bad, for the "
-        "other experts are idle. CKA compares what two experts make of the same tokens: 1 when they compute the same, so lower is "
-        "better; it is n/a where outputs do not vary.",
-        _picture(folder, "expert_load.png", lambda path: plot_load(statistics, path)),
-        _picture(folder, "router_logits.png", lambda path: plot_logits(statistics, path)),
-    ]
-
-
-def _picture(folder: Path, name: str, draw) -> str:
-    try:
-        draw(folder / name)
-    except ImportError as error:
-        return f"({name}: {error})"
-    return f"![{name.removesuffix('.png').replace('_', ' ')}]({name})"
+    return ["## Evolved experts", meaning, table, picture(folder, "distances.png", lambda path: plot_distances(metrics, path))]

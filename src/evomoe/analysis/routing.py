@@ -1,21 +1,27 @@
-"""Where tokens went and how much the experts differ, measured on questions the model is given.
-
-Implements: Figure 1 (b), Figure 5 (load), Section 1 (uniformity of outputs), Section 1 (rigidity).
+"""The numbers of a recording, per layer and averaged: where tokens went, and how much experts and modalities differ.
 
 L MoE layers, M = 2 modalities (text, image), E experts, T tokens, D hidden.
 """
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.analysis import balance, rigidity
+from evomoe.analysis.density import overlap
+from evomoe.analysis.passes import evaluation_mode
+from evomoe.analysis.recording import MODALITIES, RoutingRecording, record_routing
+from evomoe.analysis.uniformity import mean_of_pairs, output_cka, output_cosine
 from evomoe.modeling import EvoMoEBlock
 
-MODALITIES = ("text", "image")
+PROBE_TOKENS = 2048
+"""Tokens on which the experts' outputs are compared, and the most of each modality whose logits are kept."""
 
 
 @dataclass(frozen=True)
@@ -24,100 +30,125 @@ class RoutingStatistics:
 
     Attributes:
         layers: decoder layer index of each MoE layer.
-        load_LME: share of the modality's routed slots that each expert got, per layer.
-        total_load_LE: the same for all tokens together.
+        counts_LME: how many of the modality's slots each expert got.
         logits: per layer, a sample of router logits by modality, {"text": (n, E), "image": (n, E)}.
-        cka_LEE: linear CKA of the experts' outputs on the same tokens, per layer.
+        cka_LEE: linear CKA of the experts' outputs on the same tokens.
+        cosine_LEE: cosine of the same outputs, token by token.
+        added: further numbers per layer by their names in ``evomoe.analysis.meanings``, which need more than a recording.
     """
 
     layers: list[int]
-    load_LME: Tensor
-    total_load_LE: Tensor
+    counts_LME: Tensor
     logits: list[dict[str, Tensor]]
     cka_LEE: Tensor
+    cosine_LEE: Tensor
+    added: dict[str, list[float]] = field(default_factory=dict)
 
-    def effective_experts(self) -> list[float]:
-        """exp(entropy of the load) per layer: 1 when one expert does all, E when all do the same."""
-        return torch.special.entr(self.total_load_LE).sum(-1).exp().tolist()
+    @property
+    def load_LME(self) -> Tensor:
+        """Share of the modality's slots that each expert got."""
+        return balance.load(self.counts_LME)
+
+    @property
+    def total_load_LE(self) -> Tensor:
+        """The same for all tokens together."""
+        return balance.load(self.counts_LME.sum(1))
+
+    @cached_property
+    def overlap_LE(self) -> Tensor:
+        """Overlap of the densities of each expert's logits for image and for text tokens."""
+        rows = [
+            [overlap(*(of_layer[name][:, e] for name in MODALITIES)) for e in range(self.experts)] for of_layer in self.logits
+        ]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    @property
+    def experts(self) -> int:
+        """E."""
+        return self.counts_LME.shape[-1]
 
     def expert_load(self) -> dict[str, list[float]]:
         """Load of each expert by modality, averaged over the layers."""
         return {name: self.load_LME[:, m].mean(0).tolist() for m, name in enumerate(MODALITIES)}
 
-    def layer_cka(self) -> list[float]:
-        """Mean CKA of two different experts, per layer: 1 when all compute the same; nan where no two experts' outputs vary."""
-        off_diagonal = ~torch.eye(self.cka_LEE.shape[-1], dtype=torch.bool)
-        return self.cka_LEE[:, off_diagonal].nanmean(-1).tolist()
+    def metrics(self) -> dict[str, list[float]]:
+        """All numbers per layer, by their names in ``evomoe.analysis.meanings``; nan where one is not defined."""
+        total_LE = self.total_load_LE
+        return {
+            "cka": [mean_of_pairs(cka_EE) for cka_EE in self.cka_LEE],
+            "output_cosine": [mean_of_pairs(cosine_EE) for cosine_EE in self.cosine_LEE],
+            "logit_overlap": self.overlap_LE.mean(-1).tolist(),
+            "nmi": [rigidity.normalised_mutual_information(counts_ME) for counts_ME in self.counts_LME],
+            "jensen_shannon": [rigidity.jensen_shannon(*load_ME) for load_ME in self.load_LME],
+            "effective_experts": balance.effective_experts(total_LE).tolist(),
+            "load_variation": balance.coefficient_of_variation(total_LE).tolist(),
+            "dead_experts": balance.dead_experts(total_LE).tolist(),
+            **self.added,
+        }
 
-    def mean_cka(self) -> float:
-        """The mean of ``layer_cka``."""
-        return torch.tensor(self.layer_cka()).nanmean().item()
+    def means(self) -> dict[str, float]:
+        """``metrics`` averaged over the layers where they are defined."""
+        return {name: torch.tensor(values).double().nanmean().item() for name, values in self.metrics().items()}
+
+    def with_added(self, **numbers: dict[int, float]) -> "RoutingStatistics":
+        """The same with further numbers, each by layer."""
+        listed = {name: [by_layer.get(layer, math.nan) for layer in self.layers] for name, by_layer in numbers.items()}
+        return replace(self, added=self.added | listed)
 
 
 @torch.inference_mode()
 def routing_statistics(
-    model: PreTrainedModel, batches: Iterable[dict[str, Tensor]], max_tokens: int = 2048, seed: int = 0
+    model: PreTrainedModel, batches: Iterable[dict[str, Tensor]], max_tokens: int = PROBE_TOKENS, seed: int = 0
 ) -> RoutingStatistics:
-    """Runs a sparse model on the batches and gathers its statistics.
+    """Runs a sparse model on model inputs in evaluation mode, and returns the numbers of what it did.
 
     Args:
+        model: an EvoMoE model.
         batches: model inputs.
-        max_tokens: size of the token sample for logits and CKA, per layer (and modality, for the logits).
+        max_tokens: how many tokens the experts' outputs are compared on, and the most logits kept of each modality.
         seed: draws that sample.
+
+    Raises:
+        ValueError: there is no batch, or the model is not sparse.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    counts: dict[int, Tensor] = {}
-    samples: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    was_training = model.training
-    blocks = cast(dict[int, EvoMoEBlock], model.moe_blocks)
-    model.eval()
-    for batch in batches:
-        out = model(**batch, output_router_logits=True, logits_to_keep=1)
-        for layer, record in out["records"].items():
-            E, index_TK = record.routing.logits_TE.shape[-1], record.routing.index_TK
-            kind_TK = record.modality.is_image_T.long().unsqueeze(-1).expand_as(index_TK)
-            cell = (kind_TK * E + index_TK)[index_TK < E]
-            counts[layer] = counts.get(layer, 0) + torch.bincount(cell, minlength=2 * E).view(2, E)
-            kept = torch.randperm(record.x_TD.shape[0], generator=generator)[:max_tokens].to(record.x_TD.device)
-            samples.setdefault(layer, []).append(
-                (record.x_TD[kept], record.routing.logits_TE[kept], record.modality.is_image_T[kept])
-            )
-    model.train(was_training)
-    if not counts:
-        raise ValueError("routing_statistics needs at least one batch.")
-    logits, cka = [], []
-    for layer, parts in samples.items():
-        x_TD, logits_TE, is_image_T = (torch.cat(column) for column in zip(*parts, strict=True))
-        by_modality = {"text": logits_TE[~is_image_T], "image": logits_TE[is_image_T]}
-        logits.append({name: _sample(values, max_tokens, generator).float().cpu() for name, values in by_modality.items()})
-        probe_TD = _sample(x_TD, max_tokens, generator)
-        cka.append(output_cka([expert(probe_TD) for expert in blocks[layer].experts]))
-    counts_LME = torch.stack(list(counts.values())).double().cpu()
+    with evaluation_mode(model), record_routing(model, max_tokens, seed) as recording:
+        for batch in batches:
+            model(**batch, logits_to_keep=1)
+    return statistics_of(model, recording)
+
+
+@torch.inference_mode()
+def statistics_of(model: PreTrainedModel, recording: RoutingRecording) -> RoutingStatistics:
+    """The numbers of what was recorded, with the outputs of the model's experts on the sampled tokens.
+
+    Raises:
+        ValueError: nothing was recorded.
+    """
+    if not recording.counts:
+        raise ValueError("routing_statistics needs at least one batch: no forward pass was recorded.")
+    layers = list(recording.counts)
+    cka, cosine = [], []
+    for layer in layers:
+        outputs = _outputs(model, layer, recording)
+        cka.append(output_cka(outputs))
+        cosine.append(output_cosine(outputs))
     return RoutingStatistics(
-        layers=list(counts),
-        load_LME=counts_LME / counts_LME.sum(-1, keepdim=True).clamp(min=1),
-        total_load_LE=counts_LME.sum(1) / counts_LME.sum((1, 2)).unsqueeze(-1),
-        logits=logits,
+        layers=layers,
+        counts_LME=torch.stack([recording.counts[layer] for layer in layers]),
+        logits=[{name: sample.logits[layer].float() for name, sample in recording.samples.items()} for layer in layers],
         cka_LEE=torch.stack(cka),
+        cosine_LEE=torch.stack(cosine),
     )
 
 
-def output_cka(outputs: list[Tensor]) -> Tensor:
-    """Linear CKA (Kornblith et al. 2019) between every two experts' outputs (T, D) on the same tokens: (E, E), 0 to 1.
-
-    An expert whose output does not vary resembles nothing, not even itself: nan.
-    """
-    doubles = [out_TD.double().cpu() for out_TD in outputs]
-    centred = [out_TD - out_TD.mean(0) for out_TD in doubles]
-    varies = [c.norm() > 1e-6 * out_TD.norm() for c, out_TD in zip(centred, doubles, strict=True)]
-    norms = [(c.T @ c).norm() if v else torch.tensor(torch.nan) for c, v in zip(centred, varies, strict=True)]
-    return torch.stack(
-        [
-            torch.stack([(a.T @ b).norm() ** 2 / (norm_a * norm_b) for b, norm_b in zip(centred, norms, strict=True)])
-            for a, norm_a in zip(centred, norms, strict=True)
-        ]
-    )
-
-
-def _sample(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    return values[torch.randperm(values.shape[0], generator=generator)[:count].to(values.device)]
+def _outputs(model: PreTrainedModel, layer: int, recording: RoutingRecording) -> list[Tensor]:
+    """What each expert makes of the same sampled tokens, (N, D); the modalities have the shares that they have in the data."""
+    seen = recording.counts[layer].sum(-1)
+    share_M = (seen / seen.sum()).tolist()
+    parts = []
+    for sample, share in zip(recording.samples.values(), share_M, strict=True):
+        x_ND = sample.inputs[layer]
+        parts.append(x_ND[: max(1, round(sample.size * share))])
+    x_ND = torch.cat(parts)
+    experts = cast(dict[int, EvoMoEBlock], model.moe_blocks)[layer].experts
+    return [expert(x_ND.to(next(expert.parameters()).device)) for expert in experts]

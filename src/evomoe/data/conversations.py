@@ -20,7 +20,7 @@ __all__ = ["Collator", "ConversationDataset", "LabelMismatchError", "messages_of
 
 logger = logging.getLogger(__name__)
 
-_TOKEN_KEYS = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
+TOKEN_KEYS = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
 
 
 class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
@@ -143,9 +143,9 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         ids = batch["input_ids"][0].tolist()
         placed = place_labels(record, rendered, ids, replacements, self._tokenizer, self._template.image_token)
         self._check_cut(record, placed.labels, placed.of_image)
-        item = {key: value[0] if key in _TOKEN_KEYS else value for key, value in batch.items()}
+        item = {key: value[0] if key in TOKEN_KEYS else value for key, value in batch.items()}
         item["labels"] = torch.tensor(placed.labels)
-        return {key: value[: self.max_length] if key in _TOKEN_KEYS else value for key, value in item.items()}
+        return {key: value[: self.max_length] if key in TOKEN_KEYS else value for key, value in item.items()}
 
     def _process(self, record: Record, text: str) -> Any:
         options: dict[str, Any] = self._template.special_tokens(text)
@@ -211,7 +211,7 @@ class Collator:
         width = -(-max(lengths) // self._multiple) * self._multiple
         batch: dict[str, torch.Tensor] = {}
         for key in dict.fromkeys(key for item in items for key in item):
-            if key in _TOKEN_KEYS:
+            if key in TOKEN_KEYS:
                 # Some processors give token types only to records with pictures.
                 rows = [item.get(key, torch.zeros_like(item["input_ids"])) for item in items]
                 batch[key] = torch.stack([self._pad(row, width, self._padding.get(key, 0)) for row in rows])

@@ -26,5 +26,10 @@ def averages(scores: Mapping[str, float]) -> dict[str, float]:
         if all(name in scores for name in divisors):
             terms = [name if divisor == 1 else f"{name} / {divisor}" for name, divisor in divisors.items()]
             formula = f"({' + '.join(terms)}) / {len(terms)}"
-            found[formula] = sum(scores[name] / divisor for name, divisor in divisors.items()) / len(divisors)
+            found[formula] = mean_score({name: scores[name] for name in divisors})
     return found
+
+
+def mean_score(scores: Mapping[str, float]) -> float:
+    """The mean of any benchmarks' scores, MME's divided by 20."""
+    return sum(score / (MME_DIVISOR if name.removeprefix(_MINI) == "mme" else 1) for name, score in scores.items()) / len(scores)

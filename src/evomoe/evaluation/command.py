@@ -44,7 +44,9 @@ def evaluate_checkpoint(checkpoint: str | Path, names: Sequence[str], options: O
         ValueError: an option is wrong, data are missing, the model takes no pictures or has no processor.
     """
     evaluation = _Evaluation(checkpoint, names, options)
-    prepared = [evaluation.prepare(BENCHMARKS[name]) for name in names]  # all mistakes in data come before the first answer
+    prepared = [
+        prepare(BENCHMARKS[name], evaluation.processor, options) for name in names
+    ]  # all mistakes in data come before the first answer
     results = [result for one in prepared if (result := evaluation.run(one)) is not None]
     if not evaluation.state.is_main_process:
         return ""
@@ -60,7 +62,7 @@ def dump_prompts(checkpoint: str | Path, names: Sequence[str], options: Options 
     evaluation = _Evaluation(checkpoint, names, options)
     shown = []
     for name in names:
-        one = evaluation.prepare(BENCHMARKS[name])
+        one = prepare(BENCHMARKS[name], evaluation.processor, options)
         questions, prompts = one.questions, one.prompts
         path = evaluation.folder / name / "prompts.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,13 +76,26 @@ def dump_prompts(checkpoint: str | Path, names: Sequence[str], options: Options 
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """A benchmark's questions, where they come from, and what the model will be asked."""
 
     benchmark: Benchmark
     questions: list[Question]
     data: DataFolder
     prompts: Prompts
+
+
+def prepare(benchmark: Benchmark, processor: Any, options: Options) -> Prepared:
+    """Reads a benchmark's questions, or the part that ``options`` ask for, and makes prompts for the model with this processor.
+
+    Raises:
+        ValueError: data or pictures are missing, or not as the benchmark publishes them.
+    """
+    folder = data_folder(benchmark, options.data_root)
+    questions = evenly_spaced(load_questions(benchmark, folder, options.any_version), options.limit)
+    check_pictures(benchmark.name, (question.picture for question in questions))
+    asked = [ask(question, benchmark.prompt(question, options.protocol)) for question in questions]
+    return Prepared(benchmark, questions, folder, Prompts(asked, processor, options.batch_size, options.image_aspect))
 
 
 class _Evaluation:
@@ -98,16 +113,7 @@ class _Evaluation:
         self._files: dict[str, str] | None = None
         self.notes: list[str] = []
 
-    def prepare(self, benchmark: Benchmark) -> _Prepared:
-        folder = data_folder(benchmark, self.options.data_root)
-        questions = evenly_spaced(load_questions(benchmark, folder, self.options.any_version), self.options.limit)
-        check_pictures(benchmark.name, (question.picture for question in questions))
-        texts = [benchmark.prompt(question, self.options.protocol) for question in questions]
-        asked = [ask(question, text) for question, text in zip(questions, texts, strict=True)]
-        prompts = Prompts(asked, self.processor, self.options.batch_size, self.options.image_aspect)
-        return _Prepared(benchmark, questions, folder, prompts)
-
-    def run(self, one: _Prepared) -> Result | None:
+    def run(self, one: Prepared) -> Result | None:
         """Answers what has no answer yet, and, in the first process, scores."""
         benchmark, questions, prompts = one.benchmark, one.questions, one.prompts
         settings = self._settings(one)
@@ -133,7 +139,7 @@ class _Evaluation:
         self._write(result, settings, one, answers, submitted)
         return result
 
-    def _submit(self, one: _Prepared, by_id: dict[str, str], answers: AnswerFile) -> list[Path]:
+    def _submit(self, one: Prepared, by_id: dict[str, str], answers: AnswerFile) -> list[Path]:
         if one.benchmark.submit is None or self.options.limit:  # servers and tools want all answers
             return []
         try:
@@ -180,7 +186,7 @@ class _Evaluation:
         aspect = Shape(self.processor, self.options.image_aspect).aspect
         return {"model": self._files, "dtype": self.options.dtype, "image_aspect": aspect, "versions": versions}
 
-    def _settings(self, one: _Prepared) -> dict[str, Any]:
+    def _settings(self, one: Prepared) -> dict[str, Any]:
         """All that the answers depend on; what is equal here gives equal answers."""
         known: dict[str, str] = {}
         for asked in one.prompts.asked:
@@ -192,7 +198,7 @@ class _Evaluation:
         }
 
     def _write(
-        self, result: Result, settings: dict[str, Any], one: _Prepared, answers: AnswerFile, submitted: Sequence[Path]
+        self, result: Result, settings: dict[str, Any], one: Prepared, answers: AnswerFile, submitted: Sequence[Path]
     ) -> None:
         folder = answers.path.parent
         written = {

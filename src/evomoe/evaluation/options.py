@@ -9,6 +9,7 @@ from evomoe.evaluation.base import PROTOCOLS, ProtocolName
 from evomoe.evaluation.benchmarks import BENCHMARKS
 from evomoe.files import check_folder
 from evomoe.recipe import ImageAspect
+from evomoe.run_folder import results_folder
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,5 @@ class Options:
             raise ValueError(f"workers: {self.workers} must be 0 (this process) or more.")
 
     def folder(self, checkpoint: str | Path) -> Path:
-        """Where answers and results go; trained checkpoints are all called ``model``, so the folders above count too."""
-        name = "-".join(Path(checkpoint).resolve().parts[-3:]) if Path(checkpoint).is_dir() else str(checkpoint).replace("/", "-")
-        return Path(self.output or Path("runs") / "eval" / name)
+        """Where answers and results go."""
+        return results_folder("eval", checkpoint, self.output)

@@ -1,25 +1,11 @@
-"""The paper's tables and figures: a file each, whose rows are recipes with the published numbers beside them."""
+"""The paper's tables and figures, a file each; tables' rows are recipes with the published numbers beside them.
 
-from evomoe.paper import (
-    table_2,
-    table_3,
-    table_4,
-    table_5,
-    table_6,
-    table_9,
-    table_10,
-    table_11,
-    table_12,
-    table_13,
-    table_14,
-    table_15,
-)
-from evomoe.paper.table import Row, Table
+Needs neither torch nor transformers.
+"""
 
-_MODULES = (
-    *(table_2, table_3, table_4, table_5, table_6, table_9, table_10),
-    *(table_11, table_12, table_13, table_14, table_15),
-)
-TABLES: dict[int, Table] = {module.TABLE.number: module.TABLE for module in _MODULES}
-
-__all__ = ["TABLES", "Row", "Table"]
+FIGURES = {
+    "1a": "evomoe.paper.figure_1a",
+    "1b": "evomoe.paper.figure_1b",
+    "5": "evomoe.paper.figure_5",
+}
+"""The module of each figure; it has ``draw(checkpoints, options)``."""

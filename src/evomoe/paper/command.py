@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from evomoe.paper import TABLES
 from evomoe.paper.table import Row, Table
+from evomoe.paper.tables import TABLES
 
 PROBED = 100
 """Questions of each benchmark that every expert answers alone before Stage III."""
@@ -42,9 +43,9 @@ def run_table(
     if seeds < 0 or jobs < 1 or limit < 0:
         raise ValueError("--seeds and --limit must be at least 0, --jobs at least 1.")
     seeds = seeds or table.seeds
+    from evomoe.analysis.uniformity import disagreement
     from evomoe.data import mini
     from evomoe.paper import base_model
-    from evomoe.paper.measure import disagreement
     from evomoe.paper.results import collect, keep, render
     from evomoe.paper.scale import MINI
     from evomoe.paper.study import all_tasks, cells, experts_alone, run
@@ -60,13 +61,13 @@ def run_table(
         left = [task for task in tasks if not task.done(study)]
         return "\n".join([f"{len(tasks)} tasks, {len(left)} to be run:", *(f"- {task.name}" for task in left)])
     run(probes, study, jobs)
-    experts = {}
+    experts: dict[str, dict[str, Any]] = {}
     for (name, seed), scorings in alone.items():
         if scorings:
             found = [json.loads(scoring.file(study).read_text()) for scoring in scorings]
             experts[f"{name}/{seed}"] = {
                 "alone": [one["average"] for one in found],
-                "disagreement": disagreement([one["answers"] for one in found]),
+                "disagreement": 100 * disagreement([[*chain(*map(dict.values, one["answers"].values()))] for one in found]),
             }
     said = "\n".join(
         f"{key}: experts alone {', '.join(f'{score:.1f}' for score in one['alone'])}; "

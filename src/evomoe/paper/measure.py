@@ -10,9 +10,9 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.analysis.interventions import only_expert, shuffled_routers
 from evomoe.evaluation import BENCHMARKS
 from evomoe.evaluation.average import PAPER, averages
-from evomoe.evaluation.command import data_folder, evenly_spaced
-from evomoe.evaluation.generation import Answerer, Prompts, ask
-from evomoe.evaluation.scoring import load_questions
+from evomoe.evaluation.command import prepare
+from evomoe.evaluation.generation import Answerer
+from evomoe.evaluation.options import Options
 from evomoe.loading import load_model, load_processor
 from evomoe.paper.task import Scoring, Training
 from evomoe.run_folder import stage_folder
@@ -36,14 +36,13 @@ def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
     processor = load_processor(source)
     model = _model(scoring, source, study).to(device)
     scores, answers = {}, {}
+    options = Options(batch_size=BATCH_SIZE, data_root=str(scoring.world / scoring.split), limit=scoring.limit)
     with _changed(model, scoring):
         for name in PAPER:
-            benchmark = BENCHMARKS[f"mini-{name}"]
-            folder = data_folder(benchmark, str(scoring.world / scoring.split))
-            questions = evenly_spaced(load_questions(benchmark, folder), scoring.limit)
-            prompts = Prompts([ask(q, benchmark.prompt(q, "official")) for q in questions], processor, BATCH_SIZE)
+            prepared = prepare(BENCHMARKS[f"mini-{name}"], processor, options)
+            benchmark, questions = prepared.benchmark, prepared.questions
             by_position: dict[int, str] = {}
-            for some in Answerer(model, LONGEST).answer(prompts, benchmark.name):
+            for some in Answerer(model, LONGEST).answer(prepared.prompts, benchmark.name):
                 by_position |= some
             given = {question.id: by_position[position] for position, question in enumerate(questions)}
             scores[benchmark.name] = benchmark.score(questions, given, "official").score
@@ -68,10 +67,3 @@ def _changed(model: PreTrainedModel, scoring: Scoring) -> contextlib.AbstractCon
     if scoring.shuffle is not None:
         return shuffled_routers(model, scoring.shuffle)
     return contextlib.nullcontext()
-
-
-def disagreement(answers: list[dict[str, dict[str, str]]]) -> float:
-    """The share of questions, in percent, that several models do not all answer alike; answers by benchmark and question."""
-    flat = [[text for given in one.values() for text in given.values()] for one in answers]
-    differ = [len(set(given)) > 1 for given in zip(*flat, strict=True)]
-    return 100 * sum(differ) / len(differ)

@@ -1,6 +1,6 @@
 """Any router whose outputs are permuted at evaluation: does it matter which expert a token gets?
 
-Implements: Figure 1 (a), Table 10 (router).
+Implements: Table 10 (router).
 """
 
 import torch
