@@ -120,7 +120,7 @@ def run_seed(options: Options, seed: int) -> None:
             dense.load_state_dict(trained)
             moe = dataclasses.asdict(dataclasses.replace(comparison.recipe.moe, gate=gate))
             sparse = upcycle(dense, expert_init="evolved", init_options={"experts": experts}, seed=seed, **moe)
-            probe = [dict(inputs) for _, inputs in comparison.prompts.batches[::8]]
+            probe = [comparison.prompts[number].inputs for number in range(0, len(comparison.prompts), 8)]
             if "alone" not in row:
                 row["alone"] = []
                 for expert in range(1, 4):
