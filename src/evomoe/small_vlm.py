@@ -4,7 +4,7 @@ Where no weights can be had, the demo's model and the mini study's base are buil
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import tokenizers
@@ -61,11 +61,14 @@ def build_tower(sizes: Architecture) -> transformers.SiglipVisionModel:
     )
 
 
-def build_processor(texts: Iterable[str], sizes: Architecture, numerals_apart: bool = False) -> transformers.LlavaProcessor:
+def build_processor(
+    texts: Iterable[str], sizes: Architecture, numerals_apart: bool = False, phrases: Sequence[str] = ()
+) -> transformers.LlavaProcessor:
     """A processor with a byte-level BPE tokenizer trained on ``texts``, so that any text can be encoded.
 
     Args:
         numerals_apart: a token for each numeral, for models that read numbers.
+        phrases: frequent sentences that get a token each.
     """
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -87,6 +90,7 @@ def build_processor(texts: Iterable[str], sizes: Architecture, numerals_apart: b
         model_max_length=sizes.max_positions,
         padding_side="left",
     )
+    tokenizer.add_tokens([tokenizers.AddedToken(phrase, normalized=False) for phrase in phrases])
     return transformers.LlavaProcessor(
         image_processor=transformers.SiglipImageProcessorPil(size={"height": sizes.image_size, "width": sizes.image_size}),
         tokenizer=tokenizer,

@@ -22,6 +22,7 @@ from torch.nn import functional
 from evomoe.data import mini
 from evomoe.data.mini.sampling import LETTER
 from evomoe.data.mini.scene import COLORS, GRID, PATTERNS, PEOPLE, SHAPES, SIZES, STYLES
+from evomoe.evaluation.base import LETTER_ANSWER, SHORT_ANSWER
 from evomoe.files import new_folder, write_text
 from evomoe.recipe import Recipe, StageOptions
 from evomoe.small_vlm import Architecture, build_processor, build_tower, build_vlm, optimise
@@ -63,9 +64,9 @@ class BaseRecipe:
     tower_batch_size: int = 64
     tower_learning_rate: float = 2e-3
     scaling_pictures: int = 256
-    letters: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=2.0))
-    words: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=2.0))
-    pictures: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=4.0))
+    letters: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=1.5))
+    words: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=1.5))
+    pictures: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=3.5))
 
 
 def folder(seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
@@ -124,7 +125,8 @@ def _assemble(folder: Path, world: Path, seed: int, recipe: BaseRecipe) -> None:
     torch.set_flush_denormal(True)
     files = [world / "train" / f"{name}.json" for name in ("letters", "words", "stage1", "stage2")]
     turns = [turn["value"] for file in files for record in json.loads(file.read_text()) for turn in record["conversations"]]
-    processor = build_processor((text.replace("<image>", "") for text in turns), recipe.sizes, numerals_apart=True)
+    texts = (text.replace("<image>", "") for text in turns)
+    processor = build_processor(texts, recipe.sizes, numerals_apart=True, phrases=(SHORT_ANSWER, LETTER_ANSWER))
     pixels_NHWC, cells_NCL, pictures_NL = labelled_pictures(world)
     tower = train_tower(pixels_NHWC, cells_NCL, pictures_NL, processor, recipe)
     few_NCHW = _normalised(pixels_NHWC[: recipe.scaling_pictures], processor)
@@ -206,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evomoe.paper.base_model", description=main.__doc__)
     parser.add_argument("--seed", type=int, default=0, help="decides the weights (default 0)")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # the order of sums, and so the weights, depend on the number of threads
+    torch.set_num_threads(2)  # the order of sums, and so the weights, depend on the number of threads
     print(ensure(arguments.seed))
 
 

@@ -72,7 +72,9 @@ EXERCISES = Mix(
     lessons={
         "": Lesson(10, LETTERS.lessons[""].askers, turns=1),
         "single": Lesson(20, shorts(color=1, shape=1, size=1, word=1, number=1, digit=1, pattern=1) | _SINGLE, turns=2),
-        "shapes": Lesson(25, _RELATED | _COUNTED | _claims("existence", "count", "position", "color") | topics("shapes")),
+        "shapes": Lesson(
+            25, _RELATED | _COUNTED | _claims("existence", "count", "position", "color") | topics("shapes"), turns=2
+        ),
         "page": Lesson(8, shorts(word=1, number=1, digit=1, first_letter=2) | _claims("OCR") | topics("page"), turns=2),
         **{
             kind: Lesson(4, _claims(*(name for name, (of, _) in SUBTASKS.items() if of == kind)) | topics(kind), turns=1)
