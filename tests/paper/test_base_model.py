@@ -8,7 +8,9 @@ import torch
 
 from evomoe.data.mini.sampling import Handwriting, Sampler
 from evomoe.data.mini.scene import Digit, Scene, Thing, Writing
+from evomoe.evaluation.base import SHORT_ANSWER
 from evomoe.paper.base_model import CELL_CLASSES, CHARACTERS, PICTURE_CLASSES, cell_labels, picture_labels
+from evomoe.small_vlm import Architecture, build_processor
 
 
 def test_labels_by_hand():
@@ -40,3 +42,14 @@ def test_labels_are_within_their_classes_and_tell_scenes_apart(kind):
     assert len(both.unique(dim=0)) > 10
     letters = sum(len(writing["text"]) for scene in scenes for writing in scene["writings"])
     assert (cells[..., 3:5] > 0).sum() == letters
+
+
+def test_frequent_sentences_and_numerals_are_tokens_of_their_own():
+    sizes = Architecture(vocabulary=300)
+    processor = build_processor(["a number 123" * 9], sizes, numerals_apart=True, phrases=(SHORT_ANSWER,))
+    tokenizer = processor.tokenizer
+    ids = tokenizer(f"<image>123{SHORT_ANSWER}<|assistant|>")["input_ids"]
+    assert len(ids) == 6 and tokenizer.decode(ids[1:-1]) == f"123{SHORT_ANSWER}"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == f"123{SHORT_ANSWER}"
+    together = build_processor(["a number 123" * 9], sizes).tokenizer("123")["input_ids"]
+    assert len(together) < 3
