@@ -57,6 +57,7 @@ class BaseRecipe:
         letters: how the decoder learns lettered choices.
         words: how it learns from words alone.
         pictures: Stage I.
+        cycles: how often Stage I is gone through, each time from the peak of the learning rate down.
     """
 
     sizes: Architecture = field(default_factory=lambda: Architecture(vision_width=96, vision_layers=4, vocabulary=900))
@@ -67,6 +68,7 @@ class BaseRecipe:
     letters: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=1.5))
     words: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=1.5))
     pictures: StageOptions = field(default_factory=lambda: replace(_LESSON, epochs=3.5))
+    cycles: int = 2
 
 
 def folder(seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
@@ -93,10 +95,10 @@ def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, recipe: Ba
     untaught = work / "untaught"
     if not untaught.is_dir():
         _assemble(untaught, world, seed, recipe)
-    lessons = {"letters": recipe.letters, "words": recipe.words, "stage1": recipe.pictures}
+    lessons = [("letters", recipe.letters), ("words", recipe.words), *[("stage1", recipe.pictures)] * recipe.cycles]
     model = untaught
-    for name, options in lessons.items():
-        model = _learn(model, world / "train" / f"{name}.json", work / name, options, seed)
+    for number, (name, options) in enumerate(lessons):
+        model = _learn(model, world / "train" / f"{name}.json", work / f"{number}_{name}", options, seed + number)
     write_text(model / "base_recipe.json", json.dumps(asdict(recipe) | {"seed": seed}, indent=2) + "\n")
     os.replace(model, home)
     shutil.rmtree(work)
