@@ -95,10 +95,11 @@ def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, recipe: Ba
     untaught = work / "untaught"
     if not untaught.is_dir():
         _assemble(untaught, world, seed, recipe)
-    lessons = [("letters", recipe.letters), ("words", recipe.words), *[("stage1", recipe.pictures)] * recipe.cycles]
+    # Each cycle has an order of its own.
+    cycles = [("stage1", recipe.pictures, seed + cycle) for cycle in range(recipe.cycles)]
     model = untaught
-    for number, (name, options) in enumerate(lessons):
-        model = _learn(model, world / "train" / f"{name}.json", work / f"{number}_{name}", options, seed + number)
+    for number, (name, options, order) in enumerate([("letters", recipe.letters, seed), ("words", recipe.words, seed), *cycles]):
+        model = _learn(model, world / "train" / f"{name}.json", work / f"{number}_{name}", options, order)
     write_text(model / "base_recipe.json", json.dumps(asdict(recipe) | {"seed": seed}, indent=2) + "\n")
     os.replace(model, home)
     shutil.rmtree(work)
