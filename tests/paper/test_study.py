@@ -39,9 +39,9 @@ def base(world) -> Path:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mini, "ensure", lambda seed, root: world)
-        made = base_model.ensure(0, world.parent, recipe)
+        made = base_model.ensure("", 0, world.parent, recipe)
         patch.setattr(base_model, "_assemble", None)
-        assert base_model.ensure(0, world.parent, recipe) == made  # once
+        assert base_model.ensure("", 0, world.parent, recipe) == made  # once
     assert [path.name for path in world.parent.iterdir() if "base" in path.name] == [made.name]
     return made
 
@@ -105,9 +105,11 @@ def test_a_study_trains_scores_and_goes_on(base, world, tmp_path, monkeypatch):
 
 
 def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EVOMOE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(mini, "ensure", lambda seed: world)
-    monkeypatch.setattr(base_model, "ensure", lambda: base)
+    monkeypatch.setattr(base_model, "ensure", lambda width: base)
     monkeypatch.setattr("evomoe.paper.scale.MINI", TINY)
+    assert "Not trained yet: mini-base-narrow-v1" in run_table(9, dry_run=True)
     options = {"rows": ["evolution"], "seeds": 1, "limit": 3, "study": tmp_path / "study", "results": tmp_path / "results"}
     text = run_table(2, **options)
     assert "| (a) dense" in text and "(d) evolution" in text and "(77.5)" in text and "EvoMoE" not in text
@@ -115,7 +117,7 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     kept = json.loads((tmp_path / "results" / "table2.json").read_text())
     assert set(kept["rows"]) == {"dense", "evolution"} and kept["experts"].keys() == {"evolution/0"}
     assert kept["rows"]["evolution"]["recipe"]["model"] == "base" and str(tmp_path) not in json.dumps(kept)
-    monkeypatch.setattr(base_model, "folder", lambda: base)
+    monkeypatch.setattr(base_model, "folder", lambda width: base)
     assert run_table(2, **options, dry_run=True) == "9 tasks, 0 to be run:"
     assert "36 tasks, 27 to be run" in run_table(2, **options | {"seeds": 4}, dry_run=True)
     with pytest.raises(ValueError, match="table: there is no table 7 to run; choose from 2, 3"):

@@ -37,6 +37,9 @@ PICTURE_CLASSES = (len(PATTERNS), len(STYLES), len(PEOPLE), 1)
 """What a picture can have, besides nothing: a pattern, a style, a person, a frame."""
 
 
+WIDTHS = {"narrow": (64, 172), "": (96, 256), "wide": (128, 344)}
+"""Hidden size and FFN size of the base model and of two others, for Table 9."""
+
 # Batches of mixed lengths: with similar ones together, lettered choices of two and of four options would take turns, and nothing
 # is learnt for hundreds of steps.
 _LESSON = StageOptions(
@@ -71,15 +74,16 @@ class BaseRecipe:
     cycles: int = 2
 
 
-def folder(seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
-    """Where the base model with this seed is, or will be."""
-    return mini.cache(root) / f"mini-base-v{VERSION}-world-v{mini.VERSION}-seed{seed}"
+def folder(width: str = "", seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
+    """Where the base model of this width with this seed is, or will be."""
+    return mini.cache(root) / f"mini-base{width and '-'}{width}-v{VERSION}-world-v{mini.VERSION}-seed{seed}"
 
 
-def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, recipe: BaseRecipe | None = None) -> Path:
+def ensure(width: str = "", seed: int = 0, root: str | os.PathLike[str] | None = None, recipe: BaseRecipe | None = None) -> Path:
     """The folder of the base model with this seed, trained on the first call; an interrupted training goes on.
 
     Args:
+        width: A row of WIDTHS.
         seed: Decides the weights; the world is that of seed 0.
         root: Where it is kept; EVOMOE_CACHE, or ~/.cache/evomoe, by default.
         recipe: How it is trained, for tests.
@@ -87,7 +91,9 @@ def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, recipe: Ba
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    recipe, home = recipe or BaseRecipe(), folder(seed, root)
+    hidden_size, ffn_size = WIDTHS[width]
+    sizes = replace(BaseRecipe().sizes, hidden_size=hidden_size, ffn_size=ffn_size)
+    recipe, home = recipe or BaseRecipe(sizes), folder(width, seed, root)
     if home.is_dir():
         return home
     world = mini.ensure(0, root)
@@ -209,10 +215,11 @@ def _normalised(pixels_NHWC: Tensor, processor: transformers.LlavaProcessor) -> 
 def main() -> None:
     """Trains the mini study's base model, once, into the cache folder, and says where it is."""
     parser = argparse.ArgumentParser(prog="python -m evomoe.paper.base_model", description=main.__doc__)
+    parser.add_argument("--width", choices=list(WIDTHS), default="", help="another size of the decoder, for Table 9")
     parser.add_argument("--seed", type=int, default=0, help="decides the weights (default 0)")
     arguments = parser.parse_args()
     torch.set_num_threads(2)  # the order of sums, and so the weights, depend on the number of threads
-    print(ensure(arguments.seed))
+    print(ensure(arguments.width, arguments.seed))
 
 
 if __name__ == "__main__":

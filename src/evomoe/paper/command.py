@@ -50,10 +50,12 @@ def run_table(
     from evomoe.paper.scale import MINI
     from evomoe.paper.study import all_tasks, cells, experts_alone, run
 
-    if dry_run and not base_model.folder().is_dir():
-        return f"The base model is not trained yet; {len(chosen)} rows with {seeds} seeds would follow it."
-    world, base = mini.ensure(0), base_model.ensure()
-    wanted = cells(chosen, range(seeds), MINI, {"": base}, world, split, limit)
+    widths = dict.fromkeys(row.width for row in chosen)
+    missing = [base_model.folder(width).name for width in widths if not base_model.folder(width).is_dir()]
+    if dry_run and missing:
+        return f"Not trained yet: {', '.join(missing)}; {len(chosen)} rows with {seeds} seeds each would follow."
+    world, bases = mini.ensure(0), {width: base_model.ensure(width) for width in widths}
+    wanted = cells(chosen, range(seeds), MINI, bases, world, split, limit)
     alone = {(cell.row.name, cell.seed): experts_alone(cell, PROBED) for cell in wanted}
     probes = [scoring for scorings in alone.values() for scoring in scorings]
     if dry_run:
