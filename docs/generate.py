@@ -152,7 +152,9 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
     for path in sorted(folder.glob("table*.json"), key=lambda path: int(path.stem.removeprefix("table"))):
         found = json.loads(path.read_text(encoding="utf-8"))
         table = TABLES[found["table"]]
-        run = f"{found['date']}, commit {found['commit']}, {found['machine']}, {found['split']} split"
+        runs = [seed["run"] for row in found["rows"].values() for seed in row["seeds"].values()]
+        run = "; ".join(dict.fromkeys(", ".join(one[key] for key in ("date", "machine", "versions")) for one in runs))
+        commits = ", ".join(dict.fromkeys(one["commit"] for one in runs))
         experts = [
             f"- {name}: alone {', '.join(f'{score:.1f}' for score in one['alone'])}; they disagree on {one['disagreement']:.1f} % of the answers"
             for name, one in found["experts"].items()
@@ -161,7 +163,15 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
         listed = [f"{heading}\n\n" + "\n".join(experts)] * bool(experts)
         notes = [f"- {note}" for note in table.notes]
         parts.append(
-            "\n\n".join([f"## Table {table.number}: {table.title}", run, render(table, found), *listed, "\n".join(notes)])
+            "\n\n".join(
+                [
+                    f"## Table {table.number}: {table.title}",
+                    f"{found['split']} split; {run}; commits {commits}",
+                    render(table, found),
+                    *listed,
+                    "\n".join(notes),
+                ]
+            )
         )
     answers = folder / "answers.md"
     said = [answers.read_text(encoding="utf-8")] * answers.is_file()

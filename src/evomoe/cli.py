@@ -293,14 +293,12 @@ def table(
         limit: questions per benchmark; 0 asks all.
         study: folder of all runs: what is finished there is not run again, and tables share it.
         results: folder in which the numbers are kept, as table<N>.json.
-        dry_run: say what would be run.
+        dry_run: say what would be run; write nothing.
     """
-    from evomoe.paper.command import run_table
+    from evomoe.paper.command import plan_table, run_table
 
     if scale == "paper":
-        from evomoe.paper.command import plan_table
-
-        print(plan_table(number, rows, Path(study)))
+        print(plan_table(number, rows, Path(study), dry_run))
         return
     with _when_interrupted(lambda: "The same command goes on where it stopped."):
         print(run_table(number, rows, seeds, jobs, split, limit, Path(study), Path(results) if results else None, dry_run))

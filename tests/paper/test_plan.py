@@ -28,6 +28,12 @@ def test_every_table_s_commands_are_taken(number, tmp_path, monkeypatch):
         assert recipe.trainer["bf16"] is True
 
 
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    assert cli.main(["table", "2", "--scale", "paper", "--dry-run", "--study", str(tmp_path / "study")]) == 0
+    assert "OpenChat-7B" not in (said := capsys.readouterr().out) and "I: 5,200" in said
+    assert not (tmp_path / "study").exists()
+
+
 def test_the_numbers_are_the_paper_s(tmp_path):
     text = plan_table(2, ["evomoe"], tmp_path)
     assert "| II: 10,395, III: 10,395 |       152 |" in text and "I: 5,200 |        48 |" in text

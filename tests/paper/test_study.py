@@ -1,10 +1,12 @@
 """Tables in small: rows share what they have in common, what is finished stays, each number is where it belongs."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from evomoe.data import mini
 from evomoe.paper import base_model, measure, rows
@@ -39,9 +41,12 @@ def base(world) -> Path:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mini, "ensure", lambda seed, root: world)
+        learn, ran, threads = base_model._learn, [], torch.get_num_threads()
+        patch.setattr(base_model, "_learn", lambda *args: ran.append(torch.get_num_threads()) or learn(*args))
         made = base_model.ensure("", 0, world.parent, recipe)
         patch.setattr(base_model, "_assemble", None)
         assert base_model.ensure("", 0, world.parent, recipe) == made  # once
+        assert torch.get_num_threads() == threads and ran == [2] * 4  # two while it learns
     assert [path.name for path in world.parent.iterdir() if "base" in path.name] == [made.name]
     return made
 
@@ -77,6 +82,9 @@ def test_rows_share_the_stages_that_are_alike(base, world):
     assert changed[0].key != evomoe[0].key
     another_loss = trainings(some(["evomoe"], base, world)[0].recipe.but(aux_losses={}))
     assert another_loss[0].key == evomoe[0].key and another_loss[1].key != evomoe[1].key
+    ffn = trainings(some(["dense-ffn"], base, world)[0].recipe)
+    everywhere = trainings(some(["dense-ffn"], base, world)[0].recipe.but(moe_layers="all"))
+    assert ffn[0].key != everywhere[0].key  # the FFNs of which layers train
     elsewhere = Training(evomoe[0].recipe.but(output="elsewhere", workers=3), Path("far") / base.name)
     assert elsewhere.key == evomoe[0].key
 
@@ -117,6 +125,8 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     kept = json.loads((tmp_path / "results" / "table2.json").read_text())
     assert set(kept["rows"]) == {"dense", "evolution"} and kept["experts"].keys() == {"evolution/0"}
     assert kept["rows"]["evolution"]["recipe"]["model"] == "base" and str(tmp_path) not in json.dumps(kept)
+    where = kept["rows"]["evolution"]["seeds"]["0"]["run"]
+    assert set(where) == {"date", "commit", "machine", "versions"} and "torch" in where["versions"]
     monkeypatch.setattr(base_model, "folder", lambda width: base)
     assert run_table(2, **options, dry_run=True) == "9 tasks, 0 to be run:"
     assert "36 tasks, 27 to be run" in run_table(2, **options | {"seeds": 4}, dry_run=True)
@@ -143,12 +153,35 @@ def test_differences_are_paired_by_seed():
 
 
 def test_what_was_kept_stays_beside_what_is_new(tmp_path):
-    one = {"table": 2, "scale": "mini", "split": "test", "limit": 0, "versions": {}, "rows": {"a": 1}, "experts": {}}
+    def row(recipe, **seeds):
+        return {"recipe": {"rates": recipe}, "seeds": seeds}
+
+    def kept():
+        return json.loads((tmp_path / "table2.json").read_text())["rows"]
+
+    one = {"table": 2, "scale": "mini", "split": "test", "limit": 0, "rows": {"a": row((1,), s0=1)}, "experts": {}}
     keep(one, tmp_path)
-    keep({**one, "rows": {"b": 2}}, tmp_path)
-    assert json.loads((tmp_path / "table2.json").read_text())["rows"] == {"a": 1, "b": 2}
-    keep({**one, "rows": {"b": 3}, "limit": 5}, tmp_path)
-    assert json.loads((tmp_path / "table2.json").read_text())["rows"] == {"b": 3}
+    keep({**one, "rows": {"b": row((2,), s0=2)}}, tmp_path)
+    assert set(kept()) == {"a", "b"}
+    keep({**one, "rows": {"a": row((1,), s1=3), "b": row((4,), s1=5)}}, tmp_path)
+    assert kept()["a"]["seeds"] == {"s0": 1, "s1": 3} and kept()["b"]["seeds"] == {"s1": 5}  # b has another recipe now
+    keep({**one, "rows": {"b": row((4,), s0=6)}, "limit": 5}, tmp_path)
+    assert kept() == {"b": {"recipe": {"rates": [4]}, "seeds": {"s0": 6}}}
+
+
+@pytest.mark.slow
+def test_tasks_side_by_side(base, world, tmp_path, monkeypatch):
+    """In processes of their own: the same scores, a log each, the caller's environment as before."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    wanted = [cell.scoring for cell in some(["dense", "dense-ffn"], base, world)]
+    run(wanted, tmp_path / "two", jobs=2)
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert sorted(path.stem for path in (tmp_path / "two").glob("*.log")) == sorted(task.name for task in all_tasks(wanted))
+    for scoring in wanted:
+        assert len(json.loads(scoring.file(tmp_path / "two").read_text())["scores"]) == 7
+    broken = replace(wanted[0].training, source=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=rf"{broken.name} failed: .*nowhere: there is no such folder.*log: "):
+        run([broken], tmp_path / "two", jobs=2)
 
 
 def test_a_failed_task_is_named(base, world, tmp_path):

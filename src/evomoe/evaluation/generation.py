@@ -211,11 +211,18 @@ def evaluate(
     model: PreTrainedModel, benchmark: Benchmark, questions: Sequence[Question], prompts: Prompts, label: str = "answering"
 ) -> Result:
     """Scores a model's greedy answers to a benchmark's questions, of which ``prompts`` were made, by the official rule."""
+    answers = answers_by_id(model, questions, prompts, benchmark.max_new_tokens, label)
+    return benchmark.score(questions, answers, "official")
+
+
+def answers_by_id(
+    model: PreTrainedModel, questions: Sequence[Question], prompts: Prompts, max_new_tokens: int, label: str = "answering"
+) -> dict[str, str]:
+    """A model's greedy answers to questions, of which ``prompts`` were made, by the questions' ids."""
     answers: dict[int, str] = {}
-    for some in Answerer(model, benchmark.max_new_tokens).answer(prompts, label):
+    for some in Answerer(model, max_new_tokens).answer(prompts, label):
         answers |= some
-    by_id = {question.id: answers[position] for position, question in enumerate(questions)}
-    return benchmark.score(questions, by_id, "official")
+    return {question.id: answers[position] for position, question in enumerate(questions)}
 
 
 class _Careful(Dataset[Batch | Exception]):

@@ -5,6 +5,7 @@ learns exercises in words alone, then, in Stage I, captions and questions about 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -98,18 +99,35 @@ def ensure(width: str = "", seed: int = 0, root: str | os.PathLike[str] | None =
         return home
     world = mini.ensure(0, root)
     work = home.with_name(f"{home.name}.partial")
-    untaught = work / "untaught"
-    if not untaught.is_dir():
-        _assemble(untaught, world, seed, recipe)
-    # Each cycle has an order of its own.
-    cycles = [("stage1", recipe.pictures, seed + cycle) for cycle in range(recipe.cycles)]
-    model = untaught
-    for number, (name, options, order) in enumerate([("letters", recipe.letters, seed), ("words", recipe.words, seed), *cycles]):
-        model = _learn(model, world / "train" / f"{name}.json", work / f"{number}_{name}", options, order)
+    with _two_threads():
+        model = _teach(work, world, seed, recipe)
     write_text(model / "base_recipe.json", json.dumps(asdict(recipe) | {"seed": seed}, indent=2) + "\n")
     os.replace(model, home)
     shutil.rmtree(work)
     return home
+
+
+@contextlib.contextmanager
+def _two_threads() -> Iterator[None]:
+    """The order of sums, and so the weights, depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _teach(work: Path, world: Path, seed: int, recipe: BaseRecipe) -> Path:
+    """Lesson after lesson, each in a folder of its own; returns the last one's model."""
+    model = work / "untaught"
+    if not model.is_dir():
+        _assemble(model, world, seed, recipe)
+    # Each cycle has an order of its own.
+    cycles = [("stage1", recipe.pictures, seed + cycle) for cycle in range(recipe.cycles)]
+    for number, (name, options, order) in enumerate([("letters", recipe.letters, seed), ("words", recipe.words, seed), *cycles]):
+        model = _learn(model, world / "train" / f"{name}.json", work / f"{number}_{name}", options, order)
+    return model
 
 
 def _learn(model: Path, data: Path, output: Path, options: StageOptions, seed: int) -> Path:
@@ -218,7 +236,6 @@ def main() -> None:
     parser.add_argument("--width", choices=list(WIDTHS), default="", help="another size of the decoder, for Table 9")
     parser.add_argument("--seed", type=int, default=0, help="decides the weights (default 0)")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)  # the order of sums, and so the weights, depend on the number of threads
     print(ensure(arguments.width, arguments.seed))
 
 

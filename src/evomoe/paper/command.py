@@ -84,8 +84,8 @@ def run_table(
     return "\n\n".join([f"Table {table.number}: {table.title} ({split} split)", render(table, found), *table.notes, *kept])
 
 
-def plan_table(number: int, rows: Sequence[str] = (), study: Path = Path("runs/study")) -> str:
-    """A table at the paper's scale: what it takes, and the commands; writes the rows' recipes below ``study``.
+def plan_table(number: int, rows: Sequence[str] = (), study: Path = Path("runs/study"), dry_run: bool = False) -> str:
+    """A table at the paper's scale: what it takes, and the commands; unless ``dry_run``, writes the rows' recipes below ``study``.
 
     Raises:
         ValueError: there is no such table or row.
@@ -93,7 +93,7 @@ def plan_table(number: int, rows: Sequence[str] = (), study: Path = Path("runs/s
     from evomoe.paper.plan import describe_plan
 
     table = find(number)
-    return describe_plan(table, with_baseline(table, rows), study / "paper" / f"table{number}")
+    return describe_plan(table, with_baseline(table, rows), study / "paper" / f"table{number}", not dry_run)
 
 
 def find(number: int) -> Table:

@@ -9,9 +9,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.interventions import only_expert, shuffled_routers
 from evomoe.evaluation import BENCHMARKS
-from evomoe.evaluation.average import PAPER, averages
+from evomoe.evaluation.average import PAPER, mean_score
 from evomoe.evaluation.command import prepare
-from evomoe.evaluation.generation import Answerer
+from evomoe.evaluation.generation import answers_by_id
 from evomoe.evaluation.options import Options
 from evomoe.loading import load_model, load_processor
 from evomoe.paper.task import Scoring, Training
@@ -41,14 +41,10 @@ def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
         for name in PAPER:
             prepared = prepare(BENCHMARKS[f"mini-{name}"], processor, options)
             benchmark, questions = prepared.benchmark, prepared.questions
-            by_position: dict[int, str] = {}
-            for some in Answerer(model, LONGEST).answer(prepared.prompts, benchmark.name):
-                by_position |= some
-            given = {question.id: by_position[position] for position, question in enumerate(questions)}
+            given = answers_by_id(model, questions, prepared.prompts, LONGEST, benchmark.name)
             scores[benchmark.name] = benchmark.score(questions, given, "official").score
             answers[benchmark.name] = given
-    (average,) = averages(scores).values()
-    return {"scores": scores, "average": average, "answers": answers}
+    return {"scores": scores, "average": mean_score(scores), "answers": answers}
 
 
 def _model(scoring: Scoring, source: Path, study: Path) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomoe.paper.table import FINE_TUNE, WARM_UP, Row, Table
+from evomoe.paper.table_9 import WIDTHS
 from evomoe.recipe import Recipe
 from evomoe.tables import markdown_table
 
@@ -36,7 +37,6 @@ MODELS = {
     "OpenChat-7B": Model("openchat/openchat_3.5", {"dense": "6.7B", "MoE-LLaVA": "9.6B", "EvoMoE": "7.3B"}),
 }
 """The paper's Qwen-1.8B is the first generation, whose code is not part of transformers; Qwen1.5-1.8B has its shape."""
-WIDTHS = {"narrow": "Qwen2-0.5B", "": "Qwen-1.8B", "wide": "OpenChat-7B"}
 
 DATA = {
     WARM_UP: ("Hybrid-PT: MIMIC-IT, LRV, SViT, LVIS", "hybrid_pt.json"),
@@ -67,8 +67,8 @@ def paper_recipe(row: Row, output: Path, stage1: str) -> Recipe:
     )
 
 
-def describe_plan(table: Table, rows: Sequence[Row], output: Path) -> str:
-    """What each row trains from Stage I on, and the commands; nothing is run and nothing is written but the recipes' files."""
+def describe_plan(table: Table, rows: Sequence[Row], output: Path, write: bool = True) -> str:
+    """What each row trains from Stage I on, and the commands; nothing is run, and nothing is written but, with ``write``, the recipes."""
     lines, commands = [], []
     for width in dict.fromkeys(row.width for row in rows):
         name, model = WIDTHS[width], MODELS[WIDTHS[width]]
@@ -86,8 +86,9 @@ def describe_plan(table: Table, rows: Sequence[Row], output: Path) -> str:
         for row in (row for row in rows if row.width == width):
             recipe = paper_recipe(row, home, str(stage1))
             path = home / f"{row.name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            recipe.save(path)
+            if write:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                recipe.save(path)
             steps = {stage: round(_steps(stage) * recipe.stage(stage).epochs) for stage in recipe.stages}
             data = recipe.stage(recipe.stages[0]).data and WARM_UP or FINE_TUNE
             lines.append(_line(row.label, name, model.activated.get(_method(recipe), ""), data, steps, _hours(recipe)))

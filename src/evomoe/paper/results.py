@@ -2,17 +2,12 @@
 
 import json
 import math
-import platform
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evomoe import __version__
 from evomoe.files import write_text
 from evomoe.paper.study import Cell
 from evomoe.paper.table import SEVEN, Table
@@ -45,42 +40,40 @@ def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[s
         recipe = asdict(cell.recipe) | {"model": "base", "data": Path(cell.recipe.data).name, "output": "", "seed": "each"}
         recipe["evolution"]["seed"] = "each"
         row = rows.setdefault(cell.row.name, {"label": cell.row.label, "recipe": recipe, "seeds": {}})
-        row["seeds"][str(cell.seed)] = {"scores": found["scores"], "average": found["average"]}
+        row["seeds"][str(cell.seed)] = {key: found[key] for key in ("scores", "average", "run")}
     scoring: Scoring = cells[0].scoring
     return {
         "table": table.number,
         "scale": "mini",
         "split": scoring.split,
         "limit": scoring.limit,
-        "date": date.today().isoformat(),
-        "commit": _commit(),
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "versions": {"evomoe": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         "rows": rows,
         "experts": dict(experts),
     }
 
 
 def keep(found: Mapping[str, Any], folder: Path) -> Path:
-    """Writes what was found, one file per table; rows of an earlier run that were not run again stay, if all else is equal."""
+    """Writes what was found, one file per table; what an earlier run found on the same questions stays, unless it is found again.
+
+    A row whose recipe has changed loses its earlier seeds.
+    """
     path = folder / f"table{found['table']}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    same = ("table", "scale", "split", "limit", "versions")
+    same = ("table", "scale", "split", "limit")
     if path.is_file():
         earlier = json.loads(path.read_text())
         if all(earlier[key] == found[key] for key in same):
-            found = {**found, "rows": earlier["rows"] | found["rows"], "experts": earlier["experts"] | found["experts"]}
+            rows = earlier["rows"] | {name: _joined(earlier["rows"].get(name), row) for name, row in found["rows"].items()}
+            found = {**found, "rows": rows, "experts": earlier["experts"] | found["experts"]}
     write_text(path, json.dumps(found, indent=1) + "\n")
     return path
 
 
-def _commit() -> str:
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+def _joined(earlier: Mapping[str, Any] | None, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    # Compared as JSON, which knows no tuples.
+    if earlier is None or earlier["recipe"] != json.loads(json.dumps(row["recipe"])):
+        return row
+    return {**row, "seeds": earlier["seeds"] | row["seeds"]}
 
 
 def paired_difference(ours: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:

@@ -24,14 +24,15 @@ _PUBLISHED = {
     ),
 }
 _METHODS = {"dense": rows.DENSE, "moe-tuning": rows.MOE_TUNING, "evomoe": rows.EVOMOE}
-_WIDTHS = {"narrow": "Qwen2-0.5B", "": "Qwen-1.8B", "wide": "OpenChat-7B"}
+WIDTHS = {"narrow": "Qwen2-0.5B", "": "Qwen-1.8B", "wide": "OpenChat-7B"}
+"""The language model that each width stands for."""
 
 TABLE = Table(
     9,
     "Sizes of the language model",
     tuple(
         Row(f"{width or 'middle'}-{method}", f"{width or 'middle'} ({size}): {method}", recipe, numbers, width=width)
-        for width, size in _WIDTHS.items()
+        for width, size in WIDTHS.items()
         for (method, recipe), numbers in zip(_METHODS.items(), _PUBLISHED[size], strict=True)
     ),
     average=True,

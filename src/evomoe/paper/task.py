@@ -14,7 +14,7 @@ from evomoe.files import write_text
 from evomoe.recipe import STAGES, Recipe
 from evomoe.run_folder import stage_folder
 
-_ONLY_FOR = {"evolution": (2,), "moe": (3,), "expert_init": (3,), "init_options": (3,), "moe_layers": (2, 3)}
+_ONLY_FOR = {"evolution": (2,), "moe": (3,), "expert_init": (3,), "init_options": (3,)}
 """Fields of a recipe that one stage or another reads; the others every stage reads."""
 
 
@@ -113,10 +113,11 @@ class Scoring:
         return self.file(study).is_file()
 
     def run(self, study: Path) -> None:
-        """Answers and scores; writes scores and answers."""
+        """Answers and scores; writes scores, answers, and when and where that was."""
         from evomoe.paper.measure import score_model
+        from evomoe.paper.provenance import provenance
 
-        write_text(self.file(study), json.dumps(score_model(self, study)) + "\n")
+        write_text(self.file(study), json.dumps(score_model(self, study) | {"run": provenance()}) + "\n")
 
 
 Task = Training | Scoring

@@ -118,8 +118,11 @@ def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = N
 
         for stage, mix, count in (("stage1", STAGE1, sizes.stage1), ("stage2", STAGE2, sizes.stage2)):
             _write_training(home / "train", stage, mix, count, studio("train", stage))
-        for name, mix, count in (("letters", LETTERS, sizes.letters), ("words", EXERCISES, sizes.words)):
-            _write_words(home / "train", name, mix, count, studio("train", name))
+        if training:
+            _write_words(home / "train", "letters", LETTERS, sizes.letters, studio("train", "letters"))
+        _write_words(
+            home / "train", "words", EXERCISES, sizes.words, studio("train", "words")
+        )  # takes scenes, as stages 1 and 2 do
         for split, wanted in (("validation", sizes.validation), ("test", sizes.test)):
             for name, writer in WRITERS.items():
                 writer(home / split / name, studio(split, name), getattr(wanted, name))
