@@ -1,6 +1,7 @@
 """Every row of the loss table, with known answers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,4 +78,14 @@ def test_contrastive_is_log_E_for_equal_experts_and_low_for_experts_with_outputs
 @pytest.mark.parametrize("T", [1, 2])
 @pytest.mark.parametrize("name", AUX_LOSSES)
 def test_a_loss_of_very_few_tokens_is_finite(name, T):
-    assert AUX_LOSSES[name](record_of(torch.full((T, E), 0.25))).isfinite()
+    record = record_of(torch.full((T, E), 0.25))
+    routing = replace(record.routing, importance_T=torch.zeros(T))
+    assert AUX_LOSSES[name](replace(record, routing=routing)).isfinite()
+
+
+def test_importance_by_hand_and_only_where_there_is_one():
+    record = record_of(torch.full((2, E), 0.25))
+    with pytest.raises(ValueError, match="this router estimates no importance"):
+        AUX_LOSSES["importance"](record)
+    routing = replace(record.routing, importance_T=torch.tensor([1.0, 3.0]))
+    assert AUX_LOSSES["importance"](replace(record, routing=routing)) == 4.0

@@ -16,6 +16,10 @@ from evomoe.routers import ROUTERS
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
 
 
+NEUTRAL = {"anyexperts": {"alpha_f": 0.0}, "zero_computation": {"zero": 0, "identity": 0, "constant": 0}}
+"""Options with which a router that changes its tokens, or gives some to no expert, does not."""
+
+
 def logits_of_real_tokens(model, inputs) -> torch.Tensor:
     with torch.no_grad():
         return model(**inputs).logits[inputs["attention_mask"].bool()]
@@ -24,9 +28,14 @@ def logits_of_real_tokens(model, inputs) -> torch.Tensor:
 @pytest.mark.parametrize("router", [name for name in ROUTERS])
 @pytest.mark.parametrize(("gate", "top_k"), [("straight_through", 1), ("straight_through", 3), ("normalised", 2)])
 def test_copied_experts_equal_the_dense_model_for_every_router(llava, router, gate, top_k):
+    if router == "top_p" and gate == "normalised":
+        pytest.skip("refused, see test_top_p")
     inputs = inputs_for(llava)
     before = logits_of_real_tokens(llava, inputs)
-    sparse = upcycle(llava, router=router, gate=gate, num_experts_per_tok=top_k, moe_layers="all")
+    options = dict(NEUTRAL.get(router, {}))
+    if router == "anyexperts" and gate == "normalised":
+        options |= {"k_min": 2, "k_max": 3}
+    sparse = upcycle(llava, router=router, gate=gate, num_experts_per_tok=top_k, moe_layers="all", router_options=options)
     torch.testing.assert_close(logits_of_real_tokens(sparse, inputs), before, atol=1e-5, rtol=0)
 
 
@@ -48,6 +57,8 @@ def test_the_probability_gate_scales_the_output(llava):
 @pytest.mark.parametrize("router", [name for name in ROUTERS if name != "fixed"])
 @pytest.mark.parametrize(("gate", "alive"), [("straight_through", True), ("probability", True), ("normalised", False)])
 def test_language_gradient_of_a_top_1_router(llava, router, gate, alive):
+    if gate == "normalised" and router in ("anyexperts", "top_p", "zero_computation"):
+        pytest.skip("refused; or, with constants, not without a gradient")
     sparse = upcycle(llava, router=router, gate=gate, aux_losses={}, **NOISE)
     inputs = inputs_for(sparse)
     sparse(**inputs, labels=inputs["input_ids"]).loss.backward()

@@ -31,7 +31,9 @@ def test_logits_are_float32_and_finite_whatever_the_precision(router):
     x_TD, modality = some_tokens()
     for dtype in (torch.float32, torch.bfloat16):
         routing = router.to(dtype).route(x_TD.to(dtype), modality, 2, "straight_through")
-        assert routing.logits_TE.shape == (12, E) and routing.index_TK.shape == routing.weight_TK.shape == (12, 2)
+        every = E + len(router.virtual or ())
+        assert routing.logits_TE.shape == routing.probs_TE.shape == (12, every) and len(routing.index_TK) == 12
+        assert routing.index_TK.shape == routing.weight_TK.shape and (routing.index_TK[:, 0] < every).all()
         for tensor in (routing.logits_TE, routing.probs_TE, routing.weight_TK):
             assert tensor.dtype == torch.float32 and tensor.isfinite().all()
 
@@ -55,8 +57,11 @@ def test_a_token_is_routed_alike_alone_and_in_company(router):
 def test_every_parameter_of_a_router_gets_a_gradient(name):
     x_TD, modality = some_tokens()
     router = ROUTERS[name](D, E).train()
+    parameters = {name: p for name, p in router.named_parameters() if not name.startswith("virtual")}  # no part of the logits
+    if name == "anyexperts":
+        torch.nn.init.ones_(router.importance.outer.weight)  # at zero nothing before it has a gradient yet
     router(x_TD, modality)[:, 0].square().sum().backward()
-    for name, parameter in router.named_parameters():
+    for name, parameter in parameters.items():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
@@ -166,10 +171,10 @@ def test_shared_starts_halfway_between_own_and_shared_router():
 
 def test_gates_by_hand():
     chosen_TK = torch.tensor([[0.5, 0.25]])
-    assert GATES["probability"](chosen_TK).tolist() == [[0.5, 0.25]]
-    torch.testing.assert_close(GATES["normalised"](chosen_TK), torch.tensor([[2 / 3, 1 / 3]]))
+    assert GATES["probability"](chosen_TK, chosen_TK).tolist() == [[0.5, 0.25]]
+    torch.testing.assert_close(GATES["normalised"](chosen_TK, chosen_TK), torch.tensor([[2 / 3, 1 / 3]]))
     chosen_TK.requires_grad_()
-    weight_TK = GATES["straight_through"](chosen_TK)
+    weight_TK = GATES["straight_through"](chosen_TK, chosen_TK)
     torch.testing.assert_close(weight_TK.detach(), torch.tensor([[2 / 3, 1 / 3]]))
     weight_TK[0, 0].backward()
     torch.testing.assert_close(chosen_TK.grad, torch.tensor([[1 / 0.75, 0.0]]))
@@ -190,3 +195,28 @@ def test_expert_dropout_hides_experts_in_training_only_and_leaves_enough():
     assert kept_T.min() >= 3
     router.eval()
     assert not (router.route(x_TD, modality, 1, "probability", dropout=0.3).probs_TE == 0).any()
+
+
+def test_top_p_by_hand():
+    router = ROUTERS["top_p"](4, 4, p=0.6, most=3)
+    router.gate.weight.data = torch.eye(4)
+    x_TD = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]]).log()
+    routing = router.route(x_TD, Modality.of(torch.zeros(1, 3, dtype=torch.bool), None), 2, "straight_through")
+    assert routing.index_TK.tolist()[:2] == [[0, 4, 4], [0, 1, 4]] and (routing.index_TK[2] < 4).sum() == 3
+    torch.testing.assert_close(routing.weight_TK[:2], torch.tensor([[1, 0, 0], [4 / 7, 3 / 7, 0]]))
+    for options, message in (({"p": 0.0}, r"p \(0.0\) must lie"), ({"most": 5}, r"most \(5\) between 1 and num_experts \(4\)")):
+        with pytest.raises(ValueError, match=message):
+            ROUTERS["top_p"](4, 4, **options)
+    with pytest.raises(ValueError, match="'top_p': a token that needs one expert .* choose --gate"):
+        router.check(2, "normalised")
+
+
+def test_zero_computation_chooses_among_real_and_virtual_experts_alike():
+    router = ROUTERS["zero_computation"](6, 3, zero=1, identity=1, constant=1)
+    assert router.virtual.kinds == ("zero", "identity", "constant")
+    router.gate.weight.data = torch.eye(6)
+    x_TD = torch.tensor([[5.0, 1.0, 2.0, 4.0, 0.0, 0.0], [0.0, 1.0, 2.0, 0.0, 9.0, 3.0]])
+    routing = router.route(x_TD, Modality.of(torch.zeros(1, 2, dtype=torch.bool), None), 2, "probability")
+    assert routing.index_TK.tolist() == [[0, 3], [4, 5]]
+    with pytest.raises(ValueError, match="must not be negative"):
+        ROUTERS["zero_computation"](6, 3, zero=-1)

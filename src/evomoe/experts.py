@@ -46,7 +46,9 @@ class Experts(nn.ModuleList):
         slot_of_S = torch.argsort(index_TK.reshape(-1), stable=True)
         count_E = torch.bincount(index_TK.reshape(-1), minlength=len(self))[: len(self)]
         token_of_S = slot_of_S // K
-        y_SD = out_of(x_TD, token_of_S, count_E) * weight_TK.reshape(-1)[slot_of_S].unsqueeze(-1)
+        y_SD = out_of(x_TD, token_of_S, count_E)
+        slot_of_S, token_of_S = slot_of_S[: y_SD.shape[0]], token_of_S[: y_SD.shape[0]]
+        y_SD = y_SD * weight_TK.reshape(-1)[slot_of_S].unsqueeze(-1)
         add = torch.index_copy if K == 1 else torch.index_add  # with one slot per token nothing needs adding
         return add(torch.zeros_like(x_TD), 0, token_of_S, y_SD)
 
@@ -61,13 +63,13 @@ class Experts(nn.ModuleList):
 
     @torch.compiler.disable(recursive=False)
     def _run_loop(self, x_TD: Tensor, token_of_S: Tensor, count_E: Tensor) -> Tensor:
-        """Outputs in slot order, (S, D); slots without an expert are zero."""
+        """Outputs in slot order, of the slots that have an expert: those without come last and are left out."""
         # An expert that trains runs even on no rows: under DDP and FSDP every rank must touch the same parameters.
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         counts = count_E.tolist()
-        segments = x_TD[token_of_S].split([*counts, token_of_S.shape[0] - sum(counts)])
-        outputs = [expert(segment) for expert, segment in zip(self, segments, strict=False) if trains or segment.shape[0]]
-        return torch.cat([*outputs, torch.zeros_like(segments[-1])])
+        segments = x_TD[token_of_S[: sum(counts)]].split(counts)
+        outputs = [expert(segment) for expert, segment in zip(self, segments, strict=True) if trains or segment.shape[0]]
+        return torch.cat(outputs) if outputs else x_TD[:0]
 
     def _grouped_mm_pays(self, x_TD: Tensor) -> bool:
         return (

@@ -38,6 +38,7 @@ class EvoMoEBlock(nn.Module):
         super().__init__()
         self.layer, self.moe = layer, moe
         self.router: Router = ROUTERS[moe.router](hidden_size, moe.num_experts, **moe.router_options)
+        self.router.check(moe.num_experts_per_tok, moe.gate)
         *routed, shared = [*experts] if moe.shared_expert else [*experts, None]
         self.experts = Experts(routed)
         self.shared_expert: nn.Module | None = shared
@@ -55,7 +56,11 @@ class EvoMoEBlock(nn.Module):
         routing = self.router.route(x_TD, modality, moe.num_experts_per_tok, moe.gate, moe.expert_dropout)
         if forward_pass.recording:
             forward_pass.records[self.layer] = LayerRecord(routing, modality, x_TD, self.experts)
+        if routing.input_scale_T1 is not None:
+            x_TD = x_TD * routing.input_scale_T1.to(x_TD.dtype)
         y_TD = self.experts(x_TD, routing.index_TK, routing.weight_TK)
+        if self.router.virtual is not None:
+            y_TD = self.router.virtual.add(y_TD, x_TD, routing.index_TK, routing.weight_TK)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             share_T1 = self.shared_expert_gate(x_TD).float().sigmoid().to(y_TD.dtype)
             y_TD = torch.lerp(y_TD, self.shared_expert(x_TD), share_T1)

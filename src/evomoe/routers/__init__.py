@@ -5,6 +5,7 @@ To add a router, write its file and its row here; the tests pick it up from this
 
 from collections.abc import Callable
 
+from evomoe.routers.anyexperts import AnyExpertsRouter
 from evomoe.routers.base import GATES, Router, Routing
 from evomoe.routers.dtr import DynamicTokenAwareRouter
 from evomoe.routers.fixed import FixedRouter
@@ -12,6 +13,8 @@ from evomoe.routers.linear import LinearRouter
 from evomoe.routers.modality import ModalityRouter
 from evomoe.routers.shared import SharedRouter
 from evomoe.routers.shuffled import ShuffledRouter
+from evomoe.routers.top_p import TopPRouter
+from evomoe.routers.zero_computation import ZeroComputationRouter
 
 ROUTERS: dict[str, Callable[..., Router]] = {
     "linear": LinearRouter,
@@ -21,6 +24,9 @@ ROUTERS: dict[str, Callable[..., Router]] = {
     "dtr+shared": SharedRouter.around(DynamicTokenAwareRouter),
     "fixed": FixedRouter,
     "shuffled": ShuffledRouter,
+    "anyexperts": AnyExpertsRouter,
+    "top_p": TopPRouter,
+    "zero_computation": ZeroComputationRouter,
 }
 
 __all__ = ["GATES", "ROUTERS", "Router", "Routing"]

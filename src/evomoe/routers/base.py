@@ -2,16 +2,20 @@
 
 Implements: Table 5 (d), Table 11 (top-k), Table 14 (b).
 
-T tokens, D hidden, E experts, K experts per token.
+T tokens, D hidden, E experts, K experts per token. A router may have virtual experts, which are no networks: they are numbered
+after the real ones, and E then counts both.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evomoe.modality import Modality
+from evomoe.routers.virtual import VirtualExperts
 
 
 @dataclass(frozen=True)
@@ -23,30 +27,37 @@ class Routing:
         probs_TE: their softmax, float32.
         index_TK: chosen experts, int64. ``E`` and above mean "no expert": such a slot is skipped.
         weight_TK: what each chosen expert's output is multiplied by, float32.
+        importance_T: how much each token matters, before the sigmoid, float32, of a router that estimates it.
+        input_scale_T1: what the experts' inputs are multiplied by, float32, of a router that does so.
     """
 
     logits_TE: Tensor
     probs_TE: Tensor
     index_TK: Tensor
     weight_TK: Tensor
+    importance_T: Tensor | None = None
+    input_scale_T1: Tensor | None = None
 
 
-def probability(chosen_TK: Tensor) -> Tensor:
+def probability(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
     """w = p, as in Switch and MoE-LLaVA."""
     return chosen_TK
 
 
-def normalised(chosen_TK: Tensor) -> Tensor:
+def normalised(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
     """w = p / sum of the chosen p. With one expert per token this is 1, and the router gets no language gradient."""
-    return chosen_TK / chosen_TK.sum(-1, keepdim=True)
+    return chosen_TK / counted_TK.sum(-1, keepdim=True)
 
 
-def straight_through(chosen_TK: Tensor) -> Tensor:
+def straight_through(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
     """w = p / stop_gradient(sum of the chosen p): normalised in value (1 for K = 1), with the gradient of p alive."""
-    return chosen_TK / chosen_TK.sum(-1, keepdim=True).detach()
+    return chosen_TK / counted_TK.sum(-1, keepdim=True).detach()
 
 
-GATES: dict[str, Callable[[Tensor], Tensor]] = {
+Gate = Callable[[Tensor, Tensor], Tensor]
+"""Weights (T, K) from the chosen experts' probabilities (T, K), and from those of them that the sum is over, else 0."""
+
+GATES: dict[str, Gate] = {
     "probability": probability,
     "normalised": normalised,
     "straight_through": straight_through,
@@ -58,12 +69,16 @@ class Router(nn.Module):
 
     Args:
         hidden_size: D.
-        num_experts: E.
+        num_experts: E, real ones.
+
+    Attributes:
+        virtual: its virtual experts, if it has any.
     """
 
     def __init__(self, hidden_size: int, num_experts: int) -> None:
         super().__init__()
         self.hidden_size, self.num_experts = hidden_size, num_experts
+        self.virtual: VirtualExperts | None = None
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         """Scores every expert for every real token: float32 logits (T, E)."""
@@ -83,20 +98,28 @@ class Router(nn.Module):
             dropout: Table 14's expert dropout: during training, each expert is hidden from a token with this probability
                 (a token that would keep fewer than K experts keeps all).
         """
-        # Router arithmetic is float32 whatever the model's precision.
-        if torch.is_autocast_enabled(x_TD.device.type):
-            with torch.autocast(x_TD.device.type, enabled=False):
-                logits_TE = self(x_TD.float(), modality)
-        else:
+        with in_float32(x_TD):
             logits_TE = self(x_TD.float(), modality)
-        choosable_TE = logits_TE
-        if dropout > 0 and self.training:
-            keep_TE = torch.rand_like(logits_TE) >= dropout
-            keep_TE |= keep_TE.sum(-1, keepdim=True) < top_k
-            choosable_TE = logits_TE.masked_fill(~keep_TE, float("-inf"))
-        probs_TE = choosable_TE.softmax(-1)
+        probs_TE = self.hide(logits_TE, dropout, top_k).softmax(-1)
         chosen_TK, index_TK = probs_TE.topk(top_k, dim=-1)
-        return Routing(logits_TE, probs_TE, index_TK, GATES[gate](chosen_TK))
+        return Routing(logits_TE, probs_TE, index_TK, GATES[gate](chosen_TK, chosen_TK))
+
+    def check(self, top_k: int, gate: str) -> None:
+        """Raises ValueError if the router cannot choose so many experts, or weigh them so."""
+
+    def hide(self, logits_TE: Tensor, dropout: float, top_k: int) -> Tensor:
+        """Expert dropout: in training, the logits of each hidden expert are -inf."""
+        if dropout == 0 or not self.training:
+            return logits_TE
+        keep_TE = torch.rand_like(logits_TE) >= dropout
+        keep_TE |= keep_TE.sum(-1, keepdim=True) < top_k
+        return logits_TE.masked_fill(~keep_TE, float("-inf"))
+
+
+def in_float32(x_TD: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Router arithmetic is float32 whatever the model's precision: no autocast within the block."""
+    device = x_TD.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 class Float32Linear(nn.Module):

@@ -1,0 +1,233 @@
+"""AnyExperts: how many experts a token gets follows its importance, and some of its slots may go to virtual experts.
+
+Published as an abstract (arXiv 2511.18314) without code; where it is silent, this is this project's reading.
+
+T tokens, D hidden, R real and V virtual experts, N = R + V, K slots at most.
+
+    s_t = MLP(RMSNorm(h_t)),  w_t = sigmoid(s_t)        importance, 1/2 at the start
+    h'_t = (1 + alpha_f w_t) h_t                        what gate and experts are given
+    K_t = round(k_min + (k_max - k_min) w_t)            slots
+    g_t = W_g h'_t;  lam (2 w_t - 1) is added to the real experts' scores and taken from the virtual ones'
+    S_t = the K_t best slots of which at most min(floor(rho K_t), K_t - min_real) are virtual
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evomoe.modality import Modality
+from evomoe.routers.base import GATES, Float32Linear, Router, Routing, in_float32
+from evomoe.routers.virtual import VirtualExperts
+
+
+def matched(real: float, rho: float, span: float) -> tuple[float, float]:
+    """The range of slots, ``span`` wide, whose middle holds on average ``real`` real experts: (8, 0.2, 4) gives 8 to 12.
+
+    A range that would begin below one slot is made narrower around the same middle.
+    """
+    middle = real / (1 - rho)
+    half = min(span / 2, middle - 1)
+    return middle - half, middle + half
+
+
+class Importance(nn.Module):
+    """A small network that gives each token one number, 0 before it has learnt.
+
+    Args:
+        width: of its hidden layer.
+    """
+
+    def __init__(self, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.inner, self.outer = Float32Linear(hidden_size, width), Float32Linear(width, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.inner.weight, std=self.inner.weight.shape[1] ** -0.5)
+        nn.init.zeros_(self.inner.bias)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        x_TD = x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + 1e-6)
+        return self.outer(F.silu(self.inner(x_TD))).squeeze(-1)
+
+
+def cap_by_token(logits_TN: Tensor, num_real: int, slots_T: Tensor, rho: float, min_real: int) -> Tensor:
+    """At most a share rho of each token's slots is virtual."""
+    return torch.minimum((rho * slots_T + 1e-6).floor().long(), slots_T - min_real)  # 0.2 * 5 is a little less than 1
+
+
+def cap_by_batch(logits_TN: Tensor, num_real: int, slots_T: Tensor, rho: float, min_real: int) -> Tensor:
+    """At most a share rho of all tokens' slots is virtual; they go where they are preferred most."""
+    V, real_TR = logits_TN.shape[1] - num_real, logits_TN[:, :num_real].sort(-1, descending=True).values
+    best_TV = logits_TN[:, num_real:].sort(-1, descending=True).values
+    # The n-th virtual expert takes the place of the real one that would stand at K_t - n. The gain falls with n, so that the
+    # best gains of all are also, within each token, the first ones.
+    place_TV = slots_T.unsqueeze(-1) - 1 - torch.arange(V, device=slots_T.device)
+    gain_TV = best_TV - real_TR.gather(1, place_TV.clamp(0, num_real - 1))
+    gain_TV = gain_TV.masked_fill((place_TV < min_real) | (gain_TV <= 0), float("-inf"))
+    allowed = min(int(rho * int(slots_T.sum()) + 1e-6), gain_TV.numel())
+    gains, cells = gain_TV.reshape(-1).topk(allowed)
+    chosen = torch.zeros_like(gain_TV, dtype=torch.bool).reshape(-1)
+    chosen[cells[gains.isfinite()]] = True
+    return chosen.view_as(gain_TV).sum(-1)
+
+
+def cap_by_expectation(logits_TN: Tensor, num_real: int, slots_T: Tensor, rho: float, min_real: int) -> Tensor:
+    """No cap: the balance loss alone decides how many are virtual."""
+    return slots_T - min_real
+
+
+CAPS: dict[str, Callable[[Tensor, int, Tensor, float, int], Tensor]] = {
+    "token": cap_by_token,
+    "batch": cap_by_batch,
+    "expectation": cap_by_expectation,
+}
+"""How many virtual experts each token may have (T,), from logits (T, N), slots (T,), rho and min_real."""
+
+
+def choose_capped(logits_TN: Tensor, num_real: int, slots_T: Tensor, cap_T: Tensor, most: int) -> Tensor:
+    """Each token's best slots with at most ``cap_T`` virtual ones: indices (T, most), best first, N where it has no more slots.
+
+    All but a token's best virtual experts are hidden, then one top-k: the sum of the logits is the largest that the cap allows.
+    """
+    rank_TV = logits_TN[:, num_real:].argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    hidden_TN = F.pad(rank_TV >= cap_T.unsqueeze(-1), (num_real, 0))
+    index_TK = logits_TN.masked_fill(hidden_TN, float("-inf")).topk(most, dim=-1).indices
+    is_slot_TK = torch.arange(most, device=slots_T.device) < slots_T.unsqueeze(-1)
+    return index_TK.masked_fill(~is_slot_TK, logits_TN.shape[1])
+
+
+@dataclass(frozen=True)
+class _Scores:
+    importance_T: Tensor
+    scale_T1: Tensor
+    logits_TN: Tensor
+
+
+class AnyExpertsRouter(Router):
+    """A variable number of experts for every token. ``num_experts_per_tok`` is how many real ones they are to have on average.
+
+    Args:
+        k_min, k_max: the range of slots; by default the range ``matched`` to num_experts_per_tok. They need not be whole.
+        span: how wide the matched range is; by default half of num_experts_per_tok, at least 1.
+        rho: the largest share of virtual slots.
+        num_virtual: V; by default the share rho of all N experts. 0 for none.
+        virtual: their kind, see ``evomoe.routers.virtual``.
+        min_real: real experts that every token has.
+        cap_scope: what rho is a share of: "token", "batch" (in training alone, for a token's experts then depend on the others)
+            or "expectation" (no cap).
+        alpha_f: how much importance strengthens what gate and experts are given.
+        lam: how much importance moves the scores from virtual to real experts.
+        over: the chosen slots whose probabilities the gates "normalised" and "straight_through" divide by: "real" or "all".
+        importance_width: of the network that estimates importance.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        k_min: float | None = None,
+        k_max: float | None = None,
+        span: float | None = None,
+        rho: float = 0.2,
+        num_virtual: int | None = None,
+        virtual: str = "zero",
+        min_real: int = 1,
+        cap_scope: str = "token",
+        alpha_f: float = 0.01,
+        lam: float = 1.0,
+        over: str = "real",
+        importance_width: int = 64,
+    ) -> None:
+        super().__init__(hidden_size, num_experts)
+        name = "router 'anyexperts'"
+        if not 0 <= rho < 1:
+            raise ValueError(f"{name}: rho is {rho}; the share of virtual slots must lie in [0, 1).")
+        if (k_min is None) != (k_max is None):
+            raise ValueError(f"{name}: give both k_min and k_max, or neither and num_experts_per_tok decides.")
+        for option, value, table in (("cap_scope", cap_scope, CAPS), ("over", over, ("real", "all"))):
+            if value not in table:
+                raise ValueError(f"{name}: there is no {option} '{value}'; choose from {', '.join(table)}.")
+        if not 1 <= min_real <= num_experts or importance_width < 1:
+            raise ValueError(f"{name}: min_real ({min_real}) and importance_width ({importance_width}) must be at least 1, and there "
+                             f"are {num_experts} real experts.")  # fmt: skip
+        count = round(num_experts * rho / (1 - rho)) if num_virtual is None else num_virtual
+        self.k_min, self.k_max, self.span, self.rho, self.min_real = k_min, k_max, span, rho, min_real
+        self.cap_scope, self.alpha_f, self.lam, self.over = cap_scope, alpha_f, lam, over
+        self.virtual = VirtualExperts(hidden_size, num_experts, [virtual] * count)
+        self.importance = Importance(hidden_size, importance_width)
+        self.gate = Float32Linear(hidden_size, num_experts + count, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.gate.weight, std=0.02)
+
+    def slots(self, top_k: float) -> tuple[float, float]:
+        """The range of slots, k_min and k_max."""
+        if self.k_min is not None and self.k_max is not None:
+            return self.k_min, self.k_max
+        return matched(top_k, self.rho if len(self.virtual) else 0.0, max(top_k / 2, 1.0) if self.span is None else self.span)
+
+    def check(self, top_k: int, gate: str) -> None:
+        low, high = self.slots(top_k)
+        name, how = "router 'anyexperts'", "give --router-options k_min=... k_max=..., or another --num-experts-per-tok"
+        if not self.min_real <= low <= high:
+            raise ValueError(f"{name}: tokens would have {low:g} to {high:g} slots, where min_real is {self.min_real}; {how}.")
+        if round(high) > self.num_experts:
+            raise ValueError(f"{name}: k_max is {high:g}, but there are only {self.num_experts} real experts; {how}.")
+        if gate == "normalised" and round(low) == 1:
+            raise ValueError(
+                f"{name}: k_min is {low:g}; gate 'normalised' gives a token's only expert the weight 1, and its router no gradient. "
+                "Choose --gate straight_through, or k_min=2."
+            )
+        if len(self.virtual) and self.cap_scope == "token" and math.floor(self.rho * round(high) + 1e-6) == 0:
+            warnings.warn(
+                f"{name}: a share of {self.rho:g} of at most {round(high)} slots is less than one, so that no token ever has a virtual "
+                f"expert: below {math.ceil(1 / self.rho) if self.rho else 'any number of'} slots. Use more experts per token, a larger "
+                "rho, or cap_scope=expectation.",
+                stacklevel=2,
+            )  # fmt: skip
+
+    def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
+        """Scores of the real, then the virtual experts: (T, N)."""
+        return self._scores(x_TD).logits_TN
+
+    def _scores(self, x_TD: Tensor) -> _Scores:
+        importance_T = self.importance(x_TD)
+        weight_T1 = importance_T.sigmoid().unsqueeze(-1)
+        scale_T1 = 1 + self.alpha_f * weight_T1
+        sign_N = torch.ones(self.num_experts + len(self.virtual), device=x_TD.device)
+        sign_N[self.num_experts :] = -1
+        logits_TN = self.gate(x_TD, scale_T1=scale_T1) + self.lam * (2 * weight_T1 - 1) * sign_N
+        return _Scores(importance_T, scale_T1, logits_TN)
+
+    def route(self, x_TD: Tensor, modality: Modality, top_k: int, gate: str, dropout: float = 0.0) -> Routing:
+        """As ``Router.route``; index (T, k_max), where N means a slot that the token does not have.
+
+        Raises:
+            ValueError: cap_scope is "batch" outside training.
+        """
+        if self.cap_scope == "batch" and not self.training:
+            raise ValueError(
+                "router 'anyexperts': cap_scope 'batch' is for training alone, for a token's experts depend on the batch; set "
+                "cap_scope=token in router_options."
+            )
+        (low, high), R = self.slots(top_k), self.num_experts
+        with in_float32(x_TD):
+            scores = self._scores(x_TD.float())
+        logits_TN = torch.cat([self.hide(scores.logits_TN[:, :R], dropout, round(high)), scores.logits_TN[:, R:]], -1)
+        slots_T = (low + (high - low) * scores.importance_T.sigmoid()).round().long()
+        cap_T = CAPS[self.cap_scope](logits_TN.detach(), R, slots_T, self.rho, self.min_real)
+        index_TK = choose_capped(logits_TN.detach(), R, slots_T, cap_T, round(high))
+        probs_TN = logits_TN.softmax(-1)
+        chosen_TK = F.pad(probs_TN, (0, 1)).gather(1, index_TK)  # 0 for slots that are none
+        counted_TK = chosen_TK if self.over == "all" else chosen_TK * (index_TK < R)
+        scale_T1 = scores.scale_T1 if self.alpha_f else None
+        return Routing(scores.logits_TN, probs_TN, index_TK, GATES[gate](chosen_TK, counted_TK), scores.importance_T, scale_T1)

@@ -1,0 +1,50 @@
+"""Virtual experts: choices that a router has beside the real experts, and that run no network.
+
+T tokens, D hidden, K slots per token, V virtual experts.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("zero", "identity", "constant")
+
+
+class VirtualExperts(nn.Module):
+    """What the slots give that go to no network: nothing, the token itself, or a learned vector.
+
+    Args:
+        hidden_size: D.
+        num_real: real experts, after which the virtual ones are numbered.
+        kinds: of each virtual expert, a name of ``KINDS``. A constant starts at zero.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+
+    def __init__(self, hidden_size: int, num_real: int, kinds: Sequence[str]) -> None:
+        super().__init__()
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ValueError(f"there is no virtual expert '{kind}'; choose from {', '.join(KINDS)}.")
+        self.num_real, self.kinds = num_real, tuple(kinds)
+        self.constants = nn.Parameter(torch.zeros(self.kinds.count("constant"), hidden_size)) if "constant" in kinds else None
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def add(self, y_TD: Tensor, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        """Adds what the virtual slots give to the real experts' sum ``y_TD``."""
+        if not set(self.kinds) - {"zero"}:
+            return y_TD
+        number_TK = index_TK - self.num_real
+        is_virtual_TK = (number_TK >= 0) & (number_TK < len(self))
+        weight_TV = weight_TK.new_zeros(len(x_TD), len(self))
+        weight_TV = weight_TV.scatter_add(1, number_TK.clamp(0, len(self) - 1), weight_TK * is_virtual_TK)
+        identities, constants = ([n for n, kind in enumerate(self.kinds) if kind == of] for of in ("identity", "constant"))
+        if identities:
+            y_TD = y_TD + x_TD * weight_TV[:, identities].sum(-1, keepdim=True).to(x_TD.dtype)
+        if self.constants is not None:
+            y_TD = y_TD + (weight_TV[:, constants] @ self.constants.float()).to(y_TD.dtype)
+        return y_TD

@@ -1,0 +1,227 @@
+"""A variable number of experts: the invariants of selection, budget and gradients, each against a form written out."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+
+from evomoe.modality import Modality
+from evomoe.routers import ROUTERS
+from evomoe.routers.anyexperts import CAPS, AnyExpertsRouter, choose_capped, matched
+
+D, R, T = 16, 8, 60
+
+
+def tokens(count: int = T, seed: int = 0) -> tuple[torch.Tensor, Modality]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, D, generator=generator), Modality.of((torch.arange(count) % 3 == 0)[None], None)
+
+
+def a_router(seed: int = 0, **options) -> AnyExpertsRouter:
+    """One whose importance and scores differ from token to token."""
+    torch.manual_seed(seed)
+    router = AnyExpertsRouter(D, options.pop("num_experts", R), **options).eval()
+    torch.nn.init.normal_(router.importance.outer.weight, std=1.0)
+    torch.nn.init.normal_(router.gate.weight, std=1.0)
+    return router
+
+
+def counts(routing, num_real: int = R) -> tuple[torch.Tensor, torch.Tensor]:
+    """Real and virtual slots of each token."""
+    every = routing.logits_TE.shape[1]
+    return (routing.index_TK < num_real).sum(-1), ((routing.index_TK >= num_real) & (routing.index_TK < every)).sum(-1)
+
+
+@pytest.mark.parametrize("scope", CAPS)
+@pytest.mark.parametrize(("low", "high"), [(1, 8), (4, 8), (5, 5), (2.4, 6.6)])
+def test_slots_lie_in_their_range_within_the_cap_and_none_twice(scope, low, high):
+    router = a_router(k_min=low, k_max=high, rho=0.4, cap_scope=scope).train()
+    x_TD, modality = tokens()
+    routing = router.route(x_TD, modality, 4, "straight_through")
+    real_T, virtual_T = counts(routing)
+    slots_T = real_T + virtual_T
+    wanted_T = (low + (high - low) * routing.importance_T.sigmoid()).round()
+    assert torch.equal(slots_T, wanted_T.long()) and low - 0.5 <= slots_T.min() and slots_T.max() <= high + 0.5
+    assert low == high or len(slots_T.unique()) > 2
+    assert (real_T >= 1).all() and virtual_T.any()
+    if scope == "token":
+        assert (virtual_T <= (0.4 * slots_T + 1e-6).floor()).all()
+    if scope == "batch":
+        assert virtual_T.sum() <= 0.4 * slots_T.sum() and (virtual_T > 0.4 * slots_T).any()
+    for chosen_K in routing.index_TK.tolist():
+        experts = [expert for expert in chosen_K if expert < routing.logits_TE.shape[1]]
+        assert len(set(experts)) == len(experts)
+
+
+def best_by_force(logits_N: list[float], num_real: int, slots: int, cap: int) -> set[int]:
+    """The set of so many experts, with so many virtual ones at most, whose logits add up to most."""
+    allowed = (
+        chosen
+        for chosen in itertools.combinations(range(len(logits_N)), slots)
+        if sum(expert >= num_real for expert in chosen) <= cap
+    )
+    return set(max(allowed, key=lambda chosen: sum(logits_N[expert] for expert in chosen)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_choice_is_the_best_of_all_that_the_cap_allows(seed):
+    generator = torch.Generator().manual_seed(seed)
+    num_real, virtual, most = 5, seed % 4, 4
+    logits_TN = torch.randn(12, num_real + virtual, generator=generator)
+    slots_T = torch.randint(1, most + 1, (12,), generator=generator)
+    cap_T = torch.minimum(torch.randint(0, 4, (12,), generator=generator), slots_T - 1)
+    index_TK = choose_capped(logits_TN, num_real, slots_T, cap_T, most)
+    for logits_N, chosen_K, slots, cap in zip(
+        logits_TN.tolist(), index_TK.tolist(), slots_T.tolist(), cap_T.tolist(), strict=True
+    ):
+        chosen = [expert for expert in chosen_K if expert < len(logits_N)]
+        assert set(chosen) == best_by_force(logits_N, num_real, slots, cap) and len(chosen) == slots
+        assert chosen_K[slots:] == [len(logits_N)] * (most - slots)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_cap_of_a_batch_gives_the_best_sum_of_all(seed):
+    generator = torch.Generator().manual_seed(seed)
+    num_real, tokens_, rho = 4, 3, 0.4
+    logits_TN = torch.randn(tokens_, num_real + 2, generator=generator)
+    slots_T = torch.randint(1, 5, (tokens_,), generator=generator)
+    allowed = int(rho * int(slots_T.sum()) + 1e-6)
+    cap_T = CAPS["batch"](logits_TN, num_real, slots_T, rho, 1)
+    found = sum(_sum_of(logits_TN[t], num_real, int(slots_T[t]), int(cap_T[t])) for t in range(tokens_))
+    best = max(
+        sum(_sum_of(logits_TN[t], num_real, int(slots_T[t]), caps[t]) for t in range(tokens_))
+        for caps in itertools.product(range(3), repeat=tokens_)
+        if sum(caps) <= allowed and all(cap <= slots - 1 for cap, slots in zip(caps, slots_T.tolist(), strict=True))
+    )
+    assert cap_T.sum() <= allowed and found == pytest.approx(best, abs=1e-5)
+
+
+def _sum_of(logits_N: torch.Tensor, num_real: int, slots: int, cap: int) -> float:
+    return float(sum(logits_N[expert] for expert in best_by_force(logits_N.tolist(), num_real, slots, cap)))
+
+
+@pytest.mark.parametrize("gate", ["probability", "normalised", "straight_through"])
+def test_neutral_options_are_plain_top_k(gate):
+    x_TD, modality = tokens()
+    router = a_router(k_min=3, k_max=3, num_virtual=0, alpha_f=0.0, lam=0.0)
+    linear = ROUTERS["linear"](D, R)
+    linear.gate.weight = router.gate.weight
+    ours, plain = (one.route(x_TD, modality, 3, gate) for one in (router, linear))
+    assert torch.equal(ours.index_TK, plain.index_TK) and torch.equal(ours.weight_TK, plain.weight_TK)
+    assert torch.equal(ours.logits_TE, plain.logits_TE) and ours.input_scale_T1 is None
+
+
+def test_more_importance_only_adds_real_experts():
+    x_TD, modality = tokens()
+    before: set[tuple[int, int]] = set()
+    for bias in (-4.0, -1.0, 0.0, 1.0, 4.0):
+        router = a_router(k_min=1, k_max=8, alpha_f=0.0, lam=2.0)
+        router.importance.outer.bias.data.fill_(bias)
+        index_TK = router.route(x_TD, modality, 4, "straight_through").index_TK
+        real = {(token, expert) for token, chosen in enumerate(index_TK.tolist()) for expert in chosen if expert < R}
+        assert before < real
+        before = real
+
+
+def test_no_token_s_experts_depend_on_the_others():
+    router = a_router(k_min=2, k_max=8, rho=0.4)
+    x_TD, modality = tokens()
+    together = router.route(x_TD, modality, 4, "straight_through")
+    order = torch.randperm(T)
+    permuted = router.route(x_TD[order], Modality.of(modality.is_image_T[order][None], None), 4, "straight_through")
+    assert torch.equal(permuted.index_TK, together.index_TK[order])
+    half = router.route(x_TD[: T // 2], Modality.of(modality.is_image_T[None, : T // 2], None), 4, "straight_through")
+    assert torch.equal(half.index_TK, together.index_TK[: T // 2])
+    torch.testing.assert_close(half.weight_TK, together.weight_TK[: T // 2])
+
+
+@pytest.mark.parametrize(("alpha_f", "lam", "alive"), [(0.0, 0.0, False), (0.01, 0.0, True), (0.0, 1.0, True)])
+def test_importance_learns_from_the_loss_only_where_it_enters_the_output(alpha_f, lam, alive):
+    router = a_router(k_min=2, k_max=4, alpha_f=alpha_f, lam=lam)
+    x_TD, modality = tokens()
+    routing = router.route(x_TD, modality, 3, "straight_through")
+    scale_T1 = 1.0 if routing.input_scale_T1 is None else routing.input_scale_T1
+    values = torch.linspace(-1, 1, R + len(router.virtual) + 1)[routing.index_TK]
+    ((values * routing.weight_TK).sum(-1, keepdim=True) * scale_T1).square().sum().backward()
+    gradients = [p.grad for p in router.importance.parameters()]
+    assert all(g is not None and g.any() for g in gradients) if alive else not any(g is not None and g.any() for g in gradients)
+
+
+def test_weights_by_hand():
+    router = AnyExpertsRouter(D, 4, k_min=3, k_max=3, rho=0.4, num_virtual=1, alpha_f=0.0, lam=0.0).eval()
+    x_TD, modality = tokens(1)
+    logits_N = torch.tensor([0.4, 0.1, 0.3, 0.05, 0.15]).log()
+    router.gate.weight.data = (logits_N[:, None] * x_TD / x_TD.square().sum()).contiguous()
+    routing = {over: None for over in ("real", "all")}
+    for over in routing:
+        router.over = over
+        routing[over] = router.route(x_TD, modality, 3, "straight_through")
+    assert routing["real"].index_TK.tolist() == [[0, 2, 4]]
+    torch.testing.assert_close(routing["real"].weight_TK, torch.tensor([[0.4, 0.3, 0.15]]) / 0.7)
+    torch.testing.assert_close(routing["all"].weight_TK, torch.tensor([[0.4, 0.3, 0.15]]) / 0.85)
+    torch.testing.assert_close(router.route(x_TD, modality, 3, "probability").weight_TK, torch.tensor([[0.4, 0.3, 0.15]]))
+
+
+def test_the_range_that_matches_a_budget():
+    assert matched(8, 0.2, 4) == (8, 12) and matched(7.2, 0.2, 4) == pytest.approx((7, 11))
+    assert matched(4.8, 0.2, 4) == pytest.approx((4, 8))
+    low, high = matched(1, 0.2, 4)
+    assert low == 1 and high == pytest.approx(1.5)  # narrower, around the same middle
+    x_TD, modality = tokens()
+    means = []
+    for real in (1.5, 2.0, 3.0, 4.5, 6.0):
+        router = a_router(seed=1)
+        low, high = matched(real, 0.2, 2)
+        router.k_min, router.k_max = low, high
+        means.append(counts(router.route(x_TD, modality, 4, "straight_through"))[0].float().mean().item())
+    assert means == sorted(means) and means[0] < means[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "top_k", "gate", "message"),
+    [
+        ({"k_min": 0.4, "k_max": 2}, 1, "straight_through", "0.4 to 2 slots, where min_real is 1; give --router-options k_min"),
+        ({"k_min": 2, "k_max": 9}, 1, "straight_through", "k_max is 9, but there are only 8 real experts"),
+        ({"k_min": 1, "k_max": 4}, 1, "normalised", "k_min is 1; gate 'normalised' gives .* Choose --gate straight_through"),
+        ({"k_min": 3, "k_max": 2}, 1, "straight_through", "3 to 2 slots"),
+        ({}, 8, "straight_through", "k_max is 12, but there are only 8 real experts"),
+        ({"k_min": 2}, 1, "straight_through", "give both k_min and k_max, or neither"),
+        ({"rho": 1.0}, 1, "straight_through", "rho is 1.0; the share of virtual slots must lie in"),
+        ({"cap_scope": "sample"}, 1, "straight_through", "no cap_scope 'sample'; choose from token, batch, expectation"),
+        ({"over": "some"}, 1, "straight_through", "no over 'some'; choose from real, all"),
+        ({"virtual": "empty"}, 1, "straight_through", "no virtual expert 'empty'; choose from zero, identity, constant"),
+        ({"min_real": 9}, 1, "straight_through", "min_real .9. .* there are 8 real experts"),
+    ],
+)
+def test_what_is_refused(options, top_k, gate, message):
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
+        warnings.simplefilter("ignore")
+        AnyExpertsRouter(D, R, **options).check(top_k, gate)
+
+
+def test_a_cap_that_admits_no_virtual_expert_is_told():
+    with pytest.warns(UserWarning, match="0.2 of at most 4 slots is less than one.* below 5 slots"):
+        AnyExpertsRouter(D, R, k_min=2, k_max=4).check(2, "straight_through")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AnyExpertsRouter(D, R, k_min=2, k_max=5).check(2, "straight_through")
+        AnyExpertsRouter(D, R, k_min=2, k_max=4, cap_scope="expectation").check(2, "straight_through")
+        AnyExpertsRouter(D, R, k_min=2, k_max=4, num_virtual=0).check(2, "straight_through")
+
+
+def test_a_batch_s_cap_is_for_training_alone():
+    router = a_router(k_min=2, k_max=5, cap_scope="batch")
+    with pytest.raises(ValueError, match="'batch' is for training alone"):
+        router.route(*tokens(), 3, "straight_through")
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("zero", 0.0), ("identity", 2.0), ("constant", 0.5)])
+def test_what_virtual_experts_give(kind, expected):
+    router = a_router(virtual=kind, num_virtual=3)
+    if kind == "constant":
+        torch.nn.init.constant_(router.virtual.constants, 1.0)
+    x_TD = torch.full((2, D), 4.0)
+    index_TK = torch.tensor([[R + 1, 0, R + 3], [0, 1, R + 3]])  # the last is no slot
+    y_TD = router.virtual.add(torch.zeros(2, D), x_TD, index_TK, torch.tensor([[0.5, 0.3, 0.9], [0.2, 0.3, 0.9]]))
+    assert (y_TD[0] == expected).all() and (y_TD[1] == 0).all()
