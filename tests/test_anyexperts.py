@@ -5,10 +5,14 @@ import warnings
 
 import pytest
 import torch
+from tiny import inputs_for, make_llava
 
+from evomoe.anyexperts import calibrate, real_experts_per_token, set_budget
+from evomoe.loading import load_model
 from evomoe.modality import Modality
 from evomoe.routers import ROUTERS
 from evomoe.routers.anyexperts import CAPS, AnyExpertsRouter, choose_capped, matched
+from evomoe.upcycling import upcycle
 
 D, R, T = 16, 8, 60
 
@@ -168,14 +172,66 @@ def test_the_range_that_matches_a_budget():
     assert matched(4.8, 0.2, 4) == pytest.approx((4, 8))
     low, high = matched(1, 0.2, 4)
     assert low == 1 and high == pytest.approx(1.5)  # narrower, around the same middle
-    x_TD, modality = tokens()
+    with pytest.raises(ValueError, match="0.5 real experts per token are less than one slot; ask for 0.8 or more"):
+        matched(0.5, 0.2, 4)
+
+
+def spread_out(model) -> None:
+    """Gives the routers of a model importance and scores that differ from token to token."""
+    for block in model.moe_blocks.values():
+        torch.nn.init.normal_(block.router.importance.outer.weight, std=1.0)
+        torch.nn.init.normal_(block.router.gate.weight, std=0.5)
+
+
+def fine_grained(llava, **options):
+    """A LLaVA with eight small experts in place of each FFN."""
+    torch.manual_seed(0)
+    model = upcycle(llava, num_experts=8, expert_init="partition", num_experts_per_tok=4, router="anyexperts", moe_layers="all",
+                    router_options={"rho": 0.4, "span": 2.0, **options}).eval()  # fmt: skip
+    spread_out(model)
+    return model
+
+
+def test_a_larger_budget_never_gives_fewer_experts_and_stays_with_the_model(llava, tmp_path):
+    model, inputs = fine_grained(llava), inputs_for(llava)
     means = []
-    for real in (1.5, 2.0, 3.0, 4.5, 6.0):
-        router = a_router(seed=1)
-        low, high = matched(real, 0.2, 2)
-        router.k_min, router.k_max = low, high
-        means.append(counts(router.route(x_TD, modality, 4, "straight_through"))[0].float().mean().item())
+    for real in (1.2, 2.0, 3.0, 4.0):
+        set_budget(model, real)
+        means.append(real_experts_per_token(model, lambda model: model(**inputs)))
     assert means == sorted(means) and means[0] < means[-1]
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path)
+    assert again.config.moe.router_options["budget"] == 4.0
+    assert real_experts_per_token(again, lambda model: model(**inputs)) == means[-1]
+    with pytest.raises(ValueError, match="k_max is 11, but there are only 8 real experts"):
+        set_budget(model, 6.0)
+    assert model.moe_blocks[0].router.budget == 4.0 == model.config.moe.router_options["budget"]
+    with pytest.raises(ValueError, match="has no router 'anyexperts'"):
+        set_budget(make_llava(), 1.0)
+
+
+def test_calibration_finds_the_budget_whose_mean_is_wanted(llava):
+    model, inputs = fine_grained(llava), inputs_for(llava)
+    for wanted in (2.0, 3.5):
+        found = calibrate(model, wanted, lambda model: model(**inputs), tolerance=0.05)
+        assert abs(found - wanted) < 0.3 and real_experts_per_token(model, lambda model: model(**inputs)) == found
+
+
+def test_virtual_slots_run_no_expert(llava):
+    model, inputs = fine_grained(llava), inputs_for(llava)
+    rows = []
+    for expert in model.moe_blocks[0].experts:
+        expert.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[0]))
+    out = model(**inputs, output_router_logits=True)
+    index_TK = out["records"][0].routing.index_TK
+    assert sum(rows) == (index_TK < 8).sum() and (index_TK == 8).any() and (index_TK >= 8).sum() > (index_TK == 8).sum()
+
+
+def test_padding_costs_and_counts_nothing(llava):
+    model, inputs = fine_grained(llava), inputs_for(llava)
+    real_tokens = int(inputs["attention_mask"].sum())
+    assert real_tokens < inputs["attention_mask"].numel()
+    assert all(len(logits) == real_tokens for logits in model(**inputs, output_router_logits=True)["router_logits"])
 
 
 @pytest.mark.parametrize(

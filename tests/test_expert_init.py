@@ -103,3 +103,34 @@ def test_evolved_says_what_does_not_fit(tmp_path):
     wrong["layers.0.experts.1.up_proj.weight"] = torch.zeros(2, 2)
     with pytest.raises(ValueError, match="belong to another model"):
         make("evolved", experts=wrong)
+
+
+@pytest.mark.parametrize("kind", ["gated", "fused", "biased"])
+def test_the_mean_of_all_parts_is_the_ffn(kind):
+    torch.manual_seed(0)
+    ffn = {"gated": make_ffn, "fused": Fused, "biased": lambda: nn.Sequential(nn.Linear(D, F), nn.GELU(), nn.Linear(F, D))}[
+        kind
+    ]()
+    parts = make("partition", ffn=ffn)
+    x_TD = torch.randn(7, D)
+    torch.testing.assert_close(torch.stack([part(x_TD) for part in parts]).mean(0), ffn(x_TD))
+    weights = sum(p.numel() for p in ffn.parameters() if p.dim() == 2)
+    assert sum(p.numel() for part in parts for p in part.parameters() if p.dim() == 2) == weights
+    assert {module.in_features for part in parts for module in part.modules() if isinstance(module, nn.Linear)} == {D, F // E}
+
+
+class Fused(nn.Module):
+    """As Phi-3's: gate and up in one map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj, self.down_proj = nn.Linear(D, 2 * F, bias=False), nn.Linear(F, D, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(up * nn.functional.silu(gate))
+
+
+def test_an_ffn_that_cannot_be_shared_out_is_refused():
+    with pytest.raises(ValueError, match="an FFN of 40 inner units cannot be cut into 7 equal experts; choose a number"):
+        INITS["partition"](make_ffn(), 7, 0, torch.Generator())

@@ -11,6 +11,7 @@ from tiny import inputs_for, make_llava
 from transformers import AutoModelForImageTextToText
 
 from evomoe import upcycle
+from evomoe.loading import load_model
 from evomoe.routers import ROUTERS
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
@@ -37,6 +38,18 @@ def test_copied_experts_equal_the_dense_model_for_every_router(llava, router, ga
         options |= {"k_min": 2, "k_max": 3}
     sparse = upcycle(llava, router=router, gate=gate, num_experts_per_tok=top_k, moe_layers="all", router_options=options)
     torch.testing.assert_close(logits_of_real_tokens(sparse, inputs), before, atol=1e-5, rtol=0)
+
+
+def test_all_parts_of_an_ffn_together_equal_the_dense_model_also_after_loading(llava, tmp_path):
+    inputs = inputs_for(llava)
+    before = logits_of_real_tokens(llava, inputs)
+    options = {"num_experts": 8, "num_experts_per_tok": 8, "router": "linear", "gate": "normalised", "moe_layers": "all"}
+    sparse = upcycle(llava, expert_init="partition", shared_expert=False, **options)
+    for block in sparse.moe_blocks.values():
+        torch.nn.init.zeros_(block.router.gate.weight)
+    torch.testing.assert_close(logits_of_real_tokens(sparse, inputs), before, atol=1e-5, rtol=0)
+    sparse.save_pretrained(tmp_path)
+    assert torch.equal(logits_of_real_tokens(load_model(tmp_path), inputs), logits_of_real_tokens(sparse, inputs))
 
 
 def test_a_shared_expert_keeps_copied_experts_equal(llava):

@@ -31,7 +31,7 @@ def test_logits_are_float32_and_finite_whatever_the_precision(router):
     x_TD, modality = some_tokens()
     for dtype in (torch.float32, torch.bfloat16):
         routing = router.to(dtype).route(x_TD.to(dtype), modality, 2, "straight_through")
-        every = E + len(router.virtual or ())
+        every = E + len(router.virtual_experts or ())
         assert routing.logits_TE.shape == routing.probs_TE.shape == (12, every) and len(routing.index_TK) == 12
         assert routing.index_TK.shape == routing.weight_TK.shape and (routing.index_TK[:, 0] < every).all()
         for tensor in (routing.logits_TE, routing.probs_TE, routing.weight_TK):

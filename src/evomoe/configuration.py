@@ -24,7 +24,7 @@ class MoEConfig(MoEOptions):
     Attributes:
         base_model_type: transformers' name of the dense family, e.g. "llava".
         moe_layers: indices of the decoder layers whose FFN is a mixture.
-        expert_init: where the experts came from, for the record.
+        expert_init: where the experts came from; those of "partition" are slices of the FFN, all others as wide as it is.
     """
 
     base_model_type: str = ""

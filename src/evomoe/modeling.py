@@ -19,6 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.aux_losses import AUX_LOSSES, LayerRecord
 from evomoe.configuration import EvoMoEConfig, MoEConfig
+from evomoe.expert_init.partition import slice_of
 from evomoe.experts import Experts
 from evomoe.hub import CARD, card_of_folder, has_remote_code, model_card, set_remote_code, write_remote_module
 from evomoe.modality import ForwardPass, Modality, checkpoint_with_pass, current_pass, modality_of_inputs, running
@@ -59,8 +60,8 @@ class EvoMoEBlock(nn.Module):
         if routing.input_scale_T1 is not None:
             x_TD = x_TD * routing.input_scale_T1.to(x_TD.dtype)
         y_TD = self.experts(x_TD, routing.index_TK, routing.weight_TK)
-        if self.router.virtual is not None:
-            y_TD = self.router.virtual.add(y_TD, x_TD, routing.index_TK, routing.weight_TK)
+        if (virtual := self.router.virtual_experts) is not None:
+            y_TD = virtual.add(y_TD, x_TD, routing.index_TK, routing.weight_TK)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             share_T1 = self.shared_expert_gate(x_TD).float().sigmoid().to(y_TD.dtype)
             y_TD = torch.lerp(y_TD, self.shared_expert(x_TD), share_T1)
@@ -78,8 +79,12 @@ class EvoMoEMixin:
         for index in moe.moe_layers:
             name = find_ffn(layers[index], hidden_size)
             ffn = layers[index].get_submodule(name)
-            copies = [deepcopy(ffn) for _ in range(moe.num_experts - 1 + moe.shared_expert)]
-            layers[index].set_submodule(name, EvoMoEBlock(index, moe, hidden_size, [ffn, *copies]))
+            if moe.expert_init == "partition":
+                experts = [slice_of(ffn, number, moe.num_experts) for number in range(moe.num_experts)]
+            else:
+                experts = [ffn, *(deepcopy(ffn) for _ in range(moe.num_experts - 1))]
+            shared = [deepcopy(ffn)] * moe.shared_expert
+            layers[index].set_submodule(name, EvoMoEBlock(index, moe, hidden_size, [*experts, *shared]))
         self.post_init()
 
     @property

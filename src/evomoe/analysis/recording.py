@@ -60,12 +60,14 @@ class RoutingRecording:
 
     Attributes:
         counts: (M, E) int64 by layer, how many slots of each modality each expert got.
+        tokens: how many tokens came by.
         samples: a sample of the tokens, by modality.
     """
 
     def __init__(self, max_tokens: int, seed: int) -> None:
         generator = torch.Generator("cpu").manual_seed(seed)
         self.counts: dict[int, Tensor] = {}
+        self.tokens = 0
         self.samples = {name: TokenSample(max_tokens, generator) for name in MODALITIES}
 
     @torch.no_grad()
@@ -75,6 +77,7 @@ class RoutingRecording:
             counts_ME = expert_counts(record).cpu()
             self.counts[layer] = self.counts[layer] + counts_ME if layer in self.counts else counts_ME
         modality = next(iter(records.values())).modality
+        self.tokens += len(modality.is_image_T)
         for name, tokens_N in zip(MODALITIES, (modality.text_tokens, modality.image_tokens), strict=True):
             self.samples[name].add(tokens_N, records)
 

@@ -8,6 +8,7 @@ from evomoe.expert_init.base import ExpertInit
 from evomoe.expert_init.drop_upcycling import drop_upcycling
 from evomoe.expert_init.evolved import evolved
 from evomoe.expert_init.noise import noise
+from evomoe.expert_init.partition import partition
 from evomoe.expert_init.replicate import replicate
 
 INITS: dict[str, ExpertInit] = {
@@ -15,6 +16,7 @@ INITS: dict[str, ExpertInit] = {
     "noise": noise,
     "evolved": evolved,
     "drop_upcycling": drop_upcycling,
+    "partition": partition,
 }
 
 __all__ = ["INITS", "ExpertInit"]

@@ -6,6 +6,7 @@ A baseline beside the paper's own initialisers.
 import torch
 from torch import nn
 
+from evomoe.expert_init.inner_units import linear_maps
 from evomoe.expert_init.replicate import replicate
 
 
@@ -29,22 +30,17 @@ def drop_upcycling(
     experts = replicate(ffn, num_experts + 1, layer, generator)[1:]
     with torch.no_grad():
         for expert in experts:
-            linears = [module for module in expert.modules() if isinstance(module, nn.Linear)]
-            hidden = linears[0].in_features  # the first map leads inward, the one that takes another width leads back
-            back = next((linear for linear in linears if linear.in_features != hidden), linears[-1])
-            inner = back.in_features
-            count = round(ratio * inner)
-            units = torch.randperm(inner, generator=generator, device="cpu")[:count]
+            maps = linear_maps(expert)
+            count = round(ratio * maps.width)
+            units_N = torch.randperm(maps.width, generator=generator, device="cpu")[:count]
             if count == 0:
                 continue
-            for linear in linears:
-                is_down = linear is back
-                # A fused gate_up map holds the inner width more than once: the same units are re-drawn in each part.
-                parts = 1 if is_down else linear.out_features // inner
-                rows = torch.cat([units + part * inner for part in range(parts)]).to(linear.weight.device)
-                _redraw(linear.weight, rows, 1 if is_down else 0, generator)
-                if linear.bias is not None and not is_down:
+            for linear in maps.inward:
+                rows = maps.rows(linear, units_N)
+                _redraw(linear.weight, rows, 0, generator)
+                if linear.bias is not None:
                     _redraw(linear.bias, rows, 0, generator)
+            _redraw(maps.back.weight, units_N.to(maps.back.weight.device), 1, generator)
     return experts
 
 

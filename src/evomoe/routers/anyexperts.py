@@ -29,8 +29,15 @@ def matched(real: float, rho: float, span: float) -> tuple[float, float]:
     """The range of slots, ``span`` wide, whose middle holds on average ``real`` real experts: (8, 0.2, 4) gives 8 to 12.
 
     A range that would begin below one slot is made narrower around the same middle.
+
+    Raises:
+        ValueError: that is less than one slot.
     """
     middle = real / (1 - rho)
+    if middle < 1:
+        raise ValueError(
+            f"router 'anyexperts': {real:g} real experts per token are less than one slot; ask for {1 - rho:g} or more."
+        )
     half = min(span / 2, middle - 1)
     return middle - half, middle + half
 
@@ -117,6 +124,7 @@ class AnyExpertsRouter(Router):
     Args:
         k_min, k_max: the range of slots; by default the range ``matched`` to num_experts_per_tok. They need not be whole.
         span: how wide the matched range is; by default half of num_experts_per_tok, at least 1.
+        budget: real experts per token, in place of num_experts_per_tok, by which a range is moved after training.
         rho: the largest share of virtual slots.
         num_virtual: V; by default the share rho of all N experts. 0 for none.
         virtual: their kind, see ``evomoe.routers.virtual``.
@@ -136,6 +144,7 @@ class AnyExpertsRouter(Router):
         k_min: float | None = None,
         k_max: float | None = None,
         span: float | None = None,
+        budget: float | None = None,
         rho: float = 0.2,
         num_virtual: int | None = None,
         virtual: str = "zero",
@@ -159,7 +168,7 @@ class AnyExpertsRouter(Router):
             raise ValueError(f"{name}: min_real ({min_real}) and importance_width ({importance_width}) must be at least 1, and there "
                              f"are {num_experts} real experts.")  # fmt: skip
         count = round(num_experts * rho / (1 - rho)) if num_virtual is None else num_virtual
-        self.k_min, self.k_max, self.span, self.rho, self.min_real = k_min, k_max, span, rho, min_real
+        self.k_min, self.k_max, self.span, self.budget, self.rho, self.min_real = k_min, k_max, span, budget, rho, min_real
         self.cap_scope, self.alpha_f, self.lam, self.over = cap_scope, alpha_f, lam, over
         self.virtual = VirtualExperts(hidden_size, num_experts, [virtual] * count)
         self.importance = Importance(hidden_size, importance_width)
@@ -169,11 +178,23 @@ class AnyExpertsRouter(Router):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.gate.weight, std=0.02)
 
+    @property
+    def virtual_experts(self) -> VirtualExperts:
+        return self.virtual
+
     def slots(self, top_k: float) -> tuple[float, float]:
         """The range of slots, k_min and k_max."""
+        span = max(top_k / 2, 1.0) if self.span is None else self.span
         if self.k_min is not None and self.k_max is not None:
-            return self.k_min, self.k_max
-        return matched(top_k, self.rho if len(self.virtual) else 0.0, max(top_k / 2, 1.0) if self.span is None else self.span)
+            if self.budget is None:
+                return self.k_min, self.k_max
+            span = self.k_max - self.k_min
+        return matched(top_k if self.budget is None else self.budget, self.virtual_share, span)
+
+    @property
+    def virtual_share(self) -> float:
+        """The largest share of virtual slots: rho, or 0 without virtual experts."""
+        return self.rho if len(self.virtual) else 0.0
 
     def check(self, top_k: int, gate: str) -> None:
         low, high = self.slots(top_k)

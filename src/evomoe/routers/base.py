@@ -70,15 +70,11 @@ class Router(nn.Module):
     Args:
         hidden_size: D.
         num_experts: E, real ones.
-
-    Attributes:
-        virtual: its virtual experts, if it has any.
     """
 
     def __init__(self, hidden_size: int, num_experts: int) -> None:
         super().__init__()
         self.hidden_size, self.num_experts = hidden_size, num_experts
-        self.virtual: VirtualExperts | None = None
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         """Scores every expert for every real token: float32 logits (T, E)."""
@@ -103,6 +99,11 @@ class Router(nn.Module):
         probs_TE = self.hide(logits_TE, dropout, top_k).softmax(-1)
         chosen_TK, index_TK = probs_TE.topk(top_k, dim=-1)
         return Routing(logits_TE, probs_TE, index_TK, GATES[gate](chosen_TK, chosen_TK))
+
+    @property
+    def virtual_experts(self) -> VirtualExperts | None:
+        """Its virtual experts, if it has any."""
+        return None
 
     def check(self, top_k: int, gate: str) -> None:
         """Raises ValueError if the router cannot choose so many experts, or weigh them so."""

@@ -3,11 +3,14 @@
 Implements: Table 10 (router).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from evomoe.modality import Modality
-from evomoe.routers.base import Router
+from evomoe.routers.base import Router, Routing
+from evomoe.routers.virtual import VirtualExperts
 
 
 class ShuffledRouter(Router):
@@ -35,6 +38,27 @@ class ShuffledRouter(Router):
             permutation = torch.randperm(num_experts, generator=generator, device="cpu").tolist()
         self.permutation: list[int] = permutation
 
+    @property
+    def virtual_experts(self) -> VirtualExperts | None:
+        return self.inner.virtual_experts
+
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
-        logits_TE = self.inner(x_TD, modality)
-        return logits_TE if self.training else logits_TE[:, self.permutation]
+        return self._permuted(self.inner(x_TD, modality))
+
+    def route(self, x_TD: Tensor, modality: Modality, top_k: int, gate: str, dropout: float = 0.0) -> Routing:
+        """As the inner router; in evaluation mode each real expert's tokens go to another one. Virtual experts keep theirs."""
+        routing = self.inner.route(x_TD, modality, top_k, gate, dropout)
+        if self.training:
+            return routing
+        index_TK, place_of_E = routing.index_TK, torch.tensor(self.permutation, device=routing.index_TK.device).argsort()
+        moved_TK = place_of_E[index_TK.clamp(max=self.num_experts - 1)]
+        return replace(
+            routing,
+            logits_TE=self._permuted(routing.logits_TE),
+            probs_TE=self._permuted(routing.probs_TE),
+            index_TK=torch.where(index_TK < self.num_experts, moved_TK, index_TK),
+        )
+
+    def _permuted(self, values_TE: Tensor) -> Tensor:
+        rest = range(self.num_experts, values_TE.shape[1])
+        return values_TE if self.training else values_TE[:, [*self.permutation, *rest]]

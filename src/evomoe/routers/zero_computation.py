@@ -32,5 +32,9 @@ class ZeroComputationRouter(Router):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.gate.weight, std=0.02)
 
+    @property
+    def virtual_experts(self) -> VirtualExperts:
+        return self.virtual
+
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         return self.gate(x_TD)
