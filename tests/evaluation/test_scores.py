@@ -125,6 +125,24 @@ def test_pope_of_other_protocols():
     assert [result.tables["split"]["all"]["accuracy"] for result in (official, lmms, kit)] == [50, 25, 25]
 
 
+@pytest.mark.parametrize("protocol", ["official", "lmms-eval", "vlmevalkit"])
+@pytest.mark.parametrize("copies", [1, 5])
+def test_the_error_of_pope_is_over_pictures(protocol, copies):
+    """Of 100 pictures half have all their questions answered right, the others all wrong: one draw each, however many they are.
+
+    With the share p of right answers, all to be yes, F1 is 2p / (1 + p), whose slope at 1/2 is 8/9; p has the error 0.05.
+    """
+    made = [
+        Question(f"{split}/{i}/{k}", "?", FilePicture(str(i)), "yes", split)
+        for split in pope.SPLITS
+        for i in range(100)
+        for k in range(copies)
+    ]
+    result = pope.score(made, {question.id: "yes" if int(question.picture.key) % 2 else "no" for question in made}, protocol)
+    assert result.score == pytest.approx(100 * 2 / 3)
+    assert result.standard_error == pytest.approx(100 * 8 / 9 * 0.05, rel=0.1)
+
+
 def of_mme(*subtasks):
     return [
         mme.MMEQuestion(f"{s}/{i}.jpg/{k}", f"Is it {k}? Please answer yes or no.", None, "no" if k - 1 else "yes", s, f"{s}/{i}.jpg", f"{i}.jpg")
