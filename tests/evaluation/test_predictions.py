@@ -264,6 +264,18 @@ def test_popes_answers_are_found_by_their_ids_in_any_order(questions, tmp_path):
         predictions.read("pope", asked, tmp_path / "x.jsonl")
 
 
+@pytest.mark.parametrize("name", ["pope", "mme", "textvqa"])
+def test_one_unknown_id_among_our_own_is_one(name, questions, tmp_path):
+    """Although other programs name these questions otherwise."""
+    asked = questions(name)
+    rows = [{"question_id": q.id, "prompt": BENCHMARKS[name].prompt(q, "official"), "text": "x"} for q in asked]
+    write(tmp_path / "x.jsonl", lines([*rows, {**rows[0], "question_id": "another"}]))
+    with pytest.raises(
+        ValueError, match=rf"1 answer of {len(asked) + 1} is to no question of these annotations, first 'another'"
+    ):
+        predictions.read(name, asked, tmp_path / "x.jsonl")
+
+
 @pytest.mark.parametrize("field", ["text", "prediction"])
 def test_beside_the_models_answer_answer_is_the_right_one(field, questions, tmp_path):
     rows = [{"question_id": identity, "answer": "right", field: "the model's"} for identity in ("1", "2")]

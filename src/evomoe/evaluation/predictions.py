@@ -67,7 +67,8 @@ def read(name: str, questions: Sequence[Question], path: Path, allow_missing: bo
     found = list(_answers(path))
     if not found:
         raise ValueError(f"{path}: there are no answers in it.")
-    own = {answer.id for answer in found} <= {question.id for question in questions} or all(answer.own for answer in found)
+    known = {question.id for question in questions}
+    own = any(answer.own or answer.id in known for answer in found)
     if own or kind not in _KEYS or (kind != "pope" and not any(answer.prompt for answer in found)):
         paired = _by_id(path, found)
     else:
