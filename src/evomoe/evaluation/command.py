@@ -190,10 +190,9 @@ class _Evaluation:
         if written["data_root"] != self.root:
             places = [f"--data-root {root}" if root else "no --data-root" for root in (written["data_root"], self.root)]
             return f"it was asked with {places[0]}, this run with {places[1]}."
-        if written["scorer"].rpartition(" ")[2] != str(
-            BENCHMARKS[name].version
-        ):  # a small benchmark's rule has the large one's name
-            return f"the rule was {written['scorer']}, and is now version {BENCHMARKS[name].version}: name {name} among the benchmarks."
+        version = BENCHMARKS[name].version  # alone, for a small benchmark's rule has the large one's name
+        if written["scorer"].rpartition(" ")[2] != str(version):
+            return f"the rule was {written['scorer']}, and is now version {version}: name {name} among the benchmarks."
         return ""
 
     def _answer(
