@@ -2,9 +2,10 @@
 
 import pytest
 
-from evomoe.evaluation.average import averages
-from evomoe.evaluation.base import Question
+from evomoe.evaluation.average import PAPER, averages
+from evomoe.evaluation.base import Question, Result
 from evomoe.evaluation.benchmarks import BENCHMARKS, gqa, mmbench, mme, pope, sqa, textvqa, vqav2
+from evomoe.evaluation.reports import report
 from evomoe.evaluation.sources import FilePicture
 from evomoe.evaluation.statistics import bootstrap_error
 
@@ -160,6 +161,8 @@ def test_mme():
     assert (rows["color"]["score"], rows["color"]["accuracy"], rows["color"]["accuracy+"]) == (125, 75, 50)
     assert (rows["OCR"]["score"], rows["code_reasoning"]["score"]) == (200, 50)
     assert result.score == 325 and result.tables["domain"]["cognition"]["score"] == 50
+    assert result.unit == "perception, points of 400" and result.tables["domain"]["cognition"]["of"] == 200
+    assert "count" in result.missing and "OCR" not in result.missing and len(result.missing) == 8
     assert result.unparsable == 1
     assert result.standard_error == pytest.approx(75)  # colour's pictures have 200 and 50 points: s / sqrt(2) = 75
     assert mme.score(made, answers, "vlmevalkit").unparsable == 2
@@ -246,3 +249,17 @@ def test_average(model):
     )
     del given["textvqa-ocr"]
     assert averages(given | {"mini-textvqa-ocr": 1.0}) == {}
+
+
+def test_a_score_that_lacks_parts_enters_no_average():
+    whole = of_mme(*mme.SUBTASKS)
+    others = [Result(name, "official", "", 50.0, "%", 0.0, "", 1, 0) for name in PAPER if name != "mme"]
+
+    def text(questions) -> str:
+        return report([*others, mme.score(questions, {question.id: question.answer for question in questions})])
+
+    assert "AVG 57.14 = (vqav2" in text(whole) and "points of 2,000" in text(whole)
+    lacking = text([question for question in whole if question.type not in ("posters", "OCR")])
+    assert "AVG 5" not in lacking and "points of 1,600" in lacking
+    assert "mme: no questions of posters, OCR were asked, so that its score enters no AVG." in lacking
+    assert "AVG 57.14" in text([question for question in whole if question.type != "code_reasoning"])  # not of perception
