@@ -228,7 +228,7 @@ def evaluate(
     """
     refuse_missing(checkpoint)
     options.check(benchmarks)
-    from evomoe.evaluation import command
+    from evomoe.evaluation import command, processes
 
     _hide_loading_bars()
     if dump_prompts:
@@ -237,6 +237,7 @@ def evaluate(
     with _when_interrupted(lambda: "The same command goes on where it stopped."):
         if text := command.evaluate_checkpoint(checkpoint, benchmarks, options):
             print(text)
+    processes.leave()
 
 
 def score(

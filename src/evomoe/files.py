@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@contextmanager
+def naming(path: str | Path, advice: str) -> Iterator[None]:
+    """Lets the error of a disk that is full, or closed to us, name the file and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror or error}. {advice}") from error
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file under a temporary name first."""
+    """Writes a text file under a temporary name first.
+
+    Raises:
+        OSError: it cannot be written; what had its name before is still there.
+    """
     partial = Path(path).with_name(Path(path).name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with naming(path, "It was not written: make room, or name another place, and start the same command again."):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        except OSError:
+            with suppress(OSError):  # there may be none
+                partial.unlink()
+            raise
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:

@@ -128,6 +128,17 @@ def test_a_model_is_scored_by_the_benchmark_s_own_rule(questions, model, quiz):
     assert seen == [(questions, expected, "official")] and result.questions == 7
 
 
+@pytest.mark.parametrize("picture", [True, False])
+def test_a_question_with_the_mark_of_a_picture_is_named(picture, questions):
+    """The processor would look for a picture there."""
+    asked = replace(questions[3], text="what does <image> mean ?", picture=questions[3].picture if picture else None)
+    with pytest.raises(
+        ValueError, match="^question 'q3': its text holds <image>, .*: 'what does <image> mean [?]'; put other words"
+    ):
+        ask(asked)
+    assert ask(asked, "what is it ?").turns[0].text.endswith("what is it ?")
+
+
 def test_a_picture_that_cannot_be_read_is_named(questions, tmp_path):
     (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
     with pytest.raises(ValueError, match="question 'q[036]': image .*0.png"):

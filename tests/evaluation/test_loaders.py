@@ -11,7 +11,7 @@ from evomoe.data.images import BadImageError
 from evomoe.evaluation import BENCHMARKS
 from evomoe.evaluation.command import data_folder
 from evomoe.evaluation.scoring import load_questions
-from evomoe.evaluation.sources import DataFolder, MissingDataError, check_pictures
+from evomoe.evaluation.sources import MissingDataError, check_pictures
 
 
 def load(name, root):
@@ -75,15 +75,47 @@ def test_parquet(name, tmp_path):
     assert questions[0].picture.open().getpixel((0, 0)) == RED
 
 
-def test_parquet_is_what_lies_in_the_folder_now(tmp_path):
-    """Another folder of the same name, or this one before its file was changed, has other answers."""
-    row = {"question_id": "OCR/1.png", "question": "Is it?", "category": "OCR", "image": official_files.encoded(RED)}
-    for place in ("one", "two"):
-        for answers in ("Yes", "No"), ("No", "Yes"):
-            rows = [{**row, "answer": answer} for answer in answers]
-            official_files.write_parquet(tmp_path / place / "mme", {("default", "test"): rows})
-            questions, _ = load("mme", tmp_path / place)
-            assert tuple(question.answer.capitalize() for question in questions) == answers
+def test_a_split_that_popes_parquet_lacks_is_named(tmp_path):
+    row = {
+        "question_id": "1",
+        "question": "Is it?",
+        "answer": "no",
+        "image_source": "COCO_1",
+        "image": official_files.encoded(RED),
+    }
+    rows = [{**row, "category": split} for split in ("adversarial", "random")]
+    official_files.write_parquet(tmp_path / "pope", {("default", "test"): rows})
+    with pytest.raises(ValueError, match="lmms-lab-encoder/POPE: there are no questions of the split popular"):
+        load("pope", tmp_path)
+
+
+def test_questions_of_vqav2_without_an_annotation_are_counted(written, tmp_path):
+    path = written("vqav2") / "v2_mscoco_val2014_annotations.json"
+    path.write_text(json.dumps({"annotations": json.loads(path.read_text())["annotations"][:1]}))
+    message = r"annotations.json: no annotation for 1 question of .*val2014_questions.json, first 42001\. Are the two"
+    with pytest.raises(ValueError, match=message):
+        load("vqav2", tmp_path)
+
+
+def rotated(choices, rotations, turning):
+    """A group's rows, of which the first ``turning`` choices go round."""
+    rows = []
+    for k in range(rotations):
+        turned = [choices[(i - k) % turning] if i < turning else choices[i] for i in range(len(choices))]
+        cells = [*turned, *[""] * (4 - len(turned))]
+        rows.append([str(1_000_000 * k + 5), "Which?", "", *cells, "A", "x", "aGk=", "s", "l2", "", "dev"])
+    return rows
+
+
+@pytest.mark.parametrize(("choices", "turning"), [("pq", 2), ("pqr", 3), ("pqrs", 4), ("pqrs", 3)])
+def test_the_last_rotation_of_mmbench_may_not_be_missing(choices, turning, tmp_path):
+    """Four choices whose last one stays in its place go round three times, as in the published table."""
+    official_files.mmbench(tmp_path / "mmbench", rotated(choices, turning, turning))
+    assert len(load("mmbench", tmp_path)[0]) == turning
+    official_files.mmbench(tmp_path / "mmbench", rotated(choices, turning - 1, turning))
+    message = rf"mmbench_dev_20230712.tsv: group 5 lacks rotation {turning - 1}, the row of index {turning - 1},000,005"
+    with pytest.raises(ValueError, match=message):
+        load("mmbench", tmp_path)
 
 
 def test_fields_that_the_scorers_need(written, tmp_path):
@@ -179,9 +211,10 @@ REPLACED = {
     "vqav2 answers": ("v2_mscoco_val2014_annotations.json", '"answers": [', '"answers": 5, "x": [', "record 1, question 42000: the annotators' answers must be a list, not 5"),
     "vqav2 no image": ("v2_mscoco_val2014_annotations.json", '"image_id": 42', '"image_id": "42"', "record 1: the field 'image_id' must be a whole number, not '42'"),
     "vqav2 twice": ("v2_OpenEnded_mscoco_val2014_questions.json", "42001", "42000", "val2014_questions.json: 1 id occurs twice, first '42000'"),
-    "vqav2 annotated twice": ("v2_mscoco_val2014_annotations.json", "42001", "42000", "1 id occurs twice, first '42000', in v2_mscoco_val2014_annotations.json"),
+    "vqav2 annotated twice": ("v2_mscoco_val2014_annotations.json", "42001", "42000", "v2_mscoco_val2014_annotations.json: 1 id occurs twice, first '42000'"),
     "vqav2 question": ("v2_OpenEnded_mscoco_val2014_questions.json", '"question": "Is', '"query": "Is', "questions.json, record 2: the record has no field 'question'"),
     "vqav2 list": ("v2_OpenEnded_mscoco_val2014_questions.json", '"questions": [', '"questions": null, "x": [', "questions.json: the field 'questions' must be a list, not None"),
+    "vqav2 image": ("v2_mscoco_val2014_annotations.json", '"question_id": 42001, "image_id": 42', '"question_id": 42001, "image_id": 43', "annotations.json, record 2: question 42001 is about COCO_val2014_000000000043.jpg, but in .*questions.json about COCO_val2014_000000000042.jpg"),
     "vqav2 version": ("v2_OpenEnded_mscoco_val2014_questions.json", '"question_id": 42001', '"question_id": 42009', "question 42001 is not in"),
     "gqa": ("testdev_balanced_questions.json", '"structural"', '"x"', "question 1: the record has no field 'structural'"),
     "gqa twice": ("testdev_balanced_questions.json", '"2": {', '"1": {', "testdev_balanced_questions.json: the key '1' occurs twice in one object"),
@@ -198,11 +231,12 @@ REPLACED = {
     "textvqa-ocr twice": ("TextVQA_Rosetta_OCR_v0.2_val.json", '"ab2"', '"ab1"', "record 2: the picture 'ab1' stands there twice, with other words"),
     "pope": ("coco/coco_pope_popular.json", '"label": "no"', '"label": "maybe"', "record 2: the label 'maybe' is neither yes nor no"),
     "pope line": ("coco/coco_pope_popular.json", '"label": "no"}', '"label": "no"', "line 2, column .*broken JSON"),
+    "pope split": ("coco/coco_pope_popular.json", None, "", "coco_pope_popular.json: there are no questions of the split popular"),
     "pope twice": ("coco/coco_pope_popular.json", '"question_id": 2', '"question_id": 1', "1 id occurs twice, first 'popular/1', in coco/coco_pope_random.json, "),
     "mme": ("MME_Benchmark_release_version/artwork/questions_answers_YN/7.txt", "\nIs it blue? Please answer yes or no.\tNo", "", "7.txt: 1 questions; MME has two"),
     "mme tab": ("MME_Benchmark_release_version/color/000001.txt", "\tYes", " Yes", "line 1: no tab"),
     "mme answer": ("MME_Benchmark_release_version/color/000001.txt", "\tYes", "\tYep", "line 1: the answer 'yep'"),
-    "mmbench": ("mmbench_dev_20230712.tsv", "2000003", "3000003", "group 3 lacks rotation 2, the row of index 2,000,003"),
+    "mmbench": ("mmbench_dev_20230712.tsv", "2000003", "3000003", "mmbench_dev_20230712.tsv: group 3 lacks rotation 2, the row of index 2,000,003"),
     "mmbench index": ("mmbench_dev_20230712.tsv", "2000003", "x", "record 5: the index 'x' is not a number"),
     "mmbench column": ("mmbench_dev_20230712.tsv", "question\t", "quest\t", "record 1: the record has no field 'question'"),
     "mmbench line end": ("mmbench_dev_20230712.tsv", "A hint.", "A\rhint.", "mmbench_dev_20230712.tsv, line 3: broken table"),
@@ -215,8 +249,8 @@ def test_broken_files_are_named(case, written, tmp_path):
     name, (file, old, new, message) = case.split()[0], REPLACED[case]
     path = written(name) / file
     text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1), newline="")
+    assert old is None or old in text
+    path.write_text(new if old is None else text.replace(old, new, 1), newline="")
     with pytest.raises((ValueError, BadImageError), match=message):
         load(name, tmp_path)
 
@@ -303,15 +337,6 @@ def test_mmbench_tables_of_vlmevalkit_name_the_row_of_the_picture(tmp_path):
     official_files.mmbench(tmp_path / "mmbench", rows)
     questions, _ = load("mmbench", tmp_path)
     assert {question.unit: question.picture.open().getpixel((0, 0)) for question in questions} == {"3": RED, "4": BLUE}
-
-
-def test_messages_name_the_first_files_of_many(tmp_path):
-    folder = DataFolder("mme", tmp_path)
-    for number in range(5):
-        folder.note(f"{number}.txt", b"")
-    assert folder.files == "0.txt, 1.txt, 2.txt and 2 more files"
-    with pytest.raises(ValueError, match=r"1 question read, .*\(0.txt md5 .*; 2.txt md5 \w+ bytes 0\)"):
-        folder.check_version(1, (2,))
 
 
 def test_a_row_of_mmbench_that_stands_there_twice_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """The mini world's sets run through the loaders, prompts and rules of the published ones."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,24 @@ def test_right_answers_get_the_whole_score(name, made):
 
 
 def test_all_of_them_and_their_average(made, workspace, tmp_path):
-    text = evaluate_checkpoint(workspace / "model", MINI, Options(output=str(tmp_path / "out"), workers=0, limit=4))
+    text = evaluate_checkpoint(workspace / "model", MINI, Options(output=str(tmp_path / "out"), workers=0, limit=28))
     assert "AVG " in text and "mini-textvqa-ocr + mini-pope + mini-mme / 20" in text
+    assert "points of 2,000" in text and "enters no AVG" not in text
     assert "(mini-vqav2" in text and "(vqav2" not in text
     for name in MINI:
         (result,) = (tmp_path / "out" / name).glob("result-*.json")
         assert json.loads(result.read_text())["benchmark"] == name
+
+
+def test_a_folder_that_lacks_subtasks_of_mme_is_refused(world, tmp_path):
+    benchmark = BENCHMARKS["mini-mme"]
+    shutil.copytree(world / "test" / "mme", tmp_path / "mme")
+    for subtask in ("posters", "code_reasoning"):
+        (found,) = (tmp_path / "mme").rglob(subtask)
+        shutil.rmtree(found)
+    with pytest.raises(ValueError, match="mini-mme: no questions of posters, code_reasoning in .*--any-version"):
+        load_questions(benchmark, data_folder(benchmark, str(tmp_path)))
+    assert load_questions(benchmark, data_folder(benchmark, str(tmp_path)), any_version=True)
 
 
 def test_without_training_data_the_sets_are_the_same(world, tmp_path):

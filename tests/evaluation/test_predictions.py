@@ -31,8 +31,9 @@ def test_our_own_answers(name, questions, tmp_path):
     write(tmp_path / "answers.jsonl", lines(records[::-1]))
     assert predictions.read(f"mini-{name}", asked, tmp_path / "answers.jsonl") == wanted
     file = AnswerFile(tmp_path / "eval", {})  # as `evomoe eval` writes them
-    file.append([(question, "prompt", wanted[question.id]) for question in asked], "model")
-    file.finish(asked, ["prompt"] * len(asked), "model")
+    prompts = [f"<user> {BENCHMARKS[name].prompt(question, 'official')} <assistant>" for question in asked]
+    file.append([(question, prompt, wanted[question.id]) for question, prompt in zip(asked, prompts, strict=True)], "model")
+    file.finish(asked, prompts, "model")
     assert predictions.read(name, asked, file.path) == wanted
 
 
@@ -58,9 +59,11 @@ def test_json_of_servers(name, records, wanted, questions, tmp_path):
 
 
 LLAVA = {
-    "sqa": [("5", "<image>\nWhat", "A"), ("7", "What", "B")],
-    "mmbench": [(i, "Which?", "A") for i in (3, 4, 1000003, 1000004, 2000003)],
-    "gqa": [("1", "x", "A"), ("2", "x", "B")],
+    "sqa": [("5", "<image>\nContext: Look.\nWhat is it?\nA. red\nB. blue", "A"), ("7", "What is it?\nA. red", "B")],
+    "mmbench": [
+        (i, 'A hint.\n"Quoted question"\nA. yes' if i % 10 == 4 else "Which?\nA. red", "A") for i in (3, 4, 1000003, 1000004, 2000003)
+    ],
+    "gqa": [("1", "What color is it?" + SUFFIX, "A"), ("2", "Is it red?" + SUFFIX, "B")],
     "textvqa": [("ab2", "Who?" + SUFFIX, "B"), ("ab1", "What does it SAY?" + SUFFIX, "A")],
     "textvqa-ocr": [
         ("ab2", "Reference OCR token: \nwho?" + SUFFIX, "B"),
@@ -187,10 +190,12 @@ BROKEN = {
     "unknown": ("gqa", lines([*llava("gqa"), {"question_id": 9, "text": "x"}]), "1 answer of 3 is to no question.*first '9'"),
     "twice": ("gqa", lines(llava("gqa") * 2), "2 questions answered twice, first '1'"),
     "pope twice": ("pope", lines(llava("pope") + llava("pope")[:1]), "line 7: one answer too many to 'adversarial, line 1'"),
-    "pope ids": ("pope", lines([{"question_id": 30_000_001, "text": "x"}]), "line 1: the id '30000001' is not one of LLaVA's"),
+    "pope ids": ("pope", lines([{"question_id": 30_000_001, "text": "x"}]), "line 1: no question of these annotations is '30000001', the first of 1 such answer in 1; LLaVA's ids for POPE are 1 and on"),
     "pope version": ("pope", lines(llava("pope")).replace("random dog", "pear"), "line 4: asked 'Is there a pear in the image.*2,910"),
-    "mme unknown": ("mme", lines(llava("mme")).replace("red?", "green?", 1), "line 2: no question.*green"),
-    "textvqa unknown": ("textvqa", lines(llava("textvqa")).replace("Who", "Whom"), "line 1: no question of these annotations is 'ab2, whom"),
+    "pope many": ("pope", lines([{"question_id": n, "text": "x"} for n in (1, 3, 30_000_001)]), "line 2: no question of these annotations is 'adversarial, line 3', the first of 2 such answers in 3; LLaVA's"),
+    "mme unknown": ("mme", lines(llava("mme")).replace("red?", "green?", 1), "line 2: no question of these annotations is 'code_reasoning, 0001, Is it green.*, the first of 1 such answer in 6[.]$"),
+    "mme many": ("mme", lines(llava("mme")).replace("red?", "green?"), "line 2: no question .*, the first of 3 such answers in 6[.]$"),
+    "textvqa unknown": ("textvqa", lines(llava("textvqa")).replace("Who", "Whom"), "line 1: no question of these annotations is 'ab2, whom.*, the first of 1 such answer in 2[.]$"),
     "broken": ("gqa", lines(llava("gqa")) + '{"question_id": 3', "line 3, column 18: broken JSON"),
     "broken list": ("gqa", '[{"questionId": "1",\n]', "line 2, column 1: broken JSON"),
     "no answer": ("gqa", '{"question_id": 1, "caption": "x"}\n', "line 1: not an answer; wanted are the fields question_id and text"),
@@ -198,7 +203,7 @@ BROKEN = {
     "no id": ("gqa", '{"question_id": null, "text": "x"}\n', "line 1: the id must be text or a number, not None"),
     "id": ("gqa", '{"question_id": "1", "text": "x"}\n{"question_id": [2], "text": "x"}\n', r"line 2: the id must be .*, not \[2\]"),
     "answers": ("gqa", '{"question_id": "1", "text": ["x"]}\n', r"line 1: the answer must be text, not \['x'\]"),
-    "pope digit": ("pope", '{"question_id": "²", "text": "x"}\n', "line 1: the id '²' is not one of LLaVA's"),
+    "pope digit": ("pope", '{"question_id": "²", "text": "x"}\n', "line 1: no question of these annotations is '²'"),
     "empty": ("gqa", "\n", "there are no answers in it"),
 }  # fmt: skip
 
@@ -257,3 +262,56 @@ def test_popes_answers_are_found_by_their_ids_in_any_order(questions, tmp_path):
     write(tmp_path / "x.jsonl", lines([{**row, "question_id": row["question_id"] + 5000} for row in rows]))
     with pytest.raises(ValueError, match="no question of these annotations is 'adversarial, line 5001'"):
         predictions.read("pope", asked, tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("name", ["pope", "mme", "textvqa"])
+def test_one_unknown_id_among_our_own_is_one(name, questions, tmp_path):
+    """Although other programs name these questions otherwise."""
+    asked = questions(name)
+    rows = [{"question_id": q.id, "prompt": BENCHMARKS[name].prompt(q, "official"), "text": "x"} for q in asked]
+    write(tmp_path / "x.jsonl", lines([*rows, {**rows[0], "question_id": "another"}]))
+    with pytest.raises(
+        ValueError, match=rf"1 answer of {len(asked) + 1} is to no question of these annotations, first 'another'"
+    ):
+        predictions.read(name, asked, tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("field", ["text", "prediction"])
+def test_beside_the_models_answer_answer_is_the_right_one(field, questions, tmp_path):
+    rows = [{"question_id": identity, "answer": "right", field: "the model's"} for identity in ("1", "2")]
+    write(tmp_path / "x.jsonl", lines(rows))
+    assert predictions.read("gqa", questions("gqa"), tmp_path / "x.jsonl") == dict.fromkeys(("1", "2"), "the model's")
+
+
+@pytest.mark.parametrize(("name", "asked", "how"), [("textvqa", "textvqa-ocr", "with"), ("textvqa-ocr", "textvqa", "without")])
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("small", ["", "mini-"])
+def test_answers_with_ocr_words_are_not_those_without(name, asked, how, own, small, questions, tmp_path):
+    """Whether the file has the ids of LLaVA, which are the pictures', or of evomoe."""
+    rows = [{**row, "question_id": 34602 + number} if own else row for number, row in enumerate(llava(asked)[::-1])]
+    write(tmp_path / "x.jsonl", lines(rows))
+    message = rf"line 1: asked {how} OCR words, which is not {small}{name}: score it as {small}{asked}\."
+    with pytest.raises(ValueError, match=message):
+        predictions.read(small + name, questions(name), tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("name", ["gqa", "sqa", "mmbench", "mini-mmbench"])
+def test_answers_to_another_question_of_the_same_id_are_named(name, questions, tmp_path):
+    kind = name.removeprefix("mini-")
+    rows = llava(kind)
+    rows[1]["prompt"] = rows[1]["prompt"].replace("Quoted", "Another").replace("Is it", "Was it").replace("What", "Where")
+    write(tmp_path / "x.jsonl", lines(rows))
+    message = (
+        r"x.jsonl, line 2: asked '.*(Another|Was|Where).*', but question \w+ is .*(Quoted|Is|What).*the version and the split"
+    )
+    with pytest.raises(ValueError, match=message):
+        predictions.read(name, questions(kind), tmp_path / "x.jsonl", allow_missing=True)
+
+
+def test_a_prompt_may_differ_in_spaces_capitals_and_what_stands_around(questions, tmp_path):
+    rows = [
+        {"question_id": "1", "prompt": "<|user|>\nQ: what  COLOR\nis it?\nA:", "text": "a"},
+        {"question_id": "2", "prompt": [{"role": "user", "content": "a prompt that is no text is not looked at"}], "text": "b"},
+    ]
+    write(tmp_path / "x.jsonl", lines(rows))
+    assert predictions.read("gqa", questions("gqa"), tmp_path / "x.jsonl") == {"1": "a", "2": "b"}

@@ -2,9 +2,10 @@
 
 import pytest
 
-from evomoe.evaluation.average import averages
-from evomoe.evaluation.base import Question
+from evomoe.evaluation.average import PAPER, averages
+from evomoe.evaluation.base import Question, Result
 from evomoe.evaluation.benchmarks import BENCHMARKS, gqa, mmbench, mme, pope, sqa, textvqa, vqav2
+from evomoe.evaluation.reports import report
 from evomoe.evaluation.sources import FilePicture
 from evomoe.evaluation.statistics import bootstrap_error
 
@@ -125,6 +126,24 @@ def test_pope_of_other_protocols():
     assert [result.tables["split"]["all"]["accuracy"] for result in (official, lmms, kit)] == [50, 25, 25]
 
 
+@pytest.mark.parametrize("protocol", ["official", "lmms-eval", "vlmevalkit"])
+@pytest.mark.parametrize("copies", [1, 5])
+def test_the_error_of_pope_is_over_pictures(protocol, copies):
+    """Of 100 pictures half have all their questions answered right, the others all wrong: one draw each, however many they are.
+
+    With the share p of right answers, all to be yes, F1 is 2p / (1 + p), whose slope at 1/2 is 8/9; p has the error 0.05.
+    """
+    made = [
+        Question(f"{split}/{i}/{k}", "?", FilePicture(str(i)), "yes", split)
+        for split in pope.SPLITS
+        for i in range(100)
+        for k in range(copies)
+    ]
+    result = pope.score(made, {question.id: "yes" if int(question.picture.key) % 2 else "no" for question in made}, protocol)
+    assert result.score == pytest.approx(100 * 2 / 3)
+    assert result.standard_error == pytest.approx(100 * 8 / 9 * 0.05, rel=0.1)
+
+
 def of_mme(*subtasks):
     return [
         mme.MMEQuestion(f"{s}/{i}.jpg/{k}", f"Is it {k}? Please answer yes or no.", None, "no" if k - 1 else "yes", s, f"{s}/{i}.jpg", f"{i}.jpg")
@@ -142,6 +161,8 @@ def test_mme():
     assert (rows["color"]["score"], rows["color"]["accuracy"], rows["color"]["accuracy+"]) == (125, 75, 50)
     assert (rows["OCR"]["score"], rows["code_reasoning"]["score"]) == (200, 50)
     assert result.score == 325 and result.tables["domain"]["cognition"]["score"] == 50
+    assert result.unit == "perception, points of 400" and result.tables["domain"]["cognition"]["of"] == 200
+    assert "count" in result.missing and "OCR" not in result.missing and len(result.missing) == 8
     assert result.unparsable == 1
     assert result.standard_error == pytest.approx(75)  # colour's pictures have 200 and 50 points: s / sqrt(2) = 75
     assert mme.score(made, answers, "vlmevalkit").unparsable == 2
@@ -228,3 +249,17 @@ def test_average(model):
     )
     del given["textvqa-ocr"]
     assert averages(given | {"mini-textvqa-ocr": 1.0}) == {}
+
+
+def test_a_score_that_lacks_parts_enters_no_average():
+    whole = of_mme(*mme.SUBTASKS)
+    others = [Result(name, "official", "", 50.0, "%", 0.0, "", 1, 0) for name in PAPER if name != "mme"]
+
+    def text(questions) -> str:
+        return report([*others, mme.score(questions, {question.id: question.answer for question in questions})])
+
+    assert "AVG 57.14 = (vqav2" in text(whole) and "points of 2,000" in text(whole)
+    lacking = text([question for question in whole if question.type not in ("posters", "OCR")])
+    assert "AVG 5" not in lacking and "points of 1,600" in lacking
+    assert "mme: no questions of posters, OCR were asked, so that its score enters no AVG." in lacking
+    assert "AVG 57.14" in text([question for question in whole if question.type != "code_reasoning"])  # not of perception

@@ -135,3 +135,37 @@ def test_scoring_loads_no_torch(tmp_path):
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "set()"
+
+
+@pytest.fixture
+def pope(tmp_path) -> list[str]:
+    """The command that scores right answers to POPE."""
+    WRITERS["pope"](tmp_path / "data")
+    questions = BENCHMARKS["pope"].load(DataFolder("pope", tmp_path / "data"))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"question_id": q.id, "text": q.answer}) for q in questions))
+    files = ["--predictions", str(tmp_path / "a.jsonl"), "--annotations", str(tmp_path / "data")]
+    return ["score", "pope", *files, "--any-version", "--output"]
+
+
+def test_the_folder_of_the_result_is_made(pope, tmp_path, capsys):
+    assert main([*pope, str(tmp_path / "new" / "folder" / "x.json")]) == 0
+    assert json.loads((tmp_path / "new" / "folder" / "x.json").read_text())["benchmark"] == "pope"
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_scoring(pope, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("evomoe.evaluation.scoring.load_questions", None)
+    (tmp_path / "file").write_text("")
+    assert main([*pope, str(tmp_path / "file" / "x.json")]) == 1
+    error = capsys.readouterr().err
+    assert "file/x.json: " in error and error.endswith(". Name another file.\n") and "Errno" not in error
+
+
+def test_a_full_disk_costs_no_score(pope, tmp_path, capsys, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    assert main([*pope, str(tmp_path / "x.json")]) == 0
+    out = capsys.readouterr().out
+    assert "\n| pope " in out and f"{tmp_path / 'x.json'}: No space left on device. It was not written: make room" in out
+    assert not list(tmp_path.glob("x.json*"))

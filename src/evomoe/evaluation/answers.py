@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evomoe.evaluation.base import Question
-from evomoe.files import write_text
+from evomoe.files import naming, write_text
 from evomoe.words import counted
 
 _KEY_LENGTH = 12
@@ -88,15 +88,11 @@ class AnswerFile:
             OSError: the disk is full; the answers before these are kept.
         """
         lines = [json.dumps(_line(question, prompt, text, self.key, model)) + "\n" for question, prompt, text in answers]
-        try:
-            with self._own.open("ab") as file:
-                file.write("".join(lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(
-                f"{self._own}: {error.strerror}. The answers before are kept: make room, and the same command goes on from there."
-            ) from error
+        advice = "The answers before are kept: make room, and the same command goes on from there."
+        with naming(self._own, advice), self._own.open("ab") as file:
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
 
     def finish(self, questions: Sequence[Question], prompts: Sequence[str], model: str) -> dict[str, str]:
         """Makes the one file of all answers, in the order of the questions, and returns them."""

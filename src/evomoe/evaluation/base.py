@@ -80,6 +80,7 @@ class Result:
         questions: how many were scored.
         unparsable: answers that the rule could make nothing of (it says in the benchmark's module what that means).
         tables: the sub-scores, by title, row and column, as the official tool prints them.
+        missing: parts that the whole score is made of and that nothing was asked of.
     """
 
     benchmark: str
@@ -92,6 +93,7 @@ class Result:
     questions: int
     unparsable: int
     tables: dict[str, Table] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -110,6 +112,7 @@ class Benchmark:
         max_new_tokens: length of the longest answer, in tokens.
         version: of the scorer; grows whenever a score could change.
         submit: writes the answers in the format of the official server or tool into a folder, and returns the paths.
+        types: the question types that every version of its data has; empty if any will do.
         counts: how many questions the known versions of its data have; empty if any number is right.
         folders: what its folder below ``--data-root`` may be called, the first that is there counting; as itself if empty.
         mini: whether it is a small one of ``evomoe.data.mini``.
@@ -123,6 +126,7 @@ class Benchmark:
     max_new_tokens: int
     version: int = 1
     submit: Callable[[Sequence[Any], Mapping[str, str], Path], list[Path]] | None = None
+    types: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     folders: tuple[str, ...] = ()
     mini: bool = False

@@ -4,13 +4,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from evomoe import __version__
 from evomoe.data import mini
@@ -20,7 +19,9 @@ from evomoe.evaluation.base import Benchmark, Question, Result
 from evomoe.evaluation.benchmarks import BENCHMARKS
 from evomoe.evaluation.generation import GREEDY, Answerer, Prompts, ask
 from evomoe.evaluation.options import Options
+from evomoe.evaluation.processes import this_process
 from evomoe.evaluation.reports import report
+from evomoe.evaluation.sampling import draw
 from evomoe.evaluation.scoring import load_questions
 from evomoe.evaluation.sources import DataFolder, check_pictures
 from evomoe.files import write_text
@@ -30,7 +31,7 @@ from evomoe.loading import load_config, load_model, load_processor, takes_pictur
 def evaluate_checkpoint(checkpoint: str | Path, names: Sequence[str], options: Options = Options()) -> str:  # noqa: B008
     """Answers and scores benchmarks; what was answered before by the same model in the same way is not answered again.
 
-    Under ``accelerate launch`` the processes share the questions, and the first one scores.
+    Under torchrun or ``accelerate launch`` the processes share the questions, and the first one scores.
 
     Args:
         checkpoint: folder or hub name.
@@ -53,7 +54,10 @@ def evaluate_checkpoint(checkpoint: str | Path, names: Sequence[str], options: O
     results = [*results, *evaluation.earlier(names)]
     notes = [f"Only a part of each benchmark was asked: --limit {options.limit}."] * bool(options.limit) + evaluation.notes
     text = "\n\n".join([report(results)] * bool(results) + notes)
-    write_text(evaluation.folder / "report.md", f"# {checkpoint}\n\n{text}\n")
+    try:
+        write_text(evaluation.folder / "report.md", f"# {checkpoint}\n\n{text}\n")
+    except OSError as error:  # no reason to lose the scores
+        text += f"\n\n{error}"
     return f"{text}\n\nAnswers and results: {evaluation.folder}"
 
 
@@ -92,7 +96,7 @@ def prepare(benchmark: Benchmark, processor: Any, options: Options) -> Prepared:
         ValueError: data or pictures are missing, or not as the benchmark publishes them.
     """
     folder = data_folder(benchmark, options.data_root)
-    questions = evenly_spaced(load_questions(benchmark, folder, options.any_version), options.limit)
+    questions = draw(load_questions(benchmark, folder, options.any_version), options.limit)
     check_pictures(benchmark.name, (question.picture for question in questions))
     asked = [ask(question, benchmark.prompt(question, options.protocol)) for question in questions]
     return Prepared(benchmark, questions, folder, Prompts(asked, processor, options.batch_size, options.image_aspect))
@@ -107,8 +111,8 @@ class _Evaluation:
         if not takes_pictures(load_config(checkpoint, options.trust_remote_code)):
             raise ValueError(f"{', '.join(names)} needs a model that takes pictures; {checkpoint} is text-only.")
         self.processor = load_processor(checkpoint, options.trust_remote_code)
-        # One process may wait hours for another one's answers.
-        self.state = PartialState(timeout=timedelta(days=7))
+        self.state = this_process()
+        self.root = None if options.data_root is None else str(Path(options.data_root).resolve())
         self._model: Any = None
         self._files: dict[str, str] | None = None
         self.notes: list[str] = []
@@ -136,29 +140,60 @@ class _Evaluation:
             return None
         result = benchmark.score(questions, by_id, self.options.protocol)
         result = dataclasses.replace(result, benchmark=benchmark.name)
-        self._write(result, settings, one, answers, submitted)
+        try:
+            self._write(result, settings, one, answers, submitted)
+        except OSError as error:
+            self.notes.append(f"{benchmark.name}: {error}")
         return result
 
     def _submit(self, one: Prepared, by_id: dict[str, str], answers: AnswerFile) -> list[Path]:
         if one.benchmark.submit is None or self.options.limit:  # servers and tools want all answers
             return []
+        folder = answers.path.with_name(f"submission-{answers.key}")
         try:
-            return one.benchmark.submit(one.questions, by_id, answers.path.with_name(f"submission-{answers.key}"))
-        except ValueError as error:  # such as a package that is missing: no reason to lose the score
-            self.notes.append(f"{one.benchmark.name}: no file for the server was written: {error}")
+            return one.benchmark.submit(one.questions, by_id, folder)
+        except (ValueError, OSError) as error:  # a missing package, a full disk: no reason to lose the score
+            self.notes.append(f"{one.benchmark.name}: the files for the server were not all written to {folder}: {error}")
             return []
 
     def earlier(self, names: Sequence[str]) -> list[Result]:
-        """The results of the other benchmarks in this folder, of the same model asked in the same way."""
+        """The results of the other benchmarks in this folder, of the same model asked in the same way.
+
+        Those whose data came from elsewhere, as from another split, whose rule has changed since, or whose file is damaged are
+        left out, and noted.
+        """
         found: dict[str, Result] = {}
+        left_out: dict[str, str] = {}
         for name in BENCHMARKS:
             files = [] if name in names else (self.folder / name).glob(f"result-{self.options.protocol}-*.json")
             for path in sorted(files, key=lambda file: file.stat().st_mtime_ns):
-                written = json.loads(path.read_text())
-                alike = {key: written["settings"][key] for key in self._alike()}
-                if alike == self._alike() and written["limit"] == self.options.limit:
+                try:
+                    written = json.loads(path.read_text(encoding="utf-8"))
+                    if {key: written["settings"][key] for key in self._alike()} != self._alike():
+                        continue
+                    if written["limit"] != self.options.limit:
+                        continue
+                    if reason := self._departs(name, written):
+                        left_out[name] = f"{path} is left out: {reason}"
+                        continue
                     found[name] = Result(**{field.name: written[field.name] for field in dataclasses.fields(Result)})
+                except (OSError, ValueError, LookupError, TypeError) as error:
+                    self.notes.append(
+                        f"{name}: {path} is left out: it is damaged or of another version ({type(error).__name__}: {error}). "
+                        f"Remove it; to have {name} in this report, name it among the benchmarks."
+                    )
+        self.notes += [f"{name}: {text}" for name, text in left_out.items() if name not in found]
         return list(found.values())
+
+    def _departs(self, name: str, written: dict[str, Any]) -> str:
+        """Why an earlier result cannot stand beside those of this run; empty if it can."""
+        if written["data_root"] != self.root:
+            places = [f"--data-root {root}" if root else "no --data-root" for root in (written["data_root"], self.root)]
+            return f"it was asked with {places[0]}, this run with {places[1]}."
+        version = BENCHMARKS[name].version  # alone, for a small benchmark's rule has the large one's name
+        if written["scorer"].rpartition(" ")[2] != str(version):
+            return f"the rule was {written['scorer']}, and is now version {version}: name {name} among the benchmarks."
+        return ""
 
     def _answer(
         self, benchmark: Benchmark, questions: Sequence[Question], prompts: Prompts, answers: AnswerFile, given: dict[str, str]
@@ -192,8 +227,9 @@ class _Evaluation:
         for asked in one.prompts.asked:
             known |= {picture.key: picture.fingerprint() for picture in asked.pictures if picture.key not in known}
         pictures = (" ".join(known[picture.key] for picture in asked.pictures) for asked in one.prompts.asked)
+        identities = (question.id for question in one.questions)
         return self._alike() | {
-            "prompts": digest(text for pair in zip(one.prompts.texts, pictures, strict=True) for text in pair),
+            "prompts": digest(text for asked in zip(identities, one.prompts.texts, pictures, strict=True) for text in asked),
             "generation": {**GREEDY, "max_new_tokens": one.benchmark.max_new_tokens},
         }
 
@@ -205,6 +241,7 @@ class _Evaluation:
             **result.as_dict(),
             "checkpoint": str(self.checkpoint),
             "date": date.today().isoformat(),
+            "data_root": self.root,
             "data": one.data.read,
             "limit": self.options.limit,
             "first_prompt": one.prompts.texts[0],
@@ -225,15 +262,3 @@ def data_folder(benchmark: Benchmark, root: str | None) -> DataFolder:
         return DataFolder(benchmark.name, None)
     places = [Path(root) / name for name in benchmark.folders or (benchmark.name,)]
     return DataFolder(benchmark.name, next((place for place in places if place.is_dir()), places[0]))
-
-
-def evenly_spaced(questions: Sequence[Question], limit: int) -> list[Question]:
-    """At least ``limit`` questions, evenly spaced over the units that are scored together, which stay whole; all for 0."""
-    units: dict[str, list[Question]] = {}
-    for question in questions:
-        units.setdefault(question.unit, []).append(question)
-    if not limit or limit >= len(questions):
-        return list(questions)
-    wanted = max(1, round(limit * len(units) / len(questions)))
-    groups = list(units.values())
-    return [question for i in range(wanted) for question in groups[i * len(groups) // wanted]]

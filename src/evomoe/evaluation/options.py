@@ -20,7 +20,7 @@ class Options:
         protocol: whose prompts and rules.
         batch_size: questions per batch; changes no answer.
         data_root: folder in which each benchmark has a folder of its name; without it, the hub is asked.
-        limit: only so many questions, evenly spaced, groups that are scored together kept whole; 0 for all.
+        limit: only so many questions, drawn at random but always the same, groups that are scored together kept whole; 0 for all.
         output: folder for answers and results; runs/eval/NAME unless named, NAME from the checkpoint's path.
         dtype: precision of the weights.
         image_aspect: pad: pad pictures to a square first, as LLaVA-1.5 does; keep: do not; auto: where the processor would crop them.

@@ -20,10 +20,15 @@ from evomoe.words import counted
 
 Key = tuple[str, ...]
 _IDS = ("id", "question_id", "questionId", "index")
-_TEXTS = ("answer", "text", "prediction")
+_TEXTS = ("text", "prediction", "answer")  # "answer" last: beside another one it is the right answer
 # LLaVA's question file numbers POPE's splits one after the other.
 _LLAVA_POPE = ("adversarial", "random", "popular")
 _LLAVA_POPE_STEP = 10_000_000
+_LLAVA_POPE_IDS = (
+    "; LLaVA's ids for POPE are 1 and on (adversarial), 10,000,001 and on (random), 20,000,001 and on (popular), "
+    "and ids such as 'adversarial/1' are understood too"
+)
+_OCR_MARK = "Reference OCR token:"
 
 
 @dataclass(frozen=True)
@@ -55,52 +60,59 @@ def read(name: str, questions: Sequence[Question], path: Path, allow_missing: bo
         allow_missing: whether a question may go without an answer, which is then empty.
 
     Raises:
-        ValueError: the file is in none of the formats or broken (with the line), an answer is to no question, a question has two
-            answers or none, or an MMBench group or an MME picture lacks some of its answers.
+        ValueError: the file is in none of the formats or broken (with the line), an answer is to no question, a prompt in the file
+            asks something else, a question has two answers or none, or an MMBench group or an MME picture lacks some of its answers.
     """
     kind = name.removeprefix("mini-")
     found = list(_answers(path))
     if not found:
         raise ValueError(f"{path}: there are no answers in it.")
-    own = {answer.id for answer in found} <= {question.id for question in questions} or all(answer.own for answer in found)
+    known = {question.id for question in questions}
+    own = any(answer.own or answer.id in known for answer in found)
     if own or kind not in _KEYS or (kind != "pope" and not any(answer.prompt for answer in found)):
-        answers = _by_id(path, found)
+        paired = _by_id(path, found)
     else:
         of_questions, of_answer = _KEYS[kind]
         keys = of_questions(questions)
-        answers = _paired(path, zip(keys, (question.id for question in questions), strict=True), found, of_answer)
-    if kind == "pope" and not own:
-        _check_texts(questions, answers, found)
+        paired = _paired(zip(keys, (question.id for question in questions), strict=True), found, of_answer)
+    _check_prompts(name, questions, paired)
+    answers = {identity: answer.text for identity, answer in paired.items()}
     if not allow_missing:
         _check_units(name, questions, answers)
     return check_answers(name, questions, answers, allow_missing)
 
 
-def _by_id(path: Path, found: Sequence[Answer]) -> dict[str, str]:
+def _by_id(path: Path, found: Sequence[Answer]) -> dict[str, Answer]:
     twice = [identity for identity, count in Counter(answer.id for answer in found).items() if count > 1]
     if twice:
         raise ValueError(f"{path}: {counted(len(twice), 'question')} answered twice, first {twice[0]!r}.")
-    return {answer.id: answer.text for answer in found}
+    return {answer.id: answer for answer in found}
 
 
-def _paired(
-    path: Path, asked: Iterable[tuple[Key, str]], found: Iterable[Answer], of_answer: Callable[[Answer], Key]
-) -> dict[str, str]:
+def _paired(asked: Iterable[tuple[Key, str]], found: Sequence[Answer], of_answer: Callable[[Answer], Key]) -> dict[str, Answer]:
     """Pairs questions and answers of equal keys, in the order of both where keys repeat."""
     waiting: dict[Key, deque[str]] = defaultdict(deque)
     for key, identity in asked:
         waiting[key].append(identity)
-    answers: dict[str, str] = {}
-    for answer in found:
-        key = of_answer(answer)
-        if key not in waiting:
-            raise ValueError(f"{answer.where}: no question of these annotations is {', '.join(filter(None, key))!r}.")
+    keys = [of_answer(answer) for answer in found]
+    unknown = [(answer, key) for answer, key in zip(found, keys, strict=True) if key not in waiting]
+    if unknown:
+        answer, key = unknown[0]
+        hint = _LLAVA_POPE_IDS if of_answer is _pope_line else ""
+        raise ValueError(
+            f"{answer.where}: no question of these annotations is {_shown(key)}, "
+            f"the first of {counted(len(unknown), 'such answer')} in {len(found):,}{hint}."
+        )
+    paired: dict[str, Answer] = {}
+    for answer, key in zip(found, keys, strict=True):
         if not waiting[key]:
-            raise ValueError(
-                f"{answer.where}: one answer too many to {', '.join(filter(None, key))!r}; is the file written twice?"
-            )
-        answers[waiting[key].popleft()] = answer.text
-    return answers
+            raise ValueError(f"{answer.where}: one answer too many to {_shown(key)}; is the file written twice?")
+        paired[waiting[key].popleft()] = answer
+    return paired
+
+
+def _shown(key: Key) -> str:
+    return repr(", ".join(filter(None, key)))
 
 
 def _bare(text: str) -> str:
@@ -119,14 +131,10 @@ def _pope_lines(questions: Sequence[Question]) -> list[Key]:
 
 
 def _pope_line(answer: Answer) -> Key:
-    """The same of an answer: LLaVA's ids count the lines of a split."""
+    """The same of an answer: LLaVA's ids count the lines of a split. Any other id is that of no question."""
     number = int(answer.id) // _LLAVA_POPE_STEP if answer.id.isdecimal() else -1
     if number not in range(len(_LLAVA_POPE)):
-        raise ValueError(
-            f"{answer.where}: the id {answer.id!r} is not one of LLaVA's for POPE: "
-            "1 and on are adversarial, 10,000,001 and on random, 20,000,001 and on popular. "
-            "Ids such as 'adversarial/1' are understood too."
-        )
+        return (answer.id,)
     return _LLAVA_POPE[number], f"line {int(answer.id) % _LLAVA_POPE_STEP}"
 
 
@@ -141,7 +149,7 @@ def _mme_question(question: Any) -> Key:
 
 def _textvqa_key(answer: Answer) -> Key:
     lines = answer.prompt.split("\n")
-    text = lines[1] if lines[0].startswith("Reference OCR token:") and len(lines) > 1 else lines[0]
+    text = lines[1] if lines[0].startswith(_OCR_MARK) and len(lines) > 1 else lines[0]
     return answer.id, text.lower()
 
 
@@ -158,15 +166,26 @@ _KEYS: dict[str, tuple[Callable[[Sequence[Any]], list[Key]], Callable[[Answer], 
 }
 
 
-def _check_texts(questions: Sequence[Question], answers: Mapping[str, str], found: Sequence[Answer]) -> None:
-    """POPE's answers are paired by their lines, so that a file of another version would be scored against wrong labels."""
-    texts = {question.id: question.text for question in questions}
-    for identity, answer in zip(answers, found, strict=True):
-        if answer.prompt and not answer.prompt.startswith(texts[identity].strip()):
+def _check_prompts(name: str, questions: Sequence[Question], answers: Mapping[str, Answer]) -> None:
+    """What a file says was asked must be the question: its ids may be those of another version, split or benchmark too."""
+    for question in questions:
+        answer = answers.get(question.id)
+        if answer is None or not answer.prompt:
+            continue
+        if "textvqa" in name and (_OCR_MARK in answer.prompt) != name.endswith("-ocr"):
+            how, other = ("without", name.removesuffix("-ocr")) if name.endswith("-ocr") else ("with", f"{name}-ocr")
+            raise ValueError(f"{answer.where}: asked {how} OCR words, which is not {name}: score it as {other}.")
+        if _plain(question.text) not in _plain(answer.prompt):
+            hint = " (random has 2,910 or 3,000 questions)" if "pope" in name else ""
             raise ValueError(
-                f"{answer.where}: asked {answer.prompt.splitlines()[0]!r}, but {identity} is {texts[identity]!r}. "
-                "Are the labels of the version that was asked (2,910 or 3,000 random ones)?"
+                f"{answer.where}: asked {' '.join(answer.prompt.split())!r:.200}, but question {question.id} is "
+                f"{question.text!r:.200}. Are these the annotations of the version and the split that were asked{hint}?"
             )
+
+
+def _plain(text: str) -> str:
+    """Without what may differ between a question and the prompt that asks it: spaces, capitals, MME's last sentence."""
+    return " ".join(text.replace(mme.YES_OR_NO, "").lower().split())
 
 
 def _check_units(name: str, questions: Sequence[Question], answers: Mapping[str, str]) -> None:
@@ -225,7 +244,9 @@ def _records(path: Path, records: Iterable[Any], unit: str) -> Iterator[Answer]:
         if isinstance(record[text], list | dict):
             raise ValueError(f"{where}: the answer must be text, not {record[text]!r:.80}.")
         given = "" if record[text] is None else str(record[text])
-        yield Answer(_identity(record[identity]), given, str(record.get("prompt") or ""), where, identity == "id")
+        prompt = record.get("prompt")
+        asked = prompt if isinstance(prompt, str) else ""
+        yield Answer(_identity(record[identity]), given, asked, where, identity == "id")
 
 
 def _identity(value: Any) -> str:

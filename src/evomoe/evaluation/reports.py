@@ -44,10 +44,15 @@ def detail_tables(result: Result) -> list[str]:
 
 
 def report(results: Sequence[Result]) -> str:
-    """All tables of some results, and the averages that they allow."""
+    """All tables of some results, the averages that they allow, and which of them no average allows."""
     tables = [summary_table(results), *(table for result in results for table in detail_tables(result))]
-    means = averages({result.benchmark: result.score for result in results})
-    return "\n\n".join([*tables, *(f"AVG {mean:.2f} = {formula}" for formula, mean in means.items())])
+    means = averages({result.benchmark: result.score for result in results if not result.missing})
+    parts = [
+        f"{result.benchmark}: no questions of {', '.join(result.missing)} were asked, so that its score enters no AVG."
+        for result in results
+        if result.missing
+    ]
+    return "\n\n".join([*tables, *(f"AVG {mean:.2f} = {formula}" for formula, mean in means.items()), *parts])
 
 
 def _number(value: float | None) -> str:

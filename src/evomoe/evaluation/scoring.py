@@ -11,7 +11,7 @@ from evomoe.evaluation.options import Options
 from evomoe.evaluation.predictions import read as read_predictions
 from evomoe.evaluation.reports import report
 from evomoe.evaluation.sources import DataFolder
-from evomoe.files import write_text
+from evomoe.files import naming, write_text
 
 
 def score_predictions(
@@ -30,7 +30,7 @@ def score_predictions(
         predictions: file, or MME's folder, in one of the formats that ``predictions`` reads.
         annotations: the benchmark's folder, or its annotation file.
         protocol: whose rule.
-        output: JSON file for the result.
+        output: JSON file for the result; its folder is made.
         allow_missing: count questions without an answer as wrong.
         any_version: also score data that no known version of the benchmark has.
 
@@ -39,20 +39,27 @@ def score_predictions(
 
     Raises:
         ValueError: an option is wrong, or answers and questions do not fit together.
+        OSError: the folder of ``output`` cannot be made.
     """
     Options(protocol=protocol).check([name], argument="benchmark")
+    if output:  # before anything is scored
+        with naming(output, "Name another file."):
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
     benchmark, folder = BENCHMARKS[name], DataFolder(name, annotations)
     questions = load_questions(benchmark, folder, any_version)
     answers = read_predictions(name, questions, Path(predictions), allow_missing)
     result = dataclasses.replace(benchmark.score(questions, answers, protocol), benchmark=name)
     if output:
         written = {**result.as_dict(), "predictions": str(predictions), "data": folder.read, "date": date.today().isoformat()}
-        write_text(output, json.dumps(written, indent=1) + "\n")
+        try:
+            write_text(output, json.dumps(written, indent=1) + "\n")
+        except OSError as error:  # no reason to lose the score
+            return f"{report([result])}\n\n{error}"
     return report([result])
 
 
 def load_questions(benchmark: Benchmark, folder: DataFolder, any_version: bool = False) -> list[Question]:
-    """A benchmark's questions; their ids are unique and their number is that of a known version, or any.
+    """A benchmark's questions; their ids are unique, their types and number those of a known version, or any.
 
     Raises:
         ValueError: they are not.
@@ -69,5 +76,11 @@ def load_questions(benchmark: Benchmark, folder: DataFolder, any_version: bool =
         raise ValueError(f"{benchmark.name}: there are no questions in {folder.files or folder.path}.")
     check_unique(benchmark.name, [question.id for question in questions], folder.files)
     if not any_version:
+        missing = [name for name in benchmark.types if name not in {question.type for question in questions}]
+        if missing:
+            raise ValueError(
+                f"{benchmark.name}: no questions of {', '.join(missing)} in {folder.path or 'the data'}. Get the whole data, or score "
+                "what is there with --any-version."
+            )
         folder.check_version(len(questions), benchmark.counts)
     return questions

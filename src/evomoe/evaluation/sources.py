@@ -4,6 +4,7 @@ Every file that is read is noted with its checksum, so that a result can say whi
 """
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 
 
 _NAMED = 3  # files in a message
+# What a whole repository takes, as the hub's pages say, where that is known.
+_HUB_SIZES = {
+    "lmms-lab-encoder/VQAv2": "44.8 GB",
+    "lmms-lab-encoder/ScienceQA": "1.34 GB",
+    "lmms-lab-encoder/MME": "865 MB",
+    "lmms-lab-encoder/MMBench": "526 MB",
+    "lmms-lab-encoder/POPE": "510 MB",
+}
 
 
 class MissingDataError(ValueError):
@@ -217,20 +226,28 @@ class DataFolder:
         try:
             if self.path is not None and not local:
                 raise FileNotFoundError("no parquet file there; the hub is asked only if no folder is named")
-            rows = _local_parquet(self.path, config, split) if local else datasets.load_dataset(repository, config, split=split)
+            if local:
+                files = _parquet_files(self.path, config, split)
+                rows = datasets.load_dataset("parquet", data_files={split: files}, split=split)
+                fingerprint = _fingerprint(self.path, files)
+            else:
+                rows = datasets.load_dataset(repository, config, split=split)
+                fingerprint = rows._fingerprint
         except Exception as error:  # datasets and the hub's client raise many kinds, and all mean the same here
             reason = " ".join(str(error).split())[:300]
             where = f"in {self.path}" if self.path else f"on the hub as {repository}"
-            files = "".join(f"\n  {file.describe()}" for file in self._sought.values())
+            place = self.path or f"DIR/{self.benchmark}"
+            wanted = "; ".join(file.describe() for file in self._sought.values())
+            size = f" (about {_HUB_SIZES[repository]})" if repository in _HUB_SIZES else ""
             raise MissingDataError(
-                f"{self.benchmark}: its data are not {where} ({reason}).\n"
-                f"Put into {self.path or f'DIR/{self.benchmark}, for --data-root DIR,'} what is published (with its folder of pictures):{files}\nor: hf download --repo-type dataset {repository} "
-                f"--local-dir {self.path or f'DIR/{self.benchmark}'}"
+                f"{self.benchmark}: its data are not {where} ({reason}): put what is published, with its folder of pictures, into "
+                f"{place}{'' if self.path else ', for --data-root DIR'}: {wanted}; or fetch the parquet{size}: "
+                f"hf download --repo-type dataset {repository} --local-dir {place}"
             ) from error
         for column, feature in rows.features.items():
             if isinstance(feature, datasets.Image):
                 rows = rows.cast_column(column, datasets.Image(decode=False))
-        self.read[f"{repository}, {config or 'default'}, {split}"] = {"fingerprint": rows._fingerprint, "rows": len(rows)}
+        self.read[f"{repository}, {config or 'default'}, {split}"] = {"fingerprint": fingerprint, "rows": len(rows)}
         return rows
 
     @property
@@ -247,10 +264,17 @@ class DataFolder:
         """Raises ValueError if the file that was named is none that the benchmark reads."""
         if self._file and not self._found_file:
             files = ", ".join(file.path for file in self._sought.values())
-            raise ValueError(f"{self._file}: {self.benchmark} reads no file of that name. It reads {files}.")
+            reads = f"It reads {files}." if files else "Its data ship in a package: name any folder."
+            raise ValueError(f"{self._file}: {self.benchmark} reads no file of that name. {reads}")
+
+    @property
+    def published(self) -> bool:
+        """Whether every file that was read is known, by its checksum, to be the published one."""
+        known = {file.path: file.md5 for file in self._sought.values() if file.md5}
+        return bool(self.read) and all(name in known and facts["md5"] == known[name] for name, facts in self.read.items())
 
     def check_version(self, found: int, known: tuple[int, ...]) -> None:
-        """Raises ValueError if no known version has that many questions, or a file is not the published one."""
+        """Raises ValueError if a file is not the published one, or is of none and no known version has that many questions."""
         for file in self._sought.values():
             md5 = self.read.get(file.path, {}).get("md5", file.md5)
             if file.md5 and md5 != file.md5:
@@ -258,7 +282,7 @@ class DataFolder:
                     f"{self.benchmark}: {file.path} has the MD5 {md5}, the published one {file.md5}. "
                     "Get the published one, or score this one with --any-version."
                 )
-        if known and found not in known:
+        if known and found not in known and not self.published:
             first = list(self.read.items())[:_NAMED]
             files = "; ".join(f"{name} {' '.join(f'{k} {v}' for k, v in facts.items())}" for name, facts in first)
             versions = " or ".join(f"{count:,}" for count in known)
@@ -268,8 +292,8 @@ class DataFolder:
             )
 
 
-def _local_parquet(path: Path, config: str | None, split: str) -> "datasets.Dataset":
-    """A split of a dataset in a folder.
+def _parquet_files(path: Path, config: str | None, split: str) -> list[str]:
+    """The files of a split of a dataset in a folder.
 
     datasets, asked for the folder, hands out what it once read from another one of the same name, or from this one before its
     files were changed; asked for the files, it looks at where they are and how old.
@@ -279,7 +303,17 @@ def _local_parquet(path: Path, config: str | None, split: str) -> "datasets.Data
     files = datasets.load_dataset_builder(str(path), config).config.data_files or {}
     if split not in files:
         raise FileNotFoundError(f"no split {split!r} there")
-    return datasets.load_dataset("parquet", data_files={split: files[split]}, split=split)
+    return [*files[split]]
+
+
+def _fingerprint(folder: Path, files: Iterable[str]) -> str:
+    """A hash of files' names within a folder and of their content, whatever the folder is called and how old they are."""
+    total = hashlib.blake2b()
+    for path in sorted(map(Path, files)):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "blake2b").digest()
+        total.update(os.path.relpath(path, folder.resolve()).encode() + b"\0" + content)
+    return total.hexdigest()
 
 
 _KINDS: dict[Any, str] = {str: "text", int: "a whole number", list: "a list", str | int: "text or a whole number"}

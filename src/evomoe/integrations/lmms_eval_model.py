@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from lmms_eval.api.model import lmms  # pyrefly: ignore[missing-import]
 from PIL import Image
 from tqdm import tqdm
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from evomoe.data.images import open_rgb
 from evomoe.data.records import IMAGE_MARK, Turn
 from evomoe.evaluation.generation import Answerer, Asked, Prompts
+from evomoe.evaluation.processes import this_process
 from evomoe.loading import load_model, load_processor
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class _EvoMoE(lmms):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        state = PartialState()
+        state = this_process()
         self._device = torch.device(device) if device and state.num_processes == 1 else state.device
         if self._device.type == "cpu":
             torch.set_flush_denormal(True)

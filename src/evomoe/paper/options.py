@@ -19,7 +19,7 @@ class FigureOptions(ProbeOptions):
         names: what the checkpoints are called in the picture; by their folders unless named.
         benchmarks: 1a: what the model is scored on, see `evomoe list benchmarks`.
         data_root: 1a: folder in which each benchmark has a folder of its name; without it, the hub is asked.
-        limit: 1a: only so many questions of each benchmark, evenly spaced; 0 for all.
+        limit: 1a: only so many questions of each benchmark, drawn at random but always the same; 0 for all.
         scores: 1a: JSON with scores known already, {checkpoint: {"own": 65.5, "shuffled": [65.3, ...]}}, such as the figure's own.
     """
 

@@ -27,11 +27,11 @@ class MiniScale:
     batch_size: int = 32
     learning_rates: NamedValues = field(
         default_factory=lambda: {
-            "text+projector": 5e-4,
-            "text": 5e-4,
-            "ffn": 1e-3,
-            "router": 1e-3,
-            "router+experts": 5e-4,
+            "text+projector": 1e-3,
+            "text": 1e-3,
+            "ffn": 2e-3,
+            "router": 2e-2,
+            "router+experts": 1e-3,
         }
     )
     router_options: NamedValues = field(default_factory=lambda: {"hypernet_width": 16, "rank": 4})

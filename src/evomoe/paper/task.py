@@ -85,7 +85,7 @@ class Scoring:
     Attributes:
         training: what made the model; a folder for the base.
         split: "validation" or "test".
-        limit: questions per benchmark, evenly spaced; 0 for all.
+        limit: questions per benchmark, drawn at random but always the same; 0 for all.
         expert: this one alone answers.
         shuffle: seed of a permutation of each router's outputs.
     """

@@ -95,7 +95,8 @@ def load(folder: DataFolder) -> list[MMBenchQuestion]:
     """
     path = folder.find(*TABLES)
     questions = _from_parquet(folder) if path is None else _from_table(path, folder.text(path))
-    _check_rotations(questions)
+    if not folder.published:
+        _check_rotations(str(path or REPOSITORY), questions)
     return questions
 
 
@@ -181,16 +182,25 @@ def _question(row: Mapping[str, Any], picture: Picture, where: str) -> MMBenchQu
     )
 
 
-def _check_rotations(questions: Iterable[MMBenchQuestion]) -> None:
-    """Some groups of four choices have three rotations in the published table: only a gap, or fewer than three, is an error."""
+def _check_rotations(where: str, questions: Iterable[MMBenchQuestion]) -> None:
     for unit, group in _groups(questions).items():
         rotations = {question.rotation for question in group}
-        missing = [k for k in range(max(min(3, len(group[0].choices)), *(k + 1 for k in rotations))) if k not in rotations]
+        missing = [k for k in range(max(_turns(group), *rotations) + 1) if k not in rotations]
         if missing:
             raise ValueError(
-                f"mmbench: group {unit} lacks rotation {missing[0]}, the row of index {missing[0] * GROUP + int(unit):,}; "
+                f"{where}: group {unit} lacks rotation {missing[0]}, the row of index {missing[0] * GROUP + int(unit):,}; "
                 "a group counts if all of its rotations are right. Get the whole table."
             )
+
+
+def _turns(group: Iterable[MMBenchQuestion]) -> int:
+    """The number of the last rotation, one less than the choices.
+
+    In the published table, groups of four choices whose last one ("Both A, B, and C") stays the last are rotated among three.
+    """
+    first, *others = sorted(group, key=lambda question: question.rotation)
+    fourth_stays = not any(question.choices[3:] and question.choices[3] in first.choices[:3] for question in others)
+    return min(len(first.choices), 3 if fourth_stays else 4) - 1
 
 
 def _groups(questions: Iterable[MMBenchQuestion]) -> dict[str, list[MMBenchQuestion]]:

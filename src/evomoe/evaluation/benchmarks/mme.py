@@ -115,6 +115,8 @@ def prompt(question: MMEQuestion, protocol: ProtocolName) -> str:
 def score(questions: Sequence[MMEQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Result:
     """Perception, of 2,000; cognition, of 800, and the subtasks, of 200 each, are in the tables.
 
+    Where subtasks are missing, the two are of 200 for each that is there.
+
     Raises:
         ValueError: a picture has not two questions.
     """
@@ -133,12 +135,13 @@ def score(questions: Sequence[MMEQuestion], answers: Mapping[str, str], protocol
         protocol=protocol,
         scorer=BENCHMARK.scorer,
         score=domains["perception"]["score"],
-        unit="perception, points of 2,000",
+        unit=f"perception, points of {domains['perception']['of']:,}",
         standard_error=domains["perception"]["standard error"],
         error_method="of the subtasks' means over pictures",
         questions=len(questions),
         unparsable=sum(not reading for reading in readings.values()),
         tables={"domain": domains, "subtask": subtasks},
+        missing=tuple(name for name in PERCEPTION if name not in subtasks),
     )
 
 
@@ -159,6 +162,7 @@ def _sum(names: Sequence[str], subtasks: Mapping[str, Row]) -> Row:
     rows = [subtasks[name] for name in names if name in subtasks]
     return {
         "score": sum(row["score"] for row in rows),
+        "of": 200 * len(rows),
         "standard error": math.hypot(*(row["standard error"] for row in rows)),
         "questions": sum(row["questions"] for row in rows),
     }
@@ -177,6 +181,6 @@ def submit(questions: Sequence[MMEQuestion], answers: Mapping[str, str], folder:
 
 
 BENCHMARK = Benchmark(
-    "mme", "MME: pairs of yes-or-no questions in 14 subtasks; perception of 2,000 points.", load, prompt, score, 128, submit=submit, counts=(2374,),
-    folders=("mme", RELEASE.path),
+    "mme", "MME: pairs of yes-or-no questions in 14 subtasks; perception of 2,000 points.", load, prompt, score, 128, submit=submit, types=SUBTASKS,
+    counts=(2374,), folders=("mme", RELEASE.path),
 )  # fmt: skip

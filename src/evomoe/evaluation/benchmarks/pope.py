@@ -27,10 +27,21 @@ READINGS = {"official": pope_reading, "lmms-eval": exact_reading, "vlmevalkit": 
 
 
 def load(folder: DataFolder) -> list[Question]:
-    """Ids are split and number, such as "adversarial/1"; types are the splits."""
+    """Ids are split and number, such as "adversarial/1"; types are the splits.
+
+    Raises:
+        ValueError: a split has no questions.
+    """
     files = {split: DataFile(f"coco/coco_pope_{split}.json", ORIGIN) for split in SPLITS}
     found = folder.find(*files.values()) is not None
-    return _from_files(folder, files) if found else _from_parquet(folder)
+    questions = _from_files(folder, files) if found else _from_parquet(folder)
+    for split in SPLITS:
+        if not any(question.type == split for question in questions):
+            where = folder.need(files[split]) if found else REPOSITORY
+            raise ValueError(
+                f"{where}: there are no questions of the split {split}; the score is the mean of all three. Get the whole file."
+            )
+    return questions
 
 
 def _from_files(folder: DataFolder, files: Mapping[str, DataFile]) -> list[Question]:

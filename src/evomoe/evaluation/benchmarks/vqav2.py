@@ -39,6 +39,7 @@ from evomoe.evaluation.benchmarks.vqa_answers import (
 from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, values
 from evomoe.evaluation.statistics import accuracy, accuracy_by_type, error_of_mean
 from evomoe.files import write_text
+from evomoe.words import counted
 
 ORIGIN = "https://visualqa.org/download.html"
 LLAVA = "https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md (eval.zip)"
@@ -78,15 +79,26 @@ def load(folder: DataFolder) -> list[VQAQuestion]:
 def _val(folder: DataFolder) -> list[VQAQuestion]:
     path, asked = folder.need(ANNOTATIONS), folder.need(VAL)
     (annotations,) = values(folder.json(path), str(path), "annotations", kind=list)
-    texts = {identity: text for identity, text, _ in _official(folder, asked, "val2014")}
+    known = {identity: (text, image) for identity, text, image in _official(folder, asked, "val2014")}
     images, questions = folder.images("val2014"), []
     for number, record in enumerate(annotations, 1):
         where = f"{path}, record {number}"
         (identity,) = values(record, where, "question_id", kind=str | int)
-        if str(identity) not in texts:
+        if str(identity) not in known:
             raise ValueError(f"{where}: question {identity} is not in {asked}. Are the two files of one version?")
-        picture = picture_file(images, _name(record, where, "val2014"), where)
-        questions.append(_question(record, texts[str(identity)], picture, where))
+        text, image = known[str(identity)]
+        if (name := _name(record, where, "val2014")) != image:
+            raise ValueError(
+                f"{where}: question {identity} is about {name}, but in {asked} about {image}. Are the two files of one version?"
+            )
+        questions.append(_question(record, text, picture_file(images, name, where), where))
+    check_unique(str(path), [question.id for question in questions])
+    annotated = {question.id for question in questions}
+    if missing := [identity for identity in known if identity not in annotated]:
+        raise ValueError(
+            f"{path}: no annotation for {counted(len(missing), 'question')} of {asked}, first {missing[0]}. "
+            "Are the two files of one version?"
+        )
     return questions
 
 

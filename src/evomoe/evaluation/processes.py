@@ -1,0 +1,31 @@
+"""The processes that share an evaluation."""
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+
+
+def this_process() -> PartialState:
+    """This process among those that torchrun or accelerate started; the only one without them.
+
+    Raises:
+        ValueError: several were started, and accelerate cannot join them on this accelerator.
+    """
+    # Unless told of the CPU, accelerate takes each process for the only one where there is no accelerator.
+    # One process may wait hours for another one's answers.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if state.num_processes < started:
+        raise ValueError(
+            f"{started} processes were started, and accelerate cannot join them on '{state.device.type}': each would answer all "
+            "questions. Start one."
+        )
+    return state
+
+
+def leave() -> None:
+    """Ends the connection of this process to the others, if there is one, before Python takes its parts to pieces."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
