@@ -499,3 +499,18 @@ def test_data_that_stages_share_are_read_and_checked_once(workspace, monkeypatch
     monkeypatch.setattr(ConversationDataset, "check", lambda dataset: checked.append(dataset) or check(dataset))
     describe(make_recipe(workspace, stages=(1, 2, 3)))
     assert len(checked) == 1
+
+
+def test_anyexperts_goes_through_a_run_with_its_losses_and_a_cut_ffn(workspace):
+    moe = MoEOptions(
+        num_experts=4, num_experts_per_tok=2, router="anyexperts", router_options={"rho": 0.5, "cap_scope": "expectation"},
+        aux_losses={"balance": 0.01, "importance": 0.001},
+    )  # fmt: skip
+    recipe = make_recipe(workspace, "any", stages=(3,), moe=moe, expert_init="partition", moe_layers="all")
+    recipe = dataclasses.replace(recipe, stage3=dataclasses.replace(recipe.stage3, train="router+experts"))
+    model = run(recipe)
+    trained = weights(model)
+    assert any(tensor.any() for name, tensor in trained.items() if "importance.outer.weight" in name)  # which starts at zero
+    logged = [json.loads(line) for line in (workspace / "any" / "metrics.jsonl").read_text().splitlines()]
+    assert any({"aux/importance", "load/text/expert4", "load/image/virtual4"} <= entry.keys() for entry in logged)
+    assert "| expert 4 | virtual 1 |" in " ".join((workspace / "any" / "report.md").read_text().split())

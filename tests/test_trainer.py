@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,12 @@ def record(index: list[list[int]], is_image: list[bool], E: int = 3) -> LayerRec
     index_TK, T = torch.tensor(index), len(index)
     modality = Modality(torch.tensor(is_image), None, (1, T))
     probs_TE = torch.full((T, E), 1 / E)
-    return LayerRecord(Routing(probs_TE.log(), probs_TE, index_TK, torch.ones(index_TK.shape)), modality, torch.zeros(T, 2), [])
+    return LayerRecord(
+        Routing(probs_TE.log(), probs_TE, index_TK, torch.ones(index_TK.shape)),
+        modality,
+        torch.zeros(T, 2),
+        [torch.nn.Identity()] * E,
+    )
 
 
 def test_the_meter_by_hand():
@@ -45,6 +51,13 @@ def test_the_meter_counts_slots_over_all_layers_and_skips_slots_without_an_exper
     logs = meter.read()
     assert [logs[f"load/text/expert{n}"] for n in (1, 2, 3)] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
     assert logs["effective_experts"] == pytest.approx(3) and logs["load/image/expert1"] == 0
+
+
+def test_the_meter_names_virtual_experts():
+    meter, made = RouterMeter(), record([[0], [2]], [False, False])
+    meter.update({"records": {0: replace(made, experts=made.experts[:2])}})
+    logs = meter.read()
+    assert logs["load/text/expert1"] == logs["load/text/virtual1"] == 0.5 and "load/text/expert3" not in logs
 
 
 def test_the_meter_starts_anew_after_reading_and_is_silent_about_nothing():

@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from evomoe.analysis import balance
 from evomoe.analysis.diversity import relative_distances
-from evomoe.analysis.recording import MODALITIES, expert_counts
+from evomoe.analysis.recording import MODALITIES, expert_counts, expert_names
 from evomoe.evolution import ExpertEvolution
 from evomoe.modeling import EvoMoEMixin
 from evomoe.recipe import EvolutionOptions
@@ -168,22 +168,24 @@ class RouterMeter:
     def __init__(self) -> None:
         self.losses: dict[str, list[torch.Tensor]] = {}
         self.counts_2E: torch.Tensor | None = None
+        self.real_experts = 0
 
     @torch.no_grad()
     def update(self, outputs) -> None:
         for name, value in (outputs.get("aux_loss") or {}).items():
             self.losses.setdefault(name, []).append(value)
         for record in (outputs.get("records") or {}).values():
-            counts_2E = expert_counts(record)
+            counts_2E, self.real_experts = expert_counts(record), len(record.experts)
             self.counts_2E = counts_2E if self.counts_2E is None else self.counts_2E + counts_2E
 
     def read(self) -> dict[str, float]:
-        """The values since the last call: ``aux/<loss>``, ``load/<modality>/expert<n>``, ``effective_experts``."""
+        """The values since the last call: ``aux/<loss>``, ``load/<modality>/expert<n>`` or ``virtual<n>``, ``effective_experts``."""
         logs = {f"aux/{name}": torch.stack(values).mean().item() for name, values in self.losses.items()}
         if self.counts_2E is not None:
             counts_2E = self.counts_2E.cpu()
+            names = [name.replace(" ", "") for name in expert_names(self.real_experts, counts_2E.shape[1])]
             for kind, share_E in zip(MODALITIES, balance.load(counts_2E), strict=True):
-                logs |= {f"load/{kind}/expert{n + 1}": share.item() for n, share in enumerate(share_E)}
+                logs |= {f"load/{kind}/{name}": share.item() for name, share in zip(names, share_E, strict=True)}
             logs["effective_experts"] = balance.effective_experts(balance.load(counts_2E.sum(0))).item()
         self.losses, self.counts_2E = {}, None
         return logs

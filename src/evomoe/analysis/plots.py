@@ -97,7 +97,7 @@ def plot_load(plt, named: Mapping[str, RoutingStatistics]):
             below = [0.0] * len(positions)
             for e in range(E):
                 share, colour = (100 * statistics.load_LME[:, m, e]).tolist(), _expert_colour(plt, e + 1, E)
-                bars = axis.bar(positions, share, bottom=below, color=colour, width=0.8, label=f"expert {e + 1}")
+                bars = axis.bar(positions, share, bottom=below, color=colour, width=0.8, label=statistics.names[e])
                 if len(positions) <= 8:
                     ink = "white" if sum(colour[:3]) < 1.7 else "black"
                     labels = [f"{value:.0f}" if value >= 8 else "" for value in share]
@@ -130,7 +130,7 @@ def plot_logits(plt, named: Mapping[str, RoutingStatistics]):
         for row, i in zip(axes, chosen, strict=True):
             _draw_layer(row, statistics, i)
         for e, axis in enumerate(axes[0]):
-            axis.set_title(f"expert {e + 1}", color=_expert_colour(plt, e + 1, statistics.experts), fontweight="bold")
+            axis.set_title(statistics.names[e], color=_expert_colour(plt, e + 1, statistics.experts), fontweight="bold")
     handles = {
         label: line for axis in figure.findobj(plt.Axes) for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }

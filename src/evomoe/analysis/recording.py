@@ -27,6 +27,11 @@ def expert_counts(record: LayerRecord) -> Tensor:
     return torch.bincount(cell, minlength=len(MODALITIES) * E).view(len(MODALITIES), E)
 
 
+def expert_names(real: int, all_of_them: int) -> list[str]:
+    """Names for reports: the real experts from 1 on, then the virtual ones from 1 on."""
+    return [*(f"expert {n + 1}" for n in range(real)), *(f"virtual {n + 1}" for n in range(all_of_them - real))]
+
+
 class TokenSample:
     """A uniform sample of the tokens that came by, of at most ``size``: the same tokens in every layer, in random order.
 

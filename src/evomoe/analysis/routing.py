@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.analysis import balance, rigidity
 from evomoe.analysis.density import overlap
 from evomoe.analysis.passes import evaluation_mode
-from evomoe.analysis.recording import MODALITIES, RoutingRecording, record_routing
+from evomoe.analysis.recording import MODALITIES, RoutingRecording, expert_names, record_routing
 from evomoe.analysis.uniformity import mean_of_pairs, output_cka, output_cosine
 from evomoe.modeling import EvoMoEBlock
 
@@ -64,8 +64,13 @@ class RoutingStatistics:
 
     @property
     def experts(self) -> int:
-        """E."""
+        """E, real and virtual."""
         return self.counts_LME.shape[-1]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the experts, for reports."""
+        return expert_names(self.cka_LEE.shape[-1], self.experts)
 
     def expert_load(self) -> dict[str, list[float]]:
         """Load of each expert by modality, averaged over the layers."""

@@ -26,7 +26,7 @@ def routing_sections(folder: Path, statistics: RoutingStatistics) -> list[str]:
     rows = [[f"{name} tokens", *(f"{100 * share:.1f} %" for share in load[name])] for name in MODALITIES]
     return [
         *parts,
-        markdown_table(["load, mean over layers", *(f"expert {n + 1}" for n in range(statistics.experts))], rows),
+        markdown_table(["load, mean over layers", *statistics.names], rows),
         picture(folder, "expert_load.png", lambda path: plot_load({"": statistics}, path)),
         picture(folder, "router_logits.png", lambda path: plot_logits({"": statistics}, path)),
     ]

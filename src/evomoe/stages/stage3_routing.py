@@ -5,6 +5,7 @@ Implements: Section 3.1 (Stage III), Figure 2 (c).
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 from transformers.modeling_utils import PreTrainedModel
@@ -19,6 +20,9 @@ from evomoe.stages.common import load_dense, train, trainer_options
 from evomoe.stages.stage2_evolution import EXPERTS
 from evomoe.tables import markdown_table
 from evomoe.upcycling import upcycle
+
+_LOAD, _SHARE = re.compile(r"load/(\w+)/([a-z]+)(\d+)"), r"\1 tokens, \2 \3"
+"""What the log calls a share of tokens, and what the model card does."""
 
 
 def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: ConversationDataset) -> None:
@@ -62,10 +66,10 @@ def _card(recipe: Recipe, model: PreTrainedModel) -> str:
     table = markdown_table(["stage", "trains", "data", "steps", "learning rate", "loss at the end"], rows)
     routing = [e for e in logged if "effective_experts" in e][-1:]
     load = [
-        f"- {name.removeprefix('load/').replace('/expert', ' tokens, expert ')}: {100 * value:.1f} %"
+        f"- {_LOAD.sub(_SHARE, name)}: {100 * value:.1f} %"
         for entry in routing
         for name, value in entry.items()
-        if name.startswith("load/")
+        if _LOAD.match(name)
     ]
     sections = {"Training": f"{table}\n\nSeed {recipe.seed}. recipe.json of the run has every option."}
     if load:
