@@ -165,6 +165,38 @@ def evolution_step(rounds: int) -> Iterator[Ratio]:
     yield Ratio.of(f"{label}, with / without evolution", [step() for _ in range(rounds)], 1.02)
 
 
+def variable_slots(rounds: int) -> Iterator[Ratio]:
+    """AnyExperts against a fixed number of experts: as many real experts on average, and 40 % fewer."""
+    E, K, D, F, T = 64, 8, 512, 256, 2048
+    experts = [dense_ffn(D, F) for _ in range(E)]
+
+    def block_of(router: str) -> EvoMoEBlock:
+        moe = MoEConfig(base_model_type="llama", moe_layers=[0], num_experts=E, num_experts_per_tok=K, router=router)
+        return EvoMoEBlock(0, moe, D, experts).to(DEVICE, DTYPE).eval()
+
+    fixed, variable = block_of("linear"), block_of("anyexperts")
+    nn.init.normal_(variable.router.importance.outer.weight)  # so that importance differs from token to token
+    forward_pass = half_image(T)
+    x_BSD = torch.randn(1, T, D, device=DEVICE, dtype=DTYPE)
+
+    @torch.inference_mode()
+    def forward(block: EvoMoEBlock) -> None:
+        with running(forward_pass):
+            block(x_BSD)
+
+    @torch.inference_mode()
+    def rows() -> int:
+        return int((variable.router.route(x_BSD[0], forward_pass.modality, K, "straight_through").index_TK < E).sum())
+
+    for share, limit in ((1.0, 1.10), (0.6, 0.75)):
+        low, high = 1.0, float(E - 4)
+        for _ in range(20):
+            variable.router.budget = (low + high) / 2
+            low, high = (low, variable.router.budget) if rows() > share * K * T else (variable.router.budget, high)
+        label = f"AnyExperts, {rows() / T:.2f} real experts per token / top-{K} of {E} (D {D}, F {F}), {T} tokens, forward"
+        yield compare(label, lambda: forward(variable), lambda: forward(fixed), rounds, limit)
+
+
 def answering(rounds: int) -> Iterator[Ratio]:
     """The demo's model on easy-VQA, about ten questions a picture: in batches with each picture encoded once, against other ways."""
     everything = easy_vqa.questions("test")
@@ -230,7 +262,7 @@ def main() -> None:
     rounds = 12 if DEVICE == "cpu" else 50
     begin = time.perf_counter()
     print(f"{machine()}, {DTYPE}")
-    for benchmark in (block_against_dense, router_against_dense, evolution_step, answering):
+    for benchmark in (block_against_dense, router_against_dense, evolution_step, variable_slots, answering):
         for ratio in benchmark(rounds):
             print(ratio, flush=True)
     for line in (*data_check(), *command_line()):
