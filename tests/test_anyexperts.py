@@ -58,6 +58,22 @@ def test_slots_lie_in_their_range_within_the_cap_and_none_twice(scope, low, high
         assert len(set(experts)) == len(experts)
 
 
+def test_every_token_keeps_so_many_real_experts():
+    router = a_router(k_min=3, k_max=6, rho=0.9, num_virtual=6, min_real=3)
+    real_T, virtual_T = counts(router.route(*tokens(), 4, "straight_through"))
+    assert real_T.min() == 3 and virtual_T.max() > 1
+
+
+def test_scores_by_hand():
+    router = AnyExpertsRouter(D, 2, num_virtual=1, alpha_f=0.5, lam=2.0).eval()
+    router.importance.outer.bias.data.fill_(1.0)
+    x_TD, modality = tokens(1)
+    router.gate.weight.data = torch.stack([x_TD[0], -x_TD[0], 2 * x_TD[0]]) / x_TD.square().sum()
+    w = torch.tensor(1.0).sigmoid()
+    shift, scale = 2 * (2 * w - 1), 1 + 0.5 * w
+    torch.testing.assert_close(router(x_TD, modality), torch.stack([scale + shift, shift - scale, 2 * scale - shift])[None])
+
+
 def best_by_force(logits_N: list[float], num_real: int, slots: int, cap: int) -> set[int]:
     """The set of so many experts, with so many virtual ones at most, whose logits add up to most."""
     allowed = (
@@ -170,6 +186,8 @@ def test_weights_by_hand():
 def test_the_range_that_matches_a_budget():
     assert matched(8, 0.2, 4) == (8, 12) and matched(7.2, 0.2, 4) == pytest.approx((7, 11))
     assert matched(4.8, 0.2, 4) == pytest.approx((4, 8))
+    assert AnyExpertsRouter(D, R, k_min=2, k_max=6, budget=4.0).slots(1) == (3, 7)
+    assert AnyExpertsRouter(D, R, budget=4.0, num_virtual=0).slots(2) == (3.5, 4.5)
     low, high = matched(1, 0.2, 4)
     assert low == 1 and high == pytest.approx(1.5)  # narrower, around the same middle
     with pytest.raises(ValueError, match="0.5 real experts per token are less than one slot; ask for 0.8 or more"):
@@ -215,6 +233,26 @@ def test_calibration_finds_the_budget_whose_mean_is_wanted(llava):
     for wanted in (2.0, 3.5):
         found = calibrate(model, wanted, lambda model: model(**inputs), tolerance=0.05)
         assert abs(found - wanted) < 0.3 and real_experts_per_token(model, lambda model: model(**inputs)) == found
+
+
+def test_experts_are_given_what_importance_strengthened(llava):
+    model, inputs = fine_grained(llava, alpha_f=0.5), inputs_for(llava)
+    given, block = [], model.moe_blocks[1]
+    block.experts.register_forward_hook(lambda module, args, output: given.append(args[0]))
+    record = model(**inputs, output_router_logits=True)["records"][1]
+    scale_T1 = 1 + 0.5 * record.routing.importance_T.sigmoid().unsqueeze(-1)
+    torch.testing.assert_close(given[0], record.x_TD * scale_T1)
+
+
+def test_the_mean_counts_real_experts_alone(llava):
+    model, inputs = fine_grained(llava), inputs_for(llava)
+    records = model(**inputs, output_router_logits=True)["records"].values()
+    means = [(record.routing.index_TK < 8).sum(-1).float().mean() for record in records]
+    assert any(
+        ((record.routing.index_TK >= 8) & (record.routing.index_TK < record.routing.logits_TE.shape[1])).any()
+        for record in records
+    )
+    assert real_experts_per_token(model, lambda model: model(**inputs)) == pytest.approx(float(sum(means) / len(means)))
 
 
 def test_virtual_slots_run_no_expert(llava):
@@ -270,6 +308,13 @@ def test_a_batch_s_cap_is_for_training_alone():
     router = a_router(k_min=2, k_max=5, cap_scope="batch")
     with pytest.raises(ValueError, match="'batch' is for training alone"):
         router.route(*tokens(), 3, "straight_through")
+
+
+def test_each_constant_is_its_own():
+    router = a_router(virtual="constant", num_virtual=2)
+    router.virtual.constants.data = torch.stack([torch.ones(D), 10 * torch.ones(D)])
+    y_TD = router.virtual.add(torch.zeros(1, D), torch.ones(1, D), torch.tensor([[R, R + 1]]), torch.tensor([[0.5, 0.25]]))
+    assert (y_TD == 3.0).all()
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("zero", 0.0), ("identity", 2.0), ("constant", 0.5)])

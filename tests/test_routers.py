@@ -220,3 +220,20 @@ def test_zero_computation_chooses_among_real_and_virtual_experts_alike():
     assert routing.index_TK.tolist() == [[0, 3], [4, 5]]
     with pytest.raises(ValueError, match="must not be negative"):
         ROUTERS["zero_computation"](6, 3, zero=-1)
+
+
+@pytest.mark.parametrize("inner", ["linear", "anyexperts", "zero_computation"])
+def test_shuffled_sends_each_real_expert_s_tokens_to_another_one(inner):
+    torch.manual_seed(0)
+    shuffled = ShuffledRouter(D, E, inner, seed=3).eval()
+    x_TD, modality = some_tokens(40)
+    own, moved = (
+        shuffled.inner.route(x_TD, modality, 2, "straight_through"),
+        shuffled.route(x_TD, modality, 2, "straight_through"),
+    )
+    goes_to = {expert: place for place, expert in enumerate(shuffled.permutation)}
+    expected = [[goes_to.get(expert, expert) for expert in chosen] for chosen in own.index_TK.tolist()]
+    assert moved.index_TK.tolist() == expected != own.index_TK.tolist()
+    assert torch.equal(moved.weight_TK, own.weight_TK) and torch.equal(moved.logits_TE, shuffled(x_TD, modality))
+    torch.testing.assert_close(moved.probs_TE, moved.logits_TE.softmax(-1))
+    assert shuffled.virtual_experts is shuffled.inner.virtual_experts

@@ -78,7 +78,7 @@ def cap_by_batch(logits_TN: Tensor, num_real: int, slots_T: Tensor, rho: float, 
     # best gains of all are also, within each token, the first ones.
     place_TV = slots_T.unsqueeze(-1) - 1 - torch.arange(V, device=slots_T.device)
     gain_TV = best_TV - real_TR.gather(1, place_TV.clamp(0, num_real - 1))
-    gain_TV = gain_TV.masked_fill((place_TV < min_real) | (gain_TV <= 0), float("-inf"))
+    gain_TV = gain_TV.masked_fill(place_TV < min_real, float("-inf"))
     allowed = min(int(rho * int(slots_T.sum()) + 1e-6), gain_TV.numel())
     gains, cells = gain_TV.reshape(-1).topk(allowed)
     chosen = torch.zeros_like(gain_TV, dtype=torch.bool).reshape(-1)
