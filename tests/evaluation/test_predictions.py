@@ -1,6 +1,7 @@
 """Files of answers that other programs write: matched to questions, or refused with the line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from official_files import WRITERS, lines, write
@@ -255,7 +256,10 @@ def test_popes_answers_are_found_by_their_ids_in_any_order(questions, tmp_path):
     write(tmp_path / "x.jsonl", lines(rows[1:]))
     with pytest.raises(ValueError, match="1 question of 6 has no answer, first 'adversarial/1'"):
         predictions.read("pope", asked, tmp_path / "x.jsonl")
-    assert predictions.read("pope", asked, tmp_path / "x.jsonl", allow_missing=True)["adversarial/1"] == ""
+    # Wrong whatever the label: POPE's rule reads "yes" out of nothing.
+    for label, wrong in (("yes", "no"), ("no", "yes")):
+        labelled = [replace(question, answer=label) for question in asked]
+        assert predictions.read("pope", labelled, tmp_path / "x.jsonl", allow_missing=True)["adversarial/1"] == wrong
     write(tmp_path / "x.jsonl", lines([*rows, rows[0]]))
     with pytest.raises(ValueError, match="one answer too many to 'adversarial, line 1'"):
         predictions.read("pope", asked, tmp_path / "x.jsonl")

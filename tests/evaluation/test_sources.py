@@ -95,6 +95,13 @@ def test_missing_data_are_one_sentence(tmp_path):
     assert f"parquet (about 526 MB): hf download --repo-type dataset lmms-lab-encoder/MMBench --local-dir {tmp_path}" in message
 
 
+def test_the_small_sets_are_not_looked_for_where_the_real_ones_are_published(tmp_path):
+    with pytest.raises(
+        MissingDataError, match=f"^mini-pope: its files are not in {tmp_path}. evomoe makes .* leave --data-root out"
+    ):
+        BENCHMARKS["mini-pope"].load(DataFolder("mini-pope", tmp_path))
+
+
 def test_a_file_for_a_benchmark_that_reads_none_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(

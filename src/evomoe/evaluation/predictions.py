@@ -57,7 +57,7 @@ def read(name: str, questions: Sequence[Question], path: Path, allow_missing: bo
         name: the benchmark's; a small one is read as the one it imitates.
         questions: the benchmark's.
         path: a file, or MME's folder.
-        allow_missing: whether a question may go without an answer, which is then empty.
+        allow_missing: whether a question may go without an answer, which then counts as wrong.
 
     Raises:
         ValueError: the file is in none of the formats or broken (with the line), an answer is to no question, a prompt in the file
@@ -79,7 +79,11 @@ def read(name: str, questions: Sequence[Question], path: Path, allow_missing: bo
     answers = {identity: answer.text for identity, answer in paired.items()}
     if not allow_missing:
         _check_units(name, questions, answers)
-    return check_answers(name, questions, answers, allow_missing)
+    complete = check_answers(name, questions, answers, allow_missing)
+    if kind == "pope":  # whose rule reads "yes" out of nothing
+        absent = (question for question in questions if question.id not in answers)
+        complete |= {question.id: "no" if question.answer == "yes" else "yes" for question in absent}
+    return complete
 
 
 def _by_id(path: Path, found: Sequence[Answer]) -> dict[str, Answer]:

@@ -236,6 +236,11 @@ class DataFolder:
         except Exception as error:  # datasets and the hub's client raise many kinds, and all mean the same here
             reason = " ".join(str(error).split())[:300]
             where = f"in {self.path}" if self.path else f"on the hub as {repository}"
+            if self.benchmark.startswith("mini-"):
+                raise MissingDataError(
+                    f"{self.benchmark}: its files are not in {self.path}. evomoe makes the small sets itself: leave --data-root out, or "
+                    "name a split of a world, such as the folder test in it."
+                ) from error
             place = self.path or f"DIR/{self.benchmark}"
             wanted = "; ".join(file.describe() for file in self._sought.values())
             size = f" (about {_HUB_SIZES[repository]})" if repository in _HUB_SIZES else ""
