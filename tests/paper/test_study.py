@@ -117,7 +117,11 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     monkeypatch.setattr(mini, "ensure", lambda seed: world)
     monkeypatch.setattr(base_model, "ensure", lambda width: base)
     monkeypatch.setattr("evomoe.paper.scale.MINI", TINY)
-    assert "Not trained yet: mini-base-narrow-v1" in run_table(9, dry_run=True)
+    planned = run_table(9, dry_run=True).splitlines()
+    assert len(planned) > 20 and planned[0] == "narrow-dense (narrow (Qwen2-0.5B): dense): 1 seed"
+    assert any(line.startswith("mini-base-narrow-v1") and "not trained yet" in line for line in planned)
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(mini, "folder", lambda seed: world)
     options = {"rows": ["evolution"], "seeds": 1, "limit": 3, "study": tmp_path / "study", "results": tmp_path / "results"}
     text = run_table(2, **options)
     assert "| (a) dense" in text and "(d) evolution" in text and "(77.5)" in text and "EvoMoE" not in text
@@ -128,7 +132,10 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     where = kept["rows"]["evolution"]["seeds"]["0"]["run"]
     assert set(where) == {"date", "commit", "machine", "versions"} and "torch" in where["versions"]
     monkeypatch.setattr(base_model, "folder", lambda width: base)
-    assert run_table(2, **options, dry_run=True) == "9 tasks, 0 to be run:"
+    assert run_table(2, **options, dry_run=True).splitlines()[1:] == [
+        "evolution ((d) evolution, linear): 1 seed",
+        "9 tasks, 0 to be run:",
+    ]
     assert "36 tasks, 27 to be run" in run_table(2, **options | {"seeds": 4}, dry_run=True)
     with pytest.raises(ValueError, match="table: there is no table 7 to run; choose from 2, 3"):
         run_table(7)

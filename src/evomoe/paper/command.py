@@ -51,17 +51,24 @@ def run_table(
     from evomoe.paper.study import all_tasks, cells, experts_alone, run
 
     widths = dict.fromkeys(row.width for row in chosen)
-    missing = [base_model.folder(width).name for width in widths if not base_model.folder(width).is_dir()]
-    if dry_run and missing:
-        return f"Not trained yet: {', '.join(missing)}; {len(chosen)} rows with {seeds} seeds each would follow."
-    world, bases = mini.ensure(0), {width: base_model.ensure(width) for width in widths}
+    if dry_run:
+        world, bases = mini.folder(0), {width: base_model.folder(width) for width in widths}
+    else:
+        world, bases = mini.ensure(0), {width: base_model.ensure(width) for width in widths}
     wanted = cells(chosen, range(seeds), MINI, bases, world, split, limit)
     alone = {(cell.row.name, cell.seed): experts_alone(cell, PROBED) for cell in wanted}
     probes = [scoring for scorings in alone.values() for scoring in scorings]
     if dry_run:
         tasks = all_tasks([*probes, *(cell.scoring for cell in wanted)])
         left = [task for task in tasks if not task.done(study)]
-        return "\n".join([f"{len(tasks)} tasks, {len(left)} to be run:", *(f"- {task.name}" for task in left)])
+        lines = [f"{row.name} ({row.label}): {seeds} {'seed' if seeds == 1 else 'seeds'}" for row in chosen]
+        lines += [
+            f"{base.name}: the base model, not trained yet, about three quarters of an hour"
+            for base in bases.values()
+            if not base.is_dir()
+        ]
+        lines += [f"{len(tasks)} tasks, {len(left)} to be run:", *(f"- {task.name}" for task in left)]
+        return "\n".join(lines)
     run(probes, study, jobs)
     experts: dict[str, dict[str, Any]] = {}
     for (name, seed), scorings in alone.items():

@@ -172,6 +172,11 @@ def cache(root: str | os.PathLike[str] | None = None) -> Path:
     return Path(root or os.environ.get("EVOMOE_CACHE") or Path.home() / ".cache" / "evomoe")
 
 
+def folder(seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
+    """Where the world with this seed is, or will be, training data included."""
+    return cache(root) / f"mini-v{VERSION}-seed{seed}"
+
+
 def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, training: bool = True) -> Path:
     """The folder of the world with this seed, written on the first call.
 
@@ -183,16 +188,16 @@ def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, training: 
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    folder = cache(root) / f"mini-v{VERSION}-seed{seed}"
-    if not training and not folder.is_dir():
-        folder = folder.with_name(f"{folder.name}-without-training")
-    if not folder.is_dir():
-        own = folder.with_name(f"{folder.name}.{os.getpid()}")
+    home = folder(seed, root)
+    if not training and not home.is_dir():
+        home = home.with_name(f"{home.name}-without-training")
+    if not home.is_dir():
+        own = home.with_name(f"{home.name}.{os.getpid()}")
         write(own, seed, training=training)
         try:
-            os.replace(own, folder)
+            os.replace(own, home)
         except OSError:  # another process was quicker
             shutil.rmtree(own)
-            if not folder.is_dir():
+            if not home.is_dir():
                 raise
-    return folder
+    return home
