@@ -44,6 +44,5 @@ class TopPRouter(LinearRouter):
         chosen_TK, index_TK = probs_TE.topk(self.most, dim=-1)
         # An expert is needed while those before it have not reached p.
         needed_TK = chosen_TK.detach().cumsum(-1) - chosen_TK.detach() < self.p
-        needed_TK[:, 0] = True
         chosen_TK, index_TK = chosen_TK * needed_TK, torch.where(needed_TK, index_TK, self.num_experts)
         return Routing(logits_TE, probs_TE, index_TK, GATES[gate](chosen_TK, chosen_TK))
