@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +194,9 @@ def parquet(name: str, folder: Path) -> None:
         header = [name.replace("l2-", "L2-") for name in MMBENCH_HEADER]
         rows = [{**dict(zip(header, row, strict=True)), "index": int(row[0]), "image": red} for row in mmbench_rows()]
         write_parquet(folder, {("en", "dev"): rows})
+
+
+def pope_rows(splits: Sequence[str]) -> list[dict[str, Any]]:
+    """A row of POPE's parquet for each of these splits, about one red picture."""
+    row = {"question_id": "1", "question": "Is it?", "answer": "no", "image_source": "COCO_1", "image": encoded(RED)}
+    return [{**row, "category": split} for split in splits]

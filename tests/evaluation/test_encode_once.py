@@ -92,5 +92,6 @@ def test_pictures_are_told_apart_and_the_oldest_are_forgotten(llava):
             assert once.encoded == 3 and not torch.equal(c, b)
             (again,) = features("a")  # the latest of the first batch
             assert once.encoded == 3 and torch.equal(a, again)
-            (again,) = features("b")
-            assert once.encoded == 4 and torch.equal(b, again)
+            (again,) = features("b")  # forgotten, and encoded in a batch of another size
+            assert once.encoded == 4
+            torch.testing.assert_close(b, again)

@@ -76,14 +76,7 @@ def test_parquet(name, tmp_path):
 
 
 def test_a_split_that_popes_parquet_lacks_is_named(tmp_path):
-    row = {
-        "question_id": "1",
-        "question": "Is it?",
-        "answer": "no",
-        "image_source": "COCO_1",
-        "image": official_files.encoded(RED),
-    }
-    rows = [{**row, "category": split} for split in ("adversarial", "random")]
+    rows = official_files.pope_rows(("adversarial", "random"))
     official_files.write_parquet(tmp_path / "pope", {("default", "test"): rows})
     with pytest.raises(ValueError, match="lmms-lab-encoder/POPE: there are no questions of the split popular"):
         load("pope", tmp_path)

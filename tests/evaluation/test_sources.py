@@ -49,14 +49,7 @@ def test_parquet_is_known_by_its_content(tmp_path):
     renamed = fingerprint(tmp_path / "two")
     readme.write_text(readme.read_text().replace("-00000-of-00002", "-00001-of-00002"))
     assert len({one, renamed, fingerprint(tmp_path / "two")}) == 3
-    row = {
-        "question_id": "1",
-        "question": "Is it?",
-        "answer": "no",
-        "image_source": "COCO_1",
-        "image": official_files.encoded(RED),
-    }
-    rows = [{**row, "category": split} for split in ("adversarial", "popular", "random")]
+    rows = official_files.pope_rows(("adversarial", "popular", "random"))
     official_files.write_parquet(tmp_path / "one/pope", {("default", "test"): rows})
     assert fingerprint(tmp_path / "one") != one
 
@@ -92,7 +85,9 @@ def test_missing_data_are_one_sentence(tmp_path):
     assert "\n" not in message
     assert f"into {tmp_path}: mmbench_dev_20230712.tsv (from https" in message
     assert "MMBench_DEV_EN.tsv, MD5 b6caf1133a01c6bb705cf753bb527ed8)" in message
-    assert f"parquet (about 526 MB): hf download --repo-type dataset lmms-lab-encoder/MMBench --local-dir {tmp_path}" in message
+    assert f"the parquet: hf download --repo-type dataset lmms-lab-encoder/MMBench --local-dir {tmp_path}" in message
+    with pytest.raises(MissingDataError, match="fetch the parquet .about 510 MB.: hf download"):
+        BENCHMARKS["pope"].load(DataFolder("pope", tmp_path))
 
 
 def test_the_small_sets_are_not_looked_for_where_the_real_ones_are_published(tmp_path):

@@ -112,6 +112,7 @@ class Benchmark:
         max_new_tokens: length of the longest answer, in tokens.
         version: of the scorer; grows whenever a score could change.
         submit: writes the answers in the format of the official server or tool into a folder, and returns the paths.
+        unanswered: what stands for a missing answer to a question, so that its rule counts it as wrong.
         types: the question types that every version of its data has; empty if any will do.
         counts: how many questions the known versions of its data have; empty if any number is right.
         folders: what its folder below ``--data-root`` may be called, the first that is there counting; as itself if empty.
@@ -126,6 +127,7 @@ class Benchmark:
     max_new_tokens: int
     version: int = 1
     submit: Callable[[Sequence[Any], Mapping[str, str], Path], list[Path]] | None = None
+    unanswered: Callable[[Question], str] = lambda question: ""
     types: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     folders: tuple[str, ...] = ()
@@ -137,10 +139,8 @@ class Benchmark:
         return f"{self.name} {self.version}"
 
 
-def check_answers(
-    name: str, questions: Sequence[Question], answers: Mapping[str, str], allow_missing: bool = False
-) -> dict[str, str]:
-    """The answers to these questions, in their order; with ``allow_missing`` an absent one is empty.
+def check_answers(name: str, questions: Sequence[Question], answers: Mapping[str, str]) -> dict[str, str]:
+    """The answers to these questions, in their order.
 
     Raises:
         ValueError: questions have no answer, or answers no question: how many, and the first of them.
@@ -153,12 +153,12 @@ def check_answers(
             f"{name}: {counted(len(unknown), 'answer')} of {len(answers):,} {'is' if len(unknown) == 1 else 'are'} to no question "
             f"of these annotations, first {unknown[0]!r}; the questions are {next(iter(known))!r} and so on. Are the two files of one version?"
         )
-    if missing and not allow_missing:
+    if missing:
         raise ValueError(
             f"{name}: {counted(len(missing), 'question')} of {len(questions):,} {'has' if len(missing) == 1 else 'have'} no answer, "
             f"first {missing[0]!r}; add the answers, or count these as wrong with --allow-missing."
         )
-    return {question.id: answers.get(question.id, "") for question in questions}
+    return {question.id: answers[question.id] for question in questions}
 
 
 def check_unique(name: str, identities: Sequence[str], files: str = "") -> None:

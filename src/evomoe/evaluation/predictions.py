@@ -13,7 +13,7 @@ from typing import Any
 
 from evomoe.data.sources import parse_json
 from evomoe.evaluation.base import Question, check_answers
-from evomoe.evaluation.benchmarks import mme
+from evomoe.evaluation.benchmarks import BENCHMARKS, mme
 from evomoe.evaluation.benchmarks.mmbench import GROUP, table_rows
 from evomoe.evaluation.sources import json_lines
 from evomoe.words import counted
@@ -79,11 +79,9 @@ def read(name: str, questions: Sequence[Question], path: Path, allow_missing: bo
     answers = {identity: answer.text for identity, answer in paired.items()}
     if not allow_missing:
         _check_units(name, questions, answers)
-    complete = check_answers(name, questions, answers, allow_missing)
-    if kind == "pope":  # whose rule reads "yes" out of nothing
-        absent = (question for question in questions if question.id not in answers)
-        complete |= {question.id: "no" if question.answer == "yes" else "yes" for question in absent}
-    return complete
+    if allow_missing:
+        answers |= {question.id: BENCHMARKS[name].unanswered(question) for question in questions if question.id not in answers}
+    return check_answers(name, questions, answers)
 
 
 def _by_id(path: Path, found: Sequence[Answer]) -> dict[str, Answer]:
@@ -180,7 +178,7 @@ def _check_prompts(name: str, questions: Sequence[Question], answers: Mapping[st
             how, other = ("without", name.removesuffix("-ocr")) if name.endswith("-ocr") else ("with", f"{name}-ocr")
             raise ValueError(f"{answer.where}: asked {how} OCR words, which is not {name}: score it as {other}.")
         if _plain(question.text) not in _plain(answer.prompt):
-            hint = " (random has 2,910 or 3,000 questions)" if "pope" in name else ""
+            hint = " (random has 2,910 or 3,000 questions)" if name == "pope" else ""
             raise ValueError(
                 f"{answer.where}: asked {' '.join(answer.prompt.split())!r:.200}, but question {question.id} is "
                 f"{question.text!r:.200}. Are these the annotations of the version and the split that were asked{hint}?"

@@ -25,12 +25,10 @@ if TYPE_CHECKING:
 
 
 _NAMED = 3  # files in a message
-# What a whole repository takes, as the hub's pages say, where that is known.
+# What a whole repository takes, as its page on the hub says, where that is known.
 _HUB_SIZES = {
     "lmms-lab-encoder/VQAv2": "44.8 GB",
     "lmms-lab-encoder/ScienceQA": "1.34 GB",
-    "lmms-lab-encoder/MME": "865 MB",
-    "lmms-lab-encoder/MMBench": "526 MB",
     "lmms-lab-encoder/POPE": "510 MB",
 }
 

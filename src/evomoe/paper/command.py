@@ -62,11 +62,7 @@ def run_table(
         tasks = all_tasks([*probes, *(cell.scoring for cell in wanted)])
         left = [task for task in tasks if not task.done(study)]
         lines = [f"{row.name} ({row.label}): {seeds} {'seed' if seeds == 1 else 'seeds'}" for row in chosen]
-        lines += [
-            f"{base.name}: the base model, not trained yet, about three quarters of an hour"
-            for base in bases.values()
-            if not base.is_dir()
-        ]
+        lines += [f"{base.name}: the base model, not trained yet" for base in bases.values() if not base.is_dir()]
         lines += [f"{len(tasks)} tasks, {len(left)} to be run:", *(f"- {task.name}" for task in left)]
         return "\n".join(lines)
     run(probes, study, jobs)

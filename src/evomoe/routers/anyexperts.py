@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evomoe.modality import Modality
-from evomoe.routers.base import GATES, Float32Linear, Router, Routing, in_float32
-from evomoe.routers.virtual import VirtualExperts
+from evomoe.routers.base import GATES, Float32Linear, Routing, VirtualRouter, in_float32
 
 
 def matched(real: float, rho: float, span: float) -> tuple[float, float]:
@@ -118,7 +117,7 @@ class _Scores:
     logits_TN: Tensor
 
 
-class AnyExpertsRouter(Router):
+class AnyExpertsRouter(VirtualRouter):
     """A variable number of experts for every token. ``num_experts_per_tok`` is how many real ones they are to have on average.
 
     Args:
@@ -155,7 +154,6 @@ class AnyExpertsRouter(Router):
         over: str = "real",
         importance_width: int = 64,
     ) -> None:
-        super().__init__(hidden_size, num_experts)
         name = "router 'anyexperts'"
         if not 0 <= rho < 1:
             raise ValueError(f"{name}: rho is {rho}; the share of virtual slots must lie in [0, 1).")
@@ -168,19 +166,10 @@ class AnyExpertsRouter(Router):
             raise ValueError(f"{name}: min_real ({min_real}) and importance_width ({importance_width}) must be at least 1, and there "
                              f"are {num_experts} real experts.")  # fmt: skip
         count = round(num_experts * rho / (1 - rho)) if num_virtual is None else num_virtual
+        super().__init__(hidden_size, num_experts, [virtual] * count)
         self.k_min, self.k_max, self.span, self.budget, self.rho, self.min_real = k_min, k_max, span, budget, rho, min_real
         self.cap_scope, self.alpha_f, self.lam, self.over = cap_scope, alpha_f, lam, over
-        self.virtual = VirtualExperts(hidden_size, num_experts, [virtual] * count)
         self.importance = Importance(hidden_size, importance_width)
-        self.gate = Float32Linear(hidden_size, num_experts + count, bias=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.gate.weight, std=0.02)
-
-    @property
-    def virtual_experts(self) -> VirtualExperts:
-        return self.virtual
 
     def slots(self, top_k: float) -> tuple[float, float]:
         """The range of slots, k_min and k_max."""

@@ -7,7 +7,7 @@ after the real ones, and E then counts both.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,23 @@ class Float32Linear(nn.Module):
         out = nn.functional.linear(x_TI, weight) if rows is None else LinearOfRows.apply(x_TI, rows, weight)
         out = out if scale_T1 is None else out * scale_T1
         return out if self.bias is None else out + self.bias.float()
+
+
+class VirtualRouter(Router):
+    """Base class of a router that has virtual experts and scores them beside the real ones by one linear map, ``gate``."""
+
+    def __init__(self, hidden_size: int, num_experts: int, kinds: Sequence[str]) -> None:
+        super().__init__(hidden_size, num_experts)
+        self.virtual = VirtualExperts(hidden_size, num_experts, kinds)
+        self.gate = Float32Linear(hidden_size, num_experts + len(self.virtual), bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.gate.weight, std=0.02)
+
+    @property
+    def virtual_experts(self) -> VirtualExperts:
+        return self.virtual
 
 
 class LinearOfRows(torch.autograd.Function):

@@ -42,6 +42,9 @@ class ShuffledRouter(Router):
     def virtual_experts(self) -> VirtualExperts | None:
         return self.inner.virtual_experts
 
+    def check(self, top_k: int, gate: str) -> None:
+        self.inner.check(top_k, gate)
+
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         return self._permuted(self.inner(x_TD, modality))
 

@@ -3,14 +3,13 @@
 A baseline beside AnyExperts: here nothing but the scores decides which tokens get fewer real experts.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from evomoe.modality import Modality
-from evomoe.routers.base import Float32Linear, Router
-from evomoe.routers.virtual import VirtualExperts
+from evomoe.routers.base import VirtualRouter
 
 
-class ZeroComputationRouter(Router):
+class ZeroComputationRouter(VirtualRouter):
     """One linear map that scores real and virtual experts alike; the top k of all are chosen.
 
     MoE++'s own constants are mixed with the token by a learned gate, and its routers pass scores from layer to layer: here
@@ -21,20 +20,10 @@ class ZeroComputationRouter(Router):
     """
 
     def __init__(self, hidden_size: int, num_experts: int, zero: int = 1, identity: int = 1, constant: int = 2) -> None:
-        super().__init__(hidden_size, num_experts)
         counts = {"zero": zero, "identity": identity, "constant": constant}
         if min(counts.values()) < 0:
             raise ValueError(f"router 'zero_computation': the numbers of virtual experts must not be negative: {counts}.")
-        self.virtual = VirtualExperts(hidden_size, num_experts, [kind for kind, count in counts.items() for _ in range(count)])
-        self.gate = Float32Linear(hidden_size, num_experts + len(self.virtual), bias=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.gate.weight, std=0.02)
-
-    @property
-    def virtual_experts(self) -> VirtualExperts:
-        return self.virtual
+        super().__init__(hidden_size, num_experts, [kind for kind, count in counts.items() for _ in range(count)])
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         return self.gate(x_TD)

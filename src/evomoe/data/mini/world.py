@@ -120,9 +120,8 @@ def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = N
             _write_training(home / "train", stage, mix, count, studio("train", stage))
         if training:
             _write_words(home / "train", "letters", LETTERS, sizes.letters, studio("train", "letters"))
-        _write_words(
-            home / "train", "words", EXERCISES, sizes.words, studio("train", "words")
-        )  # takes scenes, as stages 1 and 2 do
+        # Takes scenes that the test sets may not have, as the stages' data do.
+        _write_words(home / "train", "words", EXERCISES, sizes.words, studio("train", "words"))
         for split, wanted in (("validation", sizes.validation), ("test", sizes.test)):
             for name, writer in WRITERS.items():
                 writer(home / split / name, studio(split, name), getattr(wanted, name))

@@ -147,6 +147,11 @@ def _f1(true: float, false: float, missed: float) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def _unanswered(question: Question) -> str:
+    """Not the label: the official rule reads "yes" out of nothing."""
+    return "no" if question.answer == "yes" else "yes"
+
+
 BENCHMARK = Benchmark(
-    "pope", "POPE: is an object in the picture? Three splits, mean F1.", load, prompt, score, max_new_tokens=128, counts=(8910, 9000)
+    "pope", "POPE: is an object in the picture? Three splits, mean F1.", load, prompt, score, max_new_tokens=128, unanswered=_unanswered, counts=(8910, 9000)
 )  # fmt: skip
