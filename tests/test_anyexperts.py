@@ -12,6 +12,7 @@ from evomoe.loading import load_model
 from evomoe.modality import Modality
 from evomoe.routers import ROUTERS
 from evomoe.routers.anyexperts import CAPS, AnyExpertsRouter, choose_capped, matched
+from evomoe.routers.scores import ChoiceBias, hide_groups
 from evomoe.upcycling import upcycle
 
 D, R, T = 16, 8, 60
@@ -326,3 +327,101 @@ def test_what_virtual_experts_give(kind, expected):
     index_TK = torch.tensor([[R + 1, 0, R + 3], [0, 1, R + 3]])  # the last is no slot
     y_TD = router.virtual.add(torch.zeros(2, D), x_TD, index_TK, torch.tensor([[0.5, 0.3, 0.9], [0.2, 0.3, 0.9]]))
     assert (y_TD[0] == expected).all() and (y_TD[1] == 0).all()
+
+
+def test_the_excess_is_the_mean_of_real_experts_over_the_budget_and_importance_can_lower_it():
+    router = a_router(k_min=2, k_max=6, rho=0.4, lam=0.0, alpha_f=0.0)
+    x_TD, modality = tokens()
+    routing = router.route(x_TD, modality, 4, "straight_through")
+    real_T, _ = counts(routing)
+    assert router.target(4) == pytest.approx(0.6 * 4)
+    assert routing.excess.item() == pytest.approx(real_T.float().mean().item() / 2.4 - 1, abs=1e-6)
+    before = routing.excess.item()
+    for _ in range(20):
+        excess = router.route(x_TD, modality, 4, "straight_through").excess
+        (gradient,) = torch.autograd.grad(excess.square(), router.importance.outer.bias)
+        with torch.no_grad():
+            router.importance.outer.bias -= 2 * gradient
+    assert abs(router.route(x_TD, modality, 4, "straight_through").excess.item()) < abs(before) / 2
+
+
+def test_the_budget_of_the_target_is_the_one_that_was_set():
+    assert a_router(budget=3.0).target(4) == pytest.approx(3.0) and a_router().target(4) == pytest.approx(4.0)
+    assert a_router(k_min=4, k_max=6, num_virtual=0).target(4) == 5
+
+
+@pytest.mark.parametrize("best", [1, 2])
+def test_experts_come_from_the_best_groups_alone(best):
+    choice_TE = torch.rand(40, 12, generator=torch.Generator().manual_seed(0))
+    found_TE = hide_groups(choice_TE, groups=4, open_groups=2, best=best)
+    for choice_E, found_E in zip(choice_TE.tolist(), found_TE.tolist(), strict=True):
+        groups = [choice_E[3 * g : 3 * g + 3] for g in range(4)]
+        scores = [sum(sorted(group)[-best:]) for group in groups]
+        is_open = [sorted(scores).index(score) >= 2 for score in scores]
+        assert found_E == [c if is_open[e // 3] else float("-inf") for e, c in enumerate(choice_E)]
+    assert torch.equal(hide_groups(choice_TE, 4, 4, 1), choice_TE)
+
+
+def test_sigmoid_scores_groups_and_scale():
+    router = a_router(
+        k_min=3, k_max=3, num_virtual=2, rho=0.4, lam=0.0, scores="sigmoid", groups=4, open_groups=2, output_scale=2.5
+    )
+    x_TD, modality = tokens()
+    routing = router.route(x_TD, modality, 3, "probability")
+    p_TN = routing.logits_TE.sigmoid()
+    torch.testing.assert_close(routing.weight_TK, 2.5 * p_TN.gather(1, routing.index_TK))
+    torch.testing.assert_close(routing.probs_TE, p_TN / p_TN.sum(-1, keepdim=True))
+    for t, chosen_K in enumerate(routing.index_TK.tolist()):
+        assert len({expert // 2 for expert in chosen_K if expert < R}) <= 2
+        assert max(range(R), key=lambda expert: p_TN[t, expert]) in chosen_K
+
+
+def test_the_bias_takes_part_in_the_choice_and_not_in_the_weights():
+    plain, biased = (a_router(k_min=3, k_max=3, lam=0.0, num_virtual=2, rho=0.4, biased=flag) for flag in (False, True))
+    biased.load_state_dict(plain.state_dict(), strict=False)
+    x_TD, modality = tokens()
+    before = plain.route(x_TD, modality, 3, "probability")
+    assert torch.equal(biased.route(x_TD, modality, 3, "probability").index_TK, before.index_TK)
+    biased.bias.value_N[5] = 2.0
+    after = biased.route(x_TD, modality, 3, "probability")
+    assert (after.index_TK[:, 0] == 5).all() and not (before.index_TK == 5).any(-1).all()
+    torch.testing.assert_close(after.weight_TK, after.probs_TE.gather(1, after.index_TK))
+    assert torch.equal(after.probs_TE, before.probs_TE)
+
+
+def test_the_bias_moves_by_hand():
+    bias = ChoiceBias(4)
+    bias.count(torch.tensor([[0, 1], [0, 3], [0, 4]]))  # 4: no expert
+    bias.count(torch.tensor([[0, 1], [0, 3], [0, 2]]))
+    bias.move(rate=0.1, num_real=3, virtual_share=0.4)
+    shares = [6 / 11, 2 / 11, 1 / 11]
+    torch.testing.assert_close(bias.value_N, torch.tensor([*(0.1 * (0.2 - share) for share in shares), 0.0]))
+    moved = bias.value_N
+    bias.move(rate=0.1, num_real=3, virtual_share=0.4)  # nothing was chosen since
+    assert bias.value_N is moved
+
+
+def test_the_bias_balances_experts_and_holds_the_virtual_share():
+    router = a_router(k_min=4, k_max=4, lam=0.0, rho=0.25, num_virtual=8, cap_scope="expectation", bias_rate=0.05).train()
+    with torch.no_grad():
+        router.gate.weight *= 0.1
+        router.gate.weight[:2] += 0.1  # two real experts that every token likes
+    x_TD, modality = tokens(400)
+    x_TD = x_TD + 0.5
+
+    def shares() -> tuple[float, float]:
+        index_TK = router.route(x_TD, modality, 4, "straight_through").index_TK
+        counts_N = torch.bincount(index_TK.flatten(), minlength=R + 8).float()
+        return (counts_N[R:].sum() / counts_N.sum()).item(), (counts_N[:R].max() / counts_N[:R].mean()).item()
+
+    virtual, busiest = shares()
+    for _ in range(300):
+        router.route(x_TD, modality, 4, "straight_through")
+        router.after_step()
+    now_virtual, now_busiest = shares()
+    assert abs(now_virtual - 0.25) < abs(virtual - 0.25) / 4 and now_busiest - 1 < (busiest - 1) / 4
+    router.eval()
+    value_N = router.bias.value_N.clone()
+    router.route(x_TD, modality, 4, "straight_through")
+    router.after_step()
+    assert torch.equal(router.bias.value_N, value_N)  # what is asked outside training does not count

@@ -79,7 +79,7 @@ def test_contrastive_is_log_E_for_equal_experts_and_low_for_experts_with_outputs
 @pytest.mark.parametrize("name", AUX_LOSSES)
 def test_a_loss_of_very_few_tokens_is_finite(name, T):
     record = record_of(torch.full((T, E), 0.25))
-    routing = replace(record.routing, importance_T=torch.zeros(T))
+    routing = replace(record.routing, importance_T=torch.zeros(T), excess=torch.tensor(0.1))
     assert AUX_LOSSES[name](replace(record, routing=routing)).isfinite()
 
 
@@ -89,3 +89,11 @@ def test_importance_by_hand_and_only_where_there_is_one():
         AUX_LOSSES["importance"](record)
     routing = replace(record.routing, importance_T=torch.tensor([1.0, 3.0]))
     assert AUX_LOSSES["importance"](replace(record, routing=routing)) == 4.0
+
+
+def test_budget_by_hand_and_only_where_there_is_one():
+    record = record_of(torch.full((2, E), 0.25))
+    with pytest.raises(ValueError, match="this router chooses a fixed number of experts"):
+        AUX_LOSSES["budget"](record)
+    routing = replace(record.routing, excess=torch.tensor(-0.5))
+    assert AUX_LOSSES["budget"](replace(record, routing=routing)) == 0.25

@@ -38,12 +38,18 @@ def count_parameters(model: nn.Module, trained: Iterable[str] | None = None, par
     if part is not None:
         parameters = {name: parameters[name] for name, of in part_of(model).items() if of == part}
     blocks = [module for module in model.modules() if isinstance(module, EvoMoEBlock)]
-    idle = {id(p) for b in blocks for expert in list(b.experts)[b.moe.num_experts_per_tok :] for p in expert.parameters()}
+    idle = sum(
+        p.numel()
+        for b in blocks
+        if any(parameter is next(b.experts.parameters()) for parameter in parameters.values())
+        for expert in list(b.experts)[b.moe.num_experts_per_tok :]
+        for p in expert.parameters()
+    )
     router = {id(p) for b in blocks for p in b.router.parameters()}
     names = {name for name, p in parameters.items() if p.requires_grad} if trained is None else set(trained)
     return ParameterCounts(
         total=sum(p.numel() for p in parameters.values()),
-        activated=sum(p.numel() for p in parameters.values() if id(p) not in idle),
+        activated=sum(p.numel() for p in parameters.values()) - idle,
         router=sum(p.numel() for p in parameters.values() if id(p) in router),
         trained=sum(p.numel() for name, p in parameters.items() if name in names),
     )

@@ -25,11 +25,13 @@ class MoEConfig(MoEOptions):
         base_model_type: transformers' name of the dense family, e.g. "llava".
         moe_layers: indices of the decoder layers whose FFN is a mixture.
         expert_init: where the experts came from; those of "partition" are slices of the FFN, all others as wide as it is.
+        attached: the model was sparse before, and its experts are its own.
     """
 
     base_model_type: str = ""
     moe_layers: list[int] = field(default_factory=list)
     expert_init: str = "replicate"
+    attached: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,13 +1,30 @@
-"""The experts of one MoE layer and the ways to run tokens through them.
+"""The experts of one MoE layer and the ways to run tokens through them: copies of a dense FFN, or those of a model that was sparse before.
 
 T tokens, D hidden, E experts, K experts per token, F FFN width, S = T * K slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class _Slots:
+    """The slots (T, K) in the order of their experts; those without an expert come last."""
+
+    def __init__(self, index_TK: Tensor, num_experts: int) -> None:
+        self.K = index_TK.shape[1]
+        self.slot_of_S = torch.argsort(index_TK.reshape(-1), stable=True)
+        self.count_E = torch.bincount(index_TK.reshape(-1), minlength=num_experts)[:num_experts]
+        self.token_of_S = self.slot_of_S // self.K
+
+    def weighted_sum(self, y_SD: Tensor, weight_TK: Tensor, like_TD: Tensor) -> Tensor:
+        """Each token's outputs times their weights, added up; ``y_SD`` may end where slots without an expert begin."""
+        slot_of_S, token_of_S = self.slot_of_S[: y_SD.shape[0]], self.token_of_S[: y_SD.shape[0]]
+        y_SD = y_SD * weight_TK.reshape(-1)[slot_of_S].unsqueeze(-1)
+        add = torch.index_copy if self.K == 1 else torch.index_add  # with one slot per token nothing needs adding
+        return add(torch.zeros_like(like_TD), 0, token_of_S, y_SD)
 
 
 class Experts(nn.ModuleList):
@@ -36,21 +53,14 @@ class Experts(nn.ModuleList):
             (T, D), in the dtype of ``hidden_states``.
         """
         x_TD, index_TK, weight_TK = hidden_states, top_k_index, top_k_weights.to(hidden_states.dtype)
-        T, K = index_TK.shape
         if self.implementation == "grouped_mm" or self.implementation == "auto" and self._grouped_mm_pays(x_TD):
             out_of = self._run_grouped_mm
-        elif T == 1:
+        elif len(x_TD) == 1:
             return self._run_one_token(x_TD, index_TK, weight_TK)
         else:
             out_of = self._run_loop
-        slot_of_S = torch.argsort(index_TK.reshape(-1), stable=True)
-        count_E = torch.bincount(index_TK.reshape(-1), minlength=len(self))[: len(self)]
-        token_of_S = slot_of_S // K
-        y_SD = out_of(x_TD, token_of_S, count_E)
-        slot_of_S, token_of_S = slot_of_S[: y_SD.shape[0]], token_of_S[: y_SD.shape[0]]
-        y_SD = y_SD * weight_TK.reshape(-1)[slot_of_S].unsqueeze(-1)
-        add = torch.index_copy if K == 1 else torch.index_add  # with one slot per token nothing needs adding
-        return add(torch.zeros_like(x_TD), 0, token_of_S, y_SD)
+        slots = _Slots(index_TK, len(self))
+        return slots.weighted_sum(out_of(x_TD, slots.token_of_S, slots.count_E), weight_TK, x_TD)
 
     # How many tokens an expert gets is data. torch.compile leaves these two functions alone and compiles the experts in them.
     @torch.compiler.disable(recursive=False)
@@ -116,3 +126,52 @@ class Experts(nn.ModuleList):
                 weight.data = view
             self._packed[name] = packed
         return packed
+
+
+class StackedExperts(nn.Module):
+    """The experts of a model that was sparse before, whose weights transformers keep stacked, (E, ...) each.
+
+    Slots without an expert are taken out before transformers' implementation runs, whichever that is.
+
+    Args:
+        stacked: takes tokens (S, D), their experts (S, 1) and weights (S, 1).
+    """
+
+    def __init__(self, stacked: nn.Module) -> None:
+        super().__init__()
+        self.stacked = stacked
+
+    def __len__(self) -> int:
+        return len(next(self.stacked.parameters()))
+
+    def __iter__(self) -> "Iterator[_OneOfStacked]":
+        return (self[e] for e in range(len(self)))
+
+    def __getitem__(self, e: int) -> "_OneOfStacked":
+        return _OneOfStacked(self.stacked, range(len(self))[e])
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """As ``Experts.forward``."""
+        x_TD, slots = hidden_states, _Slots(top_k_index, len(self))
+        expert_of_S = torch.arange(len(self), device=x_TD.device).repeat_interleave(slots.count_E)
+        y_SD = _run_stacked(self.stacked, x_TD[slots.token_of_S[: len(expert_of_S)]], expert_of_S)
+        return slots.weighted_sum(y_SD, top_k_weights.to(x_TD.dtype), x_TD)
+
+
+class _OneOfStacked(nn.Module):
+    """One expert alone; its parameters are views of the stacked ones."""
+
+    def __init__(self, stacked: nn.Module, number: int) -> None:
+        super().__init__()
+        vars(self)["stacked"] = stacked  # not as a submodule: its parameters are those of all experts
+        self.number = number
+
+    def named_parameters(self, *args, **kwargs) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, weight_E[self.number]) for name, weight_E in self.stacked.named_parameters())  # pyrefly: ignore[bad-return]
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return _run_stacked(self.stacked, x_TD, torch.full((len(x_TD),), self.number, device=x_TD.device))
+
+
+def _run_stacked(stacked: nn.Module, x_SD: Tensor, expert_of_S: Tensor) -> Tensor:
+    return stacked(x_SD, expert_of_S.unsqueeze(-1), x_SD.new_ones(len(x_SD), 1))

@@ -20,11 +20,11 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.aux_losses import AUX_LOSSES, LayerRecord
 from evomoe.configuration import EvoMoEConfig, MoEConfig
 from evomoe.expert_init.partition import slice_of
-from evomoe.experts import Experts
+from evomoe.experts import Experts, StackedExperts
 from evomoe.hub import CARD, card_of_folder, has_remote_code, model_card, set_remote_code, write_remote_module
 from evomoe.modality import ForwardPass, Modality, checkpoint_with_pass, current_pass, modality_of_inputs, running
 from evomoe.routers import ROUTERS, Router
-from evomoe.structure import decoder_layers, find_ffn, image_token_ids, text_config
+from evomoe.structure import decoder_layers, find_ffn, find_sparse_ffn, image_token_ids, text_config
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +35,17 @@ class EvoMoEBlock(nn.Module):
     Eq. 4: takes and returns hidden states (B, S, D) as the dense FFN does; padding is not routed, gives zero.
     """
 
-    def __init__(self, layer: int, moe: MoEConfig, hidden_size: int, experts: Iterable[nn.Module]) -> None:
+    def __init__(self, layer: int, moe: MoEConfig, hidden_size: int, experts: Iterable[nn.Module] | StackedExperts) -> None:
         super().__init__()
         self.layer, self.moe = layer, moe
         self.router: Router = ROUTERS[moe.router](hidden_size, moe.num_experts, **moe.router_options)
         self.router.check(moe.num_experts_per_tok, moe.gate)
-        *routed, shared = [*experts] if moe.shared_expert else [*experts, None]
-        self.experts = Experts(routed)
+        shared = None
+        if isinstance(experts, StackedExperts):
+            self.experts: Experts | StackedExperts = experts
+        else:
+            *routed, shared = [*experts] if moe.shared_expert else [*experts, None]
+            self.experts = Experts(routed)
         self.shared_expert: nn.Module | None = shared
         self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False) if moe.shared_expert else None
         if self.shared_expert_gate is not None:
@@ -68,6 +72,35 @@ class EvoMoEBlock(nn.Module):
         return modality.restore(y_TD, hidden_BSD)
 
 
+class AttachedBlock(EvoMoEBlock):
+    """Router and experts inside the block of a model that was sparse before, where its experts were.
+
+    The block goes on to do what else it does, such as run a shared expert; what its own router said is not heeded.
+    """
+
+    @classmethod
+    def put_into(cls, decoder_layer: nn.Module, layer: int, moe: MoEConfig, hidden_size: int) -> "AttachedBlock":
+        """Takes the place of the experts in a decoder layer's block, and of its router."""
+        found = find_sparse_ffn(decoder_layer, hidden_size)
+        assert found is not None
+        name, router = found
+        block = decoder_layer.get_submodule(name)
+        attached = cls(layer, moe, hidden_size, StackedExperts(block.experts))
+        block.experts = attached
+        setattr(block, router, NoRouter())
+        return attached
+
+    def forward(self, hidden_ND: Tensor, *of_no_router: None) -> Tensor:
+        return super().forward(hidden_ND)
+
+
+class NoRouter(nn.Module):
+    """Stands where a block's own router was, and chooses nothing."""
+
+    def forward(self, *args: Any) -> tuple[None, None, None]:
+        return None, None, None
+
+
 class EvoMoEMixin:
     """What every ``EvoMoE<Base>`` adds to its base class: MoE layers, the modality note and the auxiliary losses."""
 
@@ -77,6 +110,9 @@ class EvoMoEMixin:
         super().__init__(config, *args, **kwargs)  # pyrefly: ignore[bad-argument-count]
         moe, layers, hidden_size = config.moe, decoder_layers(self), text_config(config).hidden_size
         for index in moe.moe_layers:
+            if moe.attached:
+                AttachedBlock.put_into(layers[index], index, moe, hidden_size)
+                continue
             name = find_ffn(layers[index], hidden_size)
             ffn = layers[index].get_submodule(name)
             if moe.expert_init == "partition":

@@ -75,6 +75,23 @@ def find_ffn(layer: nn.Module, hidden_size: int) -> str:
     return widest[0]
 
 
+def find_sparse_ffn(layer: nn.Module, hidden_size: int) -> tuple[str, str] | None:
+    """The names, inside a decoder layer that is sparse, of its sparse FFN and, inside that, of its router; None if there is none.
+
+    It is a module with ``experts`` whose weights are stacked, (E, ...) each, and with one other module that owns a weight (E, D).
+    """
+    for name, module in _breadth_first(layer):
+        experts = getattr(module, "experts", None)
+        stacked = [*experts.parameters()] if isinstance(experts, nn.Module) and not isinstance(experts, nn.ModuleList) else []
+        if not stacked or any(weight.ndim < 2 or len(weight) != len(stacked[0]) for weight in stacked):
+            continue
+        shape = (len(stacked[0]), hidden_size)
+        routers = [n for n, child in module.named_children() if getattr(getattr(child, "weight", None), "shape", None) == shape]
+        if name and len(routers) == 1:
+            return name, routers[0]
+    return None
+
+
 def _ffn_width(module: nn.Module, hidden_size: int) -> int:
     """The inner width of a module if its own linear maps are those of an FFN, otherwise 0."""
     linears = [child for child in module.children() if isinstance(child, nn.Linear)]

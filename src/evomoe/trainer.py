@@ -56,6 +56,7 @@ class EvoMoETrainer(Trainer):
         self.meter = RouterMeter()
         if self.evolution:
             self.add_callback(self.evolution)
+        self.add_callback(RouterCallback(self))
         if metrics and self.is_world_process_zero():
             self.add_callback(MetricsFile(metrics, stage))
         self.add_callback(ProgressBar(label or stage))
@@ -160,6 +161,19 @@ class EvolutionCallback(TrainerCallback):
         assert self.experts is not None
         by_expert = relative_distances(self.experts)
         return {f"distance/expert{n + 2}": sum(layers.values()) / len(layers) for n, layers in enumerate(by_expert)}
+
+
+class RouterCallback(TrainerCallback):
+    """Tells the routers after every optimiser step that really happened."""
+
+    def __init__(self, trainer: EvoMoETrainer) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if isinstance(model, EvoMoEMixin) and not getattr(optimizer, "step_was_skipped", False):
+            for block in model.moe_blocks.values():
+                block.router.after_step()
 
 
 class RouterMeter:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.accounting import count_parameters, large_router, parameter_facts, readable
-from evomoe.configuration import MoEConfig
+from evomoe.configuration import EvoMoEConfig, MoEConfig
 from evomoe.expert_init import INITS
 from evomoe.families import sparse_config
 from evomoe.files import ShardWriter, new_folder, write_text
@@ -59,16 +59,32 @@ def upcycle(
     blocks = list(conversion.blocks())  # all of them before any is put in: a refusal leaves the model as it was
     for block in blocks:
         conversion.layers[block.layer].set_submodule(conversion.names[block.layer], block)
-    _swap_config(model, model.config, conversion.config)
-    model.__class__ = conversion.sparse_class
+    return become(model, conversion.config, conversion.sparse_class)
+
+
+def become(model: PreTrainedModel, config: EvoMoEConfig, sparse_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """Hands the sparse configuration to every submodule that holds the dense one, and the class to the model."""
+    dense = model.config
+    for module in model.modules():
+        if getattr(module, "config", None) is dense:
+            module.config = config
+    model.__class__ = sparse_class
     return model
 
 
-def _swap_config(model: nn.Module, dense, sparse) -> None:
-    """Hands the sparse configuration to every submodule that holds the dense one."""
-    for module in model.modules():
-        if getattr(module, "config", None) is dense:
-            module.config = sparse
+def sparse_form(model: PreTrainedModel, moe: MoEConfig) -> tuple[EvoMoEConfig, type[PreTrainedModel]]:
+    """The configuration and the class that a model is to have.
+
+    Raises:
+        UnsupportedModelError: transformers could not load it again.
+    """
+    config, sparse_class = sparse_config(model.config, moe), model_class(type(model))
+    if sparse_class.config_class is not type(config):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not the class that transformers loads for image-text-to-text or causal language "
+            "modelling, so a converted model could not be loaded again."
+        )
+    return config, sparse_class
 
 
 class Conversion:
@@ -93,12 +109,7 @@ class Conversion:
             raise UnsupportedModelError("The model is an EvoMoE model already; start from the dense model.")
         self.names, self.layers = check_convertible(model), decoder_layers(model)
         self.moe = MoEConfig.for_model(model.config, placement, expert_init=expert_init, **moe_fields)
-        self.config, self.sparse_class = sparse_config(model.config, self.moe), model_class(type(model))
-        if self.sparse_class.config_class is not type(self.config):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} is not the class that transformers loads for image-text-to-text or causal language "
-                "modelling, so a converted model could not be loaded again."
-            )
+        self.config, self.sparse_class = sparse_form(model, self.moe)
         self.init_options, self.seed = init_options or {}, seed
         check_options("init", expert_init, INITS[expert_init], self.init_options)
 

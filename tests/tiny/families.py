@@ -341,17 +341,45 @@ FAMILIES: dict[str, Family] = {
                     projector=("visual.merger",)),  # a video's frames are image tokens to it
     "lfm2-vl": Family(_lfm2_vl, pixels=_shaped),
 }  # fmt: skip
+
+
+def _sparse(name: str, **fields) -> Family:
+    """A language model of experts, scores drawn widely enough to differ from token to token."""
+    sizes = {"num_experts_per_tok": 4, "moe_intermediate_size": 16} | fields
+    return Family(lambda: AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**text_fields(**sizes))))
+
+
+_DEEPSEEK = {"n_routed_experts": 16, "n_shared_experts": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": None,
+             "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4, "n_group": 4,
+             "topk_group": 2, "routed_scaling_factor": 2.5}  # fmt: skip
+SPARSE: dict[str, Family] = {
+    "qwen2-moe": _sparse("Qwen2Moe", num_experts=16, shared_expert_intermediate_size=32, norm_topk_prob=False),
+    "qwen3-moe": _sparse("Qwen3Moe", num_experts=16, head_dim=8, norm_topk_prob=True, mlp_only_layers=[1]),
+    "mixtral": _sparse("Mixtral", num_local_experts=8, num_experts_per_tok=2),
+    "olmoe": _sparse("Olmoe", num_experts=16),
+    "deepseek-v2": _sparse("DeepseekV2", **_DEEPSEEK, topk_method="group_limited_greedy"),
+    "deepseek-v2-lite": _sparse("DeepseekV2", **_DEEPSEEK | {"n_group": 1, "topk_group": 1}, topk_method="greedy"),
+    "deepseek-v3": _sparse("DeepseekV3", **_DEEPSEEK),
+    "qwen3-vl-moe": _qwen("Qwen3VLMoe", {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32,
+                                         "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+                          {"head_dim": 8, "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 16}),
+}  # fmt: skip
+"""Models that transformers has as mixtures of experts."""
 QUICK = ("llava", "llava-phi", "paligemma", "idefics3")
 
 
 def make(family: str) -> PreTrainedModel:
     """The dense model of a family, always the same, in evaluation mode."""
     torch.manual_seed(0)
-    model = FAMILIES[family].model().eval()
+    model = (FAMILIES | SPARSE)[family].model().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():  # gates and maps that start at zero would hide what lies behind them
                 parameter.normal_(std=0.1)
+        if family in SPARSE:  # as drawn, every expert would get about the same score
+            for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+                if name.endswith(("gate.weight", "e_score_correction_bias")):
+                    weight.normal_(std=0.3)
     return model
 
 
@@ -368,9 +396,9 @@ def inputs_for(
     """
     if isinstance(family, PreTrainedModel):
         model_type = (getattr(family.config, "evomoe", None) or {}).get("base_model_type", family.config.model_type)
-        family = next((name for name in FAMILIES if re.sub("[-.]", "_", name) == model_type), "llava")
+        family = next((name for name in FAMILIES | SPARSE if re.sub("[-.]", "_", name) == model_type), "llava")
     generator = torch.Generator().manual_seed(7)
-    made, rows = FAMILIES[family], []
+    made, rows = (FAMILIES | SPARSE)[family], []
     for i, count in enumerate(images):
         words = torch.randint(3, 100, (text + i,), generator=generator)
         seen = made.image * count + made.video * (videos[i] if videos else 0)

@@ -6,10 +6,17 @@ up from this table.
 
 from evomoe.aux_losses.balance import balance
 from evomoe.aux_losses.base import AuxLoss, LayerRecord
+from evomoe.aux_losses.budget import budget
 from evomoe.aux_losses.contrastive import contrastive
 from evomoe.aux_losses.importance import importance
 from evomoe.aux_losses.local import local
 
-AUX_LOSSES: dict[str, AuxLoss] = {"balance": balance, "contrastive": contrastive, "importance": importance, "local": local}
+AUX_LOSSES: dict[str, AuxLoss] = {
+    "balance": balance,
+    "budget": budget,
+    "contrastive": contrastive,
+    "importance": importance,
+    "local": local,
+}
 
 __all__ = ["AUX_LOSSES", "AuxLoss", "LayerRecord"]

@@ -9,6 +9,8 @@ T tokens, D hidden, R real and V virtual experts, N = R + V, K slots at most.
     K_t = round(k_min + (k_max - k_min) w_t)            slots
     g_t = W_g h'_t;  lam (2 w_t - 1) is added to the real experts' scores and taken from the virtual ones'
     S_t = the K_t best slots of which at most min(floor(rho K_t), K_t - min_real) are virtual
+
+Models that were sparse before score in other ways too: by sigmoids, within groups of experts, with a bias on the choice (``evomoe.routers.scores``).
 """
 
 import math
@@ -22,6 +24,7 @@ from torch.nn import functional as F
 
 from evomoe.modality import Modality
 from evomoe.routers.base import GATES, Float32Linear, Routing, VirtualRouter, in_float32
+from evomoe.routers.scores import SCORES, ChoiceBias, hide_groups
 
 
 def matched(real: float, rho: float, span: float) -> tuple[float, float]:
@@ -134,6 +137,13 @@ class AnyExpertsRouter(VirtualRouter):
         lam: how much importance moves the scores from virtual to real experts.
         over: the chosen slots whose probabilities the gates "normalised" and "straight_through" divide by: "real" or "all".
         importance_width: of the network that estimates importance.
+        scores: how logits become probabilities, a name of ``evomoe.routers.scores.SCORES``.
+        groups, open_groups, group_best: the real experts stand in so many groups of equal size, and a token's come from so many of
+            them: those with the largest sum of their ``group_best`` best experts.
+        output_scale: what the weights of a token's experts are multiplied by.
+        biased: whether a bias takes part in the choice of experts, not in their weights.
+        bias_rate: how far that bias moves after each optimiser step towards equally loaded real experts that have the share
+            1 - rho of all slots; 0 leaves it as it is.
     """
 
     def __init__(
@@ -153,23 +163,38 @@ class AnyExpertsRouter(VirtualRouter):
         lam: float = 1.0,
         over: str = "real",
         importance_width: int = 64,
+        scores: str = "softmax",
+        groups: int = 1,
+        open_groups: int = 1,
+        group_best: int = 1,
+        output_scale: float = 1.0,
+        biased: bool = False,
+        bias_rate: float = 0.0,
     ) -> None:
         name = "router 'anyexperts'"
         if not 0 <= rho < 1:
             raise ValueError(f"{name}: rho is {rho}; the share of virtual slots must lie in [0, 1).")
         if (k_min is None) != (k_max is None):
             raise ValueError(f"{name}: give both k_min and k_max, or neither and num_experts_per_tok decides.")
-        for option, value, table in (("cap_scope", cap_scope, CAPS), ("over", over, ("real", "all"))):
+        for option, value, table in (("cap_scope", cap_scope, CAPS), ("over", over, ("real", "all")), ("scores", scores, SCORES)):
             if value not in table:
                 raise ValueError(f"{name}: there is no {option} '{value}'; choose from {', '.join(table)}.")
         if not 1 <= min_real <= num_experts or importance_width < 1:
             raise ValueError(f"{name}: min_real ({min_real}) and importance_width ({importance_width}) must be at least 1, and there "
                              f"are {num_experts} real experts.")  # fmt: skip
+        if groups < 1 or num_experts % groups or not 1 <= open_groups <= groups or not 1 <= group_best <= num_experts // groups:
+            raise ValueError(f"{name}: {num_experts} real experts cannot stand in {groups} equal groups of which {open_groups} are open, "
+                             f"by the best {group_best} of each.")  # fmt: skip
+        if bias_rate < 0:
+            raise ValueError(f"{name}: bias_rate is {bias_rate}; it must not be negative.")
         count = round(num_experts * rho / (1 - rho)) if num_virtual is None else num_virtual
         super().__init__(hidden_size, num_experts, [virtual] * count)
         self.k_min, self.k_max, self.span, self.budget, self.rho, self.min_real = k_min, k_max, span, budget, rho, min_real
         self.cap_scope, self.alpha_f, self.lam, self.over = cap_scope, alpha_f, lam, over
+        self.scores, self.groups, self.open_groups, self.group_best = scores, groups, open_groups, group_best
+        self.output_scale, self.bias_rate = output_scale, bias_rate
         self.importance = Importance(hidden_size, importance_width)
+        self.bias = ChoiceBias(num_experts + count) if biased or bias_rate else None
 
     def slots(self, top_k: float) -> tuple[float, float]:
         """The range of slots, k_min and k_max."""
@@ -179,6 +204,10 @@ class AnyExpertsRouter(VirtualRouter):
                 return self.k_min, self.k_max
             span = self.k_max - self.k_min
         return matched(top_k if self.budget is None else self.budget, self.virtual_share, span)
+
+    def target(self, top_k: float) -> float:
+        """How many real experts a token of importance 1/2 has if it uses its cap to the full."""
+        return (1 - self.virtual_share) * sum(self.slots(top_k)) / 2
 
     @property
     def virtual_share(self) -> float:
@@ -192,6 +221,9 @@ class AnyExpertsRouter(VirtualRouter):
             raise ValueError(f"{name}: tokens would have {low:g} to {high:g} slots, where min_real is {self.min_real}; {how}.")
         if round(high) > self.num_experts:
             raise ValueError(f"{name}: k_max is {high:g}, but there are only {self.num_experts} real experts; {how}.")
+        if round(high) > (within := self.open_groups * self.num_experts // self.groups):
+            raise ValueError(f"{name}: k_max is {high:g}, but a token's experts come from {self.open_groups} of {self.groups} groups, "
+                             f"which have {within}; {how}.")  # fmt: skip
         if gate == "normalised" and round(low) == 1:
             raise ValueError(
                 f"{name}: k_min is {low:g}; gate 'normalised' gives a token's only expert the weight 1, and its router no gradient. "
@@ -234,10 +266,38 @@ class AnyExpertsRouter(VirtualRouter):
             scores = self._scores(x_TD.float())
         logits_TN = torch.cat([self.hide(scores.logits_TN[:, :R], dropout, round(high)), scores.logits_TN[:, R:]], -1)
         slots_T = (low + (high - low) * scores.importance_T.sigmoid()).round().long()
-        cap_T = CAPS[self.cap_scope](logits_TN.detach(), R, slots_T, self.rho, self.min_real)
-        index_TK = choose_capped(logits_TN.detach(), R, slots_T, cap_T, round(high))
-        probs_TN = logits_TN.softmax(-1)
+        probs_TN = SCORES[self.scores](logits_TN)
+        choice_TN = self._choice(logits_TN.detach(), probs_TN.detach())
+        cap_T = CAPS[self.cap_scope](choice_TN, R, slots_T, self.rho, self.min_real)
+        index_TK = choose_capped(choice_TN, R, slots_T, cap_T, round(high))
+        if self.bias is not None and self.training and torch.is_grad_enabled():
+            self.bias.count(index_TK)
         chosen_TK = F.pad(probs_TN, (0, 1)).gather(1, index_TK)  # 0 for slots that are none
-        counted_TK = chosen_TK if self.over == "all" else chosen_TK * (index_TK < R)
-        scale_T1 = scores.scale_T1 if self.alpha_f else None
-        return Routing(scores.logits_TN, probs_TN, index_TK, GATES[gate](chosen_TK, counted_TK), scores.importance_T, scale_T1)
+        is_real_TK = index_TK < R
+        counted_TK = chosen_TK if self.over == "all" else chosen_TK * is_real_TK
+        soft_T = low + (high - low) * scores.importance_T.sigmoid()
+        soft_T = soft_T + (slots_T - soft_T).detach()
+        excess = (soft_T * is_real_TK.sum(-1) / slots_T).mean() / self.target(top_k) - 1
+        return Routing(
+            scores.logits_TN,
+            probs_TN / probs_TN.sum(-1, keepdim=True),
+            index_TK,
+            GATES[gate](chosen_TK, counted_TK) * self.output_scale,
+            scores.importance_T,
+            scores.scale_T1 if self.alpha_f else None,
+            excess,
+        )
+
+    def _choice(self, logits_TN: Tensor, probs_TN: Tensor) -> Tensor:
+        """What the experts are chosen by, -inf for those that are not to be: the logits, or with groups and bias the probabilities."""
+        if self.bias is None and self.groups == 1:
+            return logits_TN
+        choice_TN = probs_TN if self.bias is None else probs_TN + self.bias.value_N.float()
+        choice_TN = choice_TN.masked_fill(logits_TN.isneginf(), float("-inf"))
+        R = self.num_experts
+        real_TR = hide_groups(choice_TN[:, :R], self.groups, self.open_groups, self.group_best)
+        return torch.cat([real_TR, choice_TN[:, R:]], -1)
+
+    def after_step(self) -> None:
+        if self.bias is not None and self.bias_rate:
+            self.bias.move(self.bias_rate, self.num_experts, self.virtual_share)

@@ -24,11 +24,12 @@ class Routing:
 
     Attributes:
         logits_TE: router scores, float32.
-        probs_TE: their softmax, float32.
+        probs_TE: their softmax, float32, or what else the router makes of them; a token's sum is 1.
         index_TK: chosen experts, int64. ``E`` and above mean "no expert": such a slot is skipped.
         weight_TK: what each chosen expert's output is multiplied by, float32.
         importance_T: how much each token matters, before the sigmoid, float32, of a router that estimates it.
         input_scale_T1: what the experts' inputs are multiplied by, float32, of a router that does so.
+        excess: how far the mean number of real experts is from the budget, as a share of it, of a router that has a budget.
     """
 
     logits_TE: Tensor
@@ -37,6 +38,7 @@ class Routing:
     weight_TK: Tensor
     importance_T: Tensor | None = None
     input_scale_T1: Tensor | None = None
+    excess: Tensor | None = None
 
 
 def probability(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
@@ -107,6 +109,9 @@ class Router(nn.Module):
 
     def check(self, top_k: int, gate: str) -> None:
         """Raises ValueError if the router cannot choose so many experts, or weigh them so."""
+
+    def after_step(self) -> None:
+        """Called in training after each optimiser step."""
 
     def hide(self, logits_TE: Tensor, dropout: float, top_k: int) -> Tensor:
         """Expert dropout: in training, the logits of each hidden expert are -inf."""

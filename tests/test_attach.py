@@ -1,0 +1,203 @@
+"""AnyExperts on models that transformers has as mixtures of experts."""
+
+import pytest
+import torch
+from tiny import families, inputs_for, make, make_llava
+from torch import nn
+
+from evomoe.accounting import count_parameters
+from evomoe.analysis.recording import record_routing
+from evomoe.anyexperts import attach, calibrate, real_experts_per_token, set_budget
+from evomoe.experts import StackedExperts
+from evomoe.loading import load_model
+from evomoe.stages.trainable import set_trainable
+from evomoe.structure import UnsupportedModelError
+
+SPARSE = sorted(families.SPARSE)
+NEUTRAL = {"num_virtual": 0, "alpha_f": 0.0, "lam": 0.0}
+
+
+def batch(family: str, padding: str = "right") -> dict[str, torch.Tensor]:
+    """With pictures where the family sees."""
+    return inputs_for(family, images=(1, 2, 0) if "vl" in family else (0, 0, 0), padding=padding)
+
+
+def neutral(family: str):
+    model = make(family)
+    top_k = model.config.get_text_config().num_experts_per_tok
+    return attach(model, k_min=top_k, k_max=top_k, **NEUTRAL)
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("family", SPARSE)
+def test_with_neutral_options_the_model_computes_what_it_did(family, padding):
+    model, inputs = make(family), batch(family, padding)
+    is_real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        before = model(**inputs).logits[is_real]
+        after = neutral(family)(**inputs).logits[is_real]
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", SPARSE)
+def test_a_saved_model_loads_as_it_was(family, tmp_path):
+    model, inputs = attach(make(family), seed=1), batch(family)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        model.save_pretrained(tmp_path)
+        again = load_model(tmp_path, "float32").eval()
+        assert type(again) is type(model) and type(again).__name__.startswith("EvoMoE")
+        torch.testing.assert_close(again(**inputs).logits, logits, atol=1e-5, rtol=1e-4)
+        assert (make(family)(**inputs).logits - logits).abs().max() > 1e-3  # other options, other answers
+
+
+@pytest.mark.parametrize("family", ["qwen2-moe", "deepseek-v3", "qwen3-vl-moe"])
+def test_experts_and_scores_are_the_model_s_own(family):
+    dense = make(family)
+    weights = {name: weight for name, weight in dense.named_parameters() if ".experts." in name}
+    gates = [weight.detach().clone() for name, weight in dense.named_parameters() if name.endswith(".gate.weight")]
+    model = attach(dense)
+    assert model is dense and model.config.moe.moe_layers == [*model.moe_blocks]
+    now = {id(parameter) for parameter in model.parameters()}
+    assert all(id(weight) in now for weight in weights.values())
+    for block, gate in zip(model.moe_blocks.values(), gates, strict=True):
+        R = len(gate)
+        assert torch.equal(block.router.gate.weight[:R], gate) and len(block.experts) == R
+        virtual = block.router.gate.weight[R:]
+        assert len(virtual) == round(R / 4)
+        torch.testing.assert_close(virtual, gate.mean(0).expand_as(virtual), atol=0.05 * gate.std().item(), rtol=0)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
+def test_virtual_slots_run_no_expert_whichever_implementation_runs(implementation, monkeypatch):
+    model = attach(make("qwen3-moe"), k_min=2, k_max=8, rho=0.5)
+    for block in model.moe_blocks.values():
+        nn.init.normal_(block.router.importance.outer.weight, std=3.0)
+    inputs, rows = batch("qwen3-moe"), []
+    expected = model(**inputs).logits
+    model.set_experts_implementation(implementation)
+    for block in model.moe_blocks.values():
+        block.experts.stacked.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+    with record_routing(model) as recording, torch.no_grad():
+        logits = model(**inputs).logits
+    R = model.config.moe.num_experts
+    real = [int(counts_ME[:, :R].sum()) for counts_ME in recording.counts.values()]
+    virtual = [int(counts_ME[:, R:].sum()) for counts_ME in recording.counts.values()]
+    assert rows == real and sum(virtual) > 0
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_and_the_rest_of_the_batch_change_no_token():
+    model, inputs = attach(make("qwen2-moe"), k_min=2, k_max=6), batch("qwen2-moe", "left")
+    for block in model.moe_blocks.values():
+        nn.init.normal_(block.router.importance.outer.weight, std=3.0)
+    with torch.no_grad():
+        together = model(**inputs).logits
+        for row in range(3):
+            real = inputs["attention_mask"][row].bool()
+            alone = model(input_ids=inputs["input_ids"][row, real][None]).logits[0]
+            torch.testing.assert_close(together[row, real], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_cached_generation_equals_the_whole_forward_pass():
+    model, inputs = attach(make("deepseek-v3"), k_min=2, k_max=6), batch("deepseek-v3", "left")
+    answer = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(3, 5, dtype=torch.long)], -1)
+    with torch.no_grad():
+        best = model(input_ids=answer, attention_mask=mask).logits.argmax(-1)
+    assert torch.equal(best[:, -6:-1], answer[:, -5:])
+
+
+def test_the_budget_moves_and_is_kept(tmp_path):
+    model, inputs = attach(make("olmoe"), rho=0.25), batch("olmoe")
+    means = []
+    for real in (2.0, 4.0, 6.0):
+        set_budget(model, real)
+        means.append(real_experts_per_token(model, lambda m: m(**inputs)))
+    assert means == sorted(means) and means[0] < means[-1]
+    mean = calibrate(model, 3.0, lambda m: m(**inputs))
+    assert abs(mean - 3.0) < 0.5
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path, "float32").eval()
+    assert real_experts_per_token(again, lambda m: m(**inputs)) == pytest.approx(mean, abs=1e-6)
+
+
+def test_only_the_routers_train_and_learn_from_the_loss():
+    model, inputs = attach(make("qwen3-vl-moe"), gate="straight_through"), batch("qwen3-vl-moe")
+    names = set_trainable(model, "router", [])
+    assert names and all(".experts.router." in name for name in names)
+    model.train()
+    out = model(**inputs, labels=inputs["input_ids"])
+    out.loss.backward()
+    assert set(out.aux_loss) == {"balance", "importance"}
+    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert all(grads[name] is not None for name in names)
+    assert all(grads[name].abs().sum() > 0 for name in names if name.endswith("router.gate.weight"))
+
+
+def test_parameters_are_counted_expert_by_expert():
+    model = attach(make("mixtral"))
+    counts, one = count_parameters(model), 3 * 32 * 48  # gate, up and down of one expert
+    assert counts.total - counts.activated == 4 * (8 - 2) * one
+    assert count_parameters(model, part="vision").activated == 0
+
+
+def test_each_expert_alone_is_what_it_adds():
+    experts = StackedExperts(make("qwen3-moe").model.layers[0].mlp.experts)
+    x_TD = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    index_TK, weight_TK = torch.tensor([[3, 0], [16, 2], [5, 16], [16, 16], [1, 15]]), torch.rand(5, 2)
+    with torch.no_grad():
+        found = experts(x_TD, index_TK, weight_TK)
+        for t in range(5):
+            parts = [weight_TK[t, k] * experts[int(e)](x_TD[t : t + 1])[0] for k, e in enumerate(index_TK[t]) if e < 16]
+            torch.testing.assert_close(found[t], sum(parts, torch.zeros(32)), atol=1e-6, rtol=1e-5)
+    assert [p.shape for p in experts[2].parameters()] == [(32, 32), (32, 16)] and len([*experts]) == 16
+
+
+def test_the_model_s_own_balance_loss_is_off(monkeypatch):
+    model = make("mixtral")
+    model.config.output_router_logits = True
+    attach(model)
+    inputs = batch("mixtral")
+    out = model(**inputs, labels=inputs["input_ids"])
+    assert model.config.output_router_logits is False and torch.isfinite(out.loss)
+
+
+class Odd(nn.Module):
+    """A router that no reading fits."""
+
+    def __init__(self, router: nn.Module) -> None:
+        super().__init__()
+        self.weight = router.weight
+
+    def forward(self, x_TD):
+        logits_TE = x_TD @ self.weight.T
+        best_TK, index_TK = logits_TE.topk(4, dim=-1)
+        return logits_TE, best_TK.tanh(), index_TK
+
+
+def test_what_cannot_be_imitated_is_refused_and_left_alone():
+    with pytest.raises(UnsupportedModelError, match="no sparse layers to attach AnyExperts to; a dense model is for upcycle"):
+        attach(make_llava())
+    with pytest.raises(UnsupportedModelError, match="has this library's routers already"):
+        attach(attach(make("olmoe")))
+    model = make("olmoe")
+    model.model.layers[2].mlp.gate = Odd(model.model.layers[2].mlp.gate)
+    with pytest.raises(UnsupportedModelError, match="OlmoeForCausalLM, layer 2: Odd scores in a way"):
+        attach(model)
+    model = make("olmoe")
+    model.model.layers[2].mlp.gate.norm_topk_prob = True
+    with pytest.raises(UnsupportedModelError, match="routers differ from each other"):
+        attach(model)
+    for options, message in (
+        ({"k_min": 4}, "give both"),
+        ({"rhoo": 1}, "takes no 'rhoo'"),
+        ({"k_min": 4, "k_max": 99}, "only 16 real"),
+    ):
+        model, inputs = make("olmoe"), batch("olmoe")
+        before = model(**inputs).logits
+        with pytest.raises(ValueError, match=message):
+            attach(model, **options)
+        assert torch.equal(model(**inputs).logits, before) and type(model).__name__ == "OlmoeForCausalLM"
+    with pytest.raises(ValueError, match="come from 2 of 4 groups, which have 8"):
+        attach(make("deepseek-v3"), k_min=4, k_max=10)
