@@ -1,13 +1,16 @@
 """AnyExperts on models that transformers has as mixtures of experts."""
 
+import json
+
 import pytest
 import torch
-from tiny import families, inputs_for, make, make_llava
+from tiny import families, inputs_for, make, make_llava, make_records, make_tokenizer, write_workspace
 from torch import nn
 
 from evomoe.accounting import count_parameters
 from evomoe.analysis.recording import record_routing
 from evomoe.anyexperts import attach, calibrate, real_experts_per_token, set_budget
+from evomoe.cli import main
 from evomoe.experts import StackedExperts
 from evomoe.loading import load_model
 from evomoe.stages.trainable import set_trainable
@@ -201,3 +204,29 @@ def test_what_cannot_be_imitated_is_refused_and_left_alone():
         assert torch.equal(model(**inputs).logits, before) and type(model).__name__ == "OlmoeForCausalLM"
     with pytest.raises(ValueError, match="come from 2 of 4 groups, which have 8"):
         attach(make("deepseek-v3"), k_min=4, k_max=10)
+
+
+def test_a_folder_is_attached_from_the_command_line_and_trained_further(tmp_path, capsys):
+    folder = write_workspace(tmp_path)
+    model = make("qwen3-moe")
+    model.resize_token_embeddings(len(make_tokenizer()))
+    model.save_pretrained(tmp_path / "sparse")
+    make_tokenizer().save_pretrained(tmp_path / "sparse")
+    arguments = ["attach", str(tmp_path / "sparse"), str(tmp_path / "any"), "--router-options", "rho=0.25", "importance_width=8"]
+    assert main(arguments) == 0
+    assert (
+        "EvoMoEQwen3MoeForCausalLM, 16 experts and 5 virtual ones in layers 0, 2, 3; 4.33333 to 6.33333"
+        in capsys.readouterr().out
+    )
+    assert "A mixture of experts whose router EvoMoE replaced" in (tmp_path / "any/README.md").read_text()
+    records = [{"id": n, "conversations": r["conversations"]} for n, r in enumerate(make_records(8))]
+    for record in records:
+        record["conversations"][0]["value"] = record["conversations"][0]["value"].replace("<image>", "").strip()
+    (folder / "words.json").write_text(json.dumps(records))
+    steps = ["--stage3.steps", "2", "--stage3.batch-size", "2", "--stage3.accumulation", "1"]
+    assert main(["train", "--stages", "3", "--model", str(tmp_path / "any"), "--data", str(folder / "words.json"),
+                 "--output", str(tmp_path / "run"), *steps]) == 0  # fmt: skip
+    before, after = load_model(tmp_path / "any", "float32"), load_model(next((tmp_path / "run").glob("*/model")), "float32")
+    changed = {n for n, w in before.state_dict().items() if not torch.equal(w, after.state_dict()[n])}
+    assert changed and all(".experts.router." in name for name in changed)
+    assert main(arguments) == 1 and "exists already" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from evomoe import upcycle
 from evomoe.data.conversations import ConversationDataset
+from evomoe.loading import load_model
 from evomoe.recipe import EvolutionOptions, MoEOptions, Recipe, StageOptions
 from evomoe.run_folder import stage_folder
 from evomoe.stages import run
@@ -346,15 +347,39 @@ def test_collapsed_experts_stop_stage_3_unless_allowed(workspace):
     assert run(allowed).is_dir()
 
 
-def test_a_sparse_model_is_no_start(workspace):
+def a_sparse_folder(workspace: Path) -> str:
     from tiny import make_processor
 
-    upcycle(make_llava()).save_pretrained(workspace / "sparse")
+    upcycle(make_llava(), expert_init="noise", router="linear").save_pretrained(workspace / "sparse")
     make_processor().save_pretrained(workspace / "sparse")
-    recipe = make_recipe(workspace).but(model=str(workspace / "sparse"))
+    return str(workspace / "sparse")
+
+
+def test_a_sparse_model_is_no_start_for_the_stages_that_make_one(workspace):
+    recipe = make_recipe(workspace).but(model=a_sparse_folder(workspace))
     for start in (run, describe):
-        with pytest.raises(ValueError, match="EvoMoE model already"):
+        with pytest.raises(ValueError, match="EvoMoE model already; Stage III alone trains it further: --stages 3"):
             start(recipe)
+
+
+def test_stage_3_goes_on_with_a_sparse_model(workspace):
+    recipe = make_recipe(workspace, stages=(3,), steps=3).but(model=a_sparse_folder(workspace), moe=MoEOptions())
+    before, after = load_model(recipe.model), load_model(run(recipe))
+    assert after.config.moe == before.config.moe and after.config.moe.router == "linear"
+    changed = {name for name, weight in before.state_dict().items() if not torch.equal(weight, after.state_dict()[name])}
+    assert changed and all(".router." in name for name in changed)
+    assert "router linear" in describe(recipe.but(output=str(workspace / "other")))
+    for change, message in (
+        ({"num_experts_per_tok": 2}, "--num-experts-per-tok: .*sparse is an EvoMoE model already, with num_experts_per_tok 1"),
+        ({"moe_layers": "all"}, "--moe-layers: .*leave --moe-layers out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            describe(recipe.but(output=str(workspace / "other"), **change))
+
+
+def test_stage_3_alone_needs_experts_from_somewhere(workspace):
+    with pytest.raises(ValueError, match="--expert-init evolved needs Stage II .* --init-options experts=FILE"):
+        run(make_recipe(workspace, stages=(3,)))
 
 
 def test_bad_records_stop_the_run_before_training_or_are_skipped_and_listed(tmp_path):

@@ -3,14 +3,19 @@
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.accounting import count_parameters, parameter_facts, readable
 from evomoe.analysis.recording import record_routing
 from evomoe.configuration import MoEConfig
+from evomoe.files import new_folder, write_text
+from evomoe.hub import CARD, model_card
+from evomoe.loading import load_model, load_processor
 from evomoe.modality import Modality
 from evomoe.modeling import AttachedBlock, EvoMoEMixin
 from evomoe.options import check_options
@@ -93,6 +98,46 @@ def attach(
             _start_from(block.router, router)
             block.router.to(router.weight.device, router.weight.dtype).train(router.training)
     return become(model, config, sparse_class)
+
+
+def attach_folder(
+    source: str,
+    out: str | Path,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    remote_code: bool = False,
+    **options: Any,
+) -> str:
+    """Loads a model that is sparse already from a folder or the hub, attaches AnyExperts, writes model and processor to ``out``.
+
+    Args:
+        source: folder or hub name.
+        out: folder to write.
+        dtype: precision of the loaded weights.
+        trust_remote_code: run code from the model's repository.
+        remote_code: also write the module that imports evomoe for processes that have not, see ``evomoe.hub``.
+        options: as ``attach`` takes them.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: ``out`` exists, or ``attach`` refused.
+    """
+    with new_folder(out) as folder:
+        model = attach(load_model(source, dtype, trust_remote_code), **options)
+        model.save_pretrained(folder, remote_code=remote_code)
+        load_processor(source, trust_remote_code).save_pretrained(folder)
+        moe, counts = model.config.moe, count_parameters(model)
+        write_text(folder / CARD, model_card(moe, type(model).__name__, source, parameter_facts(counts)))
+    router = next(iter(model.moe_blocks.values())).router
+    low, high = router.slots(moe.num_experts_per_tok)
+    return (
+        f"{out}: {type(model).__name__}, {moe.num_experts} experts and {len(router.virtual)} virtual ones in layers "
+        f"{', '.join(map(str, moe.moe_layers))}; {low:g} to {high:g} slots per token, where it had {moe.num_experts_per_tok} experts. "
+        f"{readable(counts.router)} of its {readable(counts.total)} parameters are the routers'."
+    )
 
 
 @torch.no_grad()

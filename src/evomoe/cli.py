@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         "demo": demo,
         "train": _train_from(arguments),
         "upcycle": upcycle,
+        "attach": attach,
         "params": params,
         "compose": compose,
         "eval": evaluate,
@@ -164,6 +165,48 @@ def upcycle(
         upcycle_folder(
             dense, out, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed, remote_code=remote_code, expert_init=expert_init,
             moe_layers=moe_layers, init_options=init_options, **asdict(moe),
+        )
+    )  # fmt: skip
+
+
+def attach(
+    sparse: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[str],
+    k_min: float | None = None,
+    k_max: float | None = None,
+    gate: Literal["", "probability", "normalised", "straight_through"] = "",
+    router_options: NamedValues | None = None,
+    aux_losses: NamedValues | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    remote_code: bool = False,
+) -> None:
+    """Give a model that is sparse already (Mixtral, Qwen-MoE, OLMoE, DeepSeek ...) a variable number of experts per token.
+
+    Args:
+        sparse: folder or hub name of the model; its experts and the weights of its routers are kept.
+        out: folder to write; must not exist.
+        k_min: fewest slots of a token; by default around as many real experts as the model has now.
+        k_max: most slots of a token.
+        gate: what multiplies an expert's output; by default what the model does.
+        router_options: further options of router anyexperts, as name=value.
+        aux_losses: coefficient of each auxiliary loss, as name=value; by default balance=0.01 importance=0.001.
+        dtype: precision of the loaded weights.
+        seed: draws what is new in the routers.
+        trust_remote_code: run code from the model's repository.
+        remote_code: also write the module through which transformers loads the model where evomoe is installed but not
+            imported; it runs only for those who load with trust_remote_code=True.
+    """
+    refuse_missing(sparse)
+    refuse_existing(out)
+    from evomoe.anyexperts import attach_folder
+
+    _hide_loading_bars()
+    print(
+        attach_folder(
+            sparse, out, dtype=dtype, trust_remote_code=trust_remote_code, remote_code=remote_code, seed=seed, k_min=k_min, k_max=k_max,
+            gate=gate, aux_losses=aux_losses, **(router_options or {}),
         )
     )  # fmt: skip
 

@@ -99,7 +99,7 @@ def model_card(
         ("class", class_name),
         ("experts", f"{moe.num_experts}, {moe.num_experts_per_tok} per token" + (", one shared" if moe.shared_expert else "")),
         ("MoE layers", ", ".join(map(str, moe.moe_layers))),
-        ("experts made by", moe.expert_init),
+        ("experts made by", "the base model's own" if moe.attached else moe.expert_init),
         ("router, gate", f"{moe.router}, {moe.gate}"),
         *facts,
         ("licence", licence or "that of the base model"),
@@ -107,7 +107,9 @@ def model_card(
     auto = "AutoModelForCausalLM" if is_text_only else "AutoModelForImageTextToText"
     body = [
         "# " + (f"{Path(base_model).name} as EvoMoE" if base_model else class_name),
-        "A dense model turned into a sparse mixture of experts with EvoMoE.",
+        "A mixture of experts whose router EvoMoE replaced."
+        if moe.attached
+        else "A dense model turned into a sparse mixture of experts with EvoMoE.",
         markdown_table(["", ""], [list(row) for row in rows]),
         _USE.format(auto=auto),
         *(f"## {heading}\n\n{text}" for heading, text in (sections or {}).items()),

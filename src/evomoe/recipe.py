@@ -243,11 +243,8 @@ class Recipe:
         _check_trainer("trainer", self.trainer, self.stages)
         if 2 in self.stages:
             self.evolution.check(self.moe.num_experts)
-        if 3 in self.stages and self.expert_init == "evolved" and 2 not in self.stages and "experts" not in self.init_options:
-            raise ValueError(
-                "--expert-init evolved needs Stage II in the same run, or the file that another run's Stage II wrote: "
-                "--init-options experts=FILE; or choose another --expert-init."
-            )
+        if self.stages != (3,):  # which may go on with a sparse model, and then makes no experts
+            self.check_expert_init()
         if (
             3 in self.stages
             and self.moe.gate == "normalised"
@@ -279,6 +276,14 @@ class Recipe:
     def stage(self, number: int) -> StageOptions:
         """The options of one stage."""
         return getattr(self, f"stage{number}")
+
+    def check_expert_init(self) -> None:
+        """Raises ValueError if Stage III is to make experts of what nothing gives it."""
+        if 3 in self.stages and self.expert_init == "evolved" and 2 not in self.stages and "experts" not in self.init_options:
+            raise ValueError(
+                "--expert-init evolved needs Stage II in the same run, or the file that another run's Stage II wrote: "
+                "--init-options experts=FILE; or choose another --expert-init."
+            )
 
     def placement(self) -> str | list[int]:
         """``moe_layers`` as ``evomoe.placement`` takes it."""

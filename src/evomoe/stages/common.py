@@ -26,8 +26,7 @@ from evomoe.expert_init import INITS
 from evomoe.expert_init.evolved import check_experts_file
 from evomoe.files import write_text
 from evomoe.hub import CARD
-from evomoe.loading import empty_models, load_config, load_model, load_processor, takes_pictures
-from evomoe.modeling import EvoMoEMixin
+from evomoe.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
 from evomoe.options import check_options
 from evomoe.placement import moe_layers
 from evomoe.recipe import STAGES, Recipe
@@ -41,34 +40,52 @@ logger = logging.getLogger(__name__)
 
 
 def load_dense(recipe: Recipe, source: Path | str) -> PreTrainedModel:
-    """Loads the dense model that a stage starts from.
+    """Loads the dense model that a stage starts from."""
+    return load_model(source, recipe.dtype, recipe.trust_remote_code)
 
-    Raises:
-        ValueError: it is sparse already.
-    """
-    model = load_model(source, recipe.dtype, recipe.trust_remote_code)
-    if isinstance(model, EvoMoEMixin):
-        raise ValueError(f"{source} is an EvoMoE model already; training starts from a dense model.")
-    return model
+
+def load_sparse(recipe: Recipe, source: Path | str) -> PreTrainedModel | None:
+    """Loads the EvoMoE model that Stage III goes on with; None if ``source`` is a dense model."""
+    if not isinstance(load_config(source, recipe.trust_remote_code), EvoMoEConfig):
+        return None
+    return load_model(source, recipe.dtype, recipe.trust_remote_code)
+
+
+def _check_goes_on(recipe: Recipe, config: EvoMoEConfig) -> None:
+    """An EvoMoE model can be trained further, by Stage III, as the mixture that it is."""
+    if recipe.stages != (3,):
+        raise ValueError(f"{recipe.model} is an EvoMoE model already; Stage III alone trains it further: --stages 3.")
+    default, own = Recipe(model="", data="", output=""), asdict(config.moe)
+    asked = {**asdict(recipe.moe), "expert_init": recipe.expert_init, "moe_layers": recipe.moe_layers}
+    unasked = {**asdict(default.moe), "expert_init": default.expert_init, "moe_layers": default.moe_layers}
+    for name, value in asked.items():
+        if value != unasked[name] and value != own[name]:
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"--{option}: {recipe.model} is an EvoMoE model already, with {name} {own[name]}; leave --{option} out."
+            )
 
 
 def check_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Refuses, before weights are loaded or anything is written, what a later stage would refuse.
 
     Returns:
-        The dense and the sparse model, without weights.
+        The dense and the sparse model, without weights; twice the sparse one if training goes on with it.
 
     Raises:
         ValueError: names the option, or says why the model cannot be used.
     """
     config = load_config(recipe.model, recipe.trust_remote_code)
     if isinstance(config, EvoMoEConfig):
-        raise ValueError(f"{recipe.model} is an EvoMoE model already; training starts from a dense model.")
-    dense, sparse = empty_models(config, recipe.placement(), expert_init=recipe.expert_init, **asdict(recipe.moe))
+        _check_goes_on(recipe, config)
+        dense = sparse = empty_model(config)
+    else:
+        recipe.check_expert_init()
+        dense, sparse = empty_models(config, recipe.placement(), expert_init=recipe.expert_init, **asdict(recipe.moe))
     moe = sparse.config.moe
     if 2 in recipe.stages:
         check_rule(recipe.evolution)
-    if 3 in recipe.stages:
+    if 3 in recipe.stages and sparse is not dense:
         _check_init_options(recipe, moe)
     for stage in recipe.stages:
         try:

@@ -16,7 +16,7 @@ from evomoe.data.conversations import ConversationDataset
 from evomoe.hub import model_card
 from evomoe.recipe import STAGES, Recipe
 from evomoe.run_folder import StageFolder, stage_folder
-from evomoe.stages.common import load_dense, train, trainer_options
+from evomoe.stages.common import load_dense, load_sparse, train, trainer_options
 from evomoe.stages.stage2_evolution import EXPERTS
 from evomoe.tables import markdown_table
 from evomoe.upcycling import upcycle
@@ -26,11 +26,18 @@ _LOAD, _SHARE = re.compile(r"load/(\w+)/([a-z]+)(\d+)"), r"\1 tokens, \2 \3"
 
 
 def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: ConversationDataset) -> None:
-    """Dense model in ``source`` and the run's evolved experts -> sparse model in ``folder``.
+    """Dense model in ``source`` and the run's evolved experts -> sparse model in ``folder``. A sparse ``source`` is trained further.
 
     Raises:
         ValueError: all evolved experts are copies of expert 1 and the recipe does not allow that.
     """
+    model = load_sparse(recipe, source) or _assemble(recipe, source)
+    if recipe.stage3.train == "router" and not recipe.allow_collapsed_experts:
+        check_experts_differ(model, recipe.expert_init)
+    train(recipe, 3, model, folder, dataset, card=lambda: _card(recipe, model))
+
+
+def _assemble(recipe: Recipe, source: Path | str) -> PreTrainedModel:
     init_options = dict(recipe.init_options)
     if recipe.expert_init == "evolved" and 2 in recipe.stages and "experts" not in init_options:
         stage2 = stage_folder(recipe.output, 2)
@@ -38,7 +45,7 @@ def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: Conver
         if not recipe.allow_collapsed_experts:
             schedule = trainer_options(recipe, 2).get("lr_scheduler_type", "cosine")
             check_not_collapsed(json.loads((stage2.path / "diversity.json").read_text()), schedule)
-    model = upcycle(
+    return upcycle(
         load_dense(recipe, source),
         moe_layers=recipe.placement(),
         expert_init=recipe.expert_init,
@@ -46,9 +53,6 @@ def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: Conver
         seed=recipe.seed,
         **dataclasses.asdict(recipe.moe),
     )
-    if recipe.stage3.train == "router" and not recipe.allow_collapsed_experts:
-        check_experts_differ(model, recipe.expert_init)
-    train(recipe, 3, model, folder, dataset, card=lambda: _card(recipe, model))
 
 
 def _card(recipe: Recipe, model: PreTrainedModel) -> str:
