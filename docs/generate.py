@@ -143,13 +143,18 @@ data, in parentheses. The last column is the difference of AVG from the baseline
 """
 
 
+def _place(name: str) -> tuple[int, str]:
+    """The paper's tables in order, then the others."""
+    return (int(name), "") if name.isdigit() else (1000, name)
+
+
 def results(folder: Path = ROOT / "docs" / "results") -> str:
     """The text of docs/results.md."""
     from evomoe.paper.results import render
     from evomoe.paper.tables import TABLES
 
     parts = []
-    for path in sorted(folder.glob("table*.json"), key=lambda path: int(path.stem.removeprefix("table"))):
+    for path in sorted(folder.glob("table*.json"), key=lambda path: _place(path.stem.removeprefix("table"))):
         found = json.loads(path.read_text(encoding="utf-8"))
         table = TABLES[found["table"]]
         runs = [seed["run"] for row in found["rows"].values() for seed in row["seeds"].values()]
@@ -165,7 +170,7 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
         parts.append(
             "\n\n".join(
                 [
-                    f"## Table {table.number}: {table.title}",
+                    f"## {table.heading}",
                     f"{found['split']} split; {run}; commits {commits}",
                     render(table, found),
                     *listed,

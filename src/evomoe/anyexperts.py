@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.accounting import count_parameters, parameter_facts, readable
-from evomoe.analysis.recording import record_routing
+from evomoe.analysis.recording import RoutingRecording, record_routing
 from evomoe.configuration import MoEConfig
 from evomoe.files import new_folder, write_text
 from evomoe.hub import CARD, model_card
@@ -220,10 +221,33 @@ def set_budget(model: PreTrainedModel, real: float) -> None:
     model.config.evomoe = model.config.evomoe | {"router_options": moe.router_options | {"budget": real}}
 
 
+def set_experts_per_token(model: PreTrainedModel, number: float) -> None:
+    """Gives each token another number of experts: with AnyExperts routers a budget, else a whole number of slots.
+
+    Raises:
+        ValueError: the routers cannot choose so many.
+    """
+    if any(isinstance(block.router, AnyExpertsRouter) for block in model.moe_blocks.values()):
+        set_budget(model, number)
+        return
+    if number != int(number):
+        raise ValueError(f"{number:g} experts per token: router '{model.config.moe.router}' chooses a whole number.")
+    moe = replace(model.config.moe, num_experts_per_tok=int(number))
+    model.config.evomoe = asdict(moe)
+    for block in model.moe_blocks.values():
+        block.router.check(moe.num_experts_per_tok, moe.gate)
+        block.moe = moe
+
+
 def real_experts_per_token(model: PreTrainedModel, run: Callable[[PreTrainedModel], Any]) -> float:
     """Mean number of real experts of a token in an MoE layer, padding left out, over the passes that ``run`` makes."""
     with record_routing(model, max_tokens=1) as recording:
         run(model)
+    return mean_real_experts(model, recording)
+
+
+def mean_real_experts(model: PreTrainedModel, recording: RoutingRecording) -> float:
+    """Mean number of real experts of a token in an MoE layer, over the passes that were recorded."""
     E = model.config.moe.num_experts
     real = sum(int(counts_ME[:, :E].sum()) for counts_ME in recording.counts.values())
     return real / (recording.tokens * len(recording.counts))

@@ -314,7 +314,7 @@ def score(
 
 
 def table(
-    number: tyro.conf.Positional[int],
+    name: tyro.conf.Positional[str],
     scale: Literal["mini", "paper"] = "mini",
     rows: tuple[str, ...] = (),
     seeds: int = 0,
@@ -328,7 +328,7 @@ def table(
     """Run a table of the paper: its rows on the mini world, the published numbers beside them.
 
     Args:
-        number: the paper's number of the table.
+        name: the paper's number of the table, or anyexperts, a study of a variable number of experts per token.
         scale: mini runs here; paper says which models, data, steps and GPU hours it took, and writes the recipes to launch.
         rows: some rows only; the one that the others are compared with is always run.
         seeds: how many; 0 for as many as the table needs.
@@ -336,16 +336,16 @@ def table(
         split: test reports; validation is for choosing.
         limit: questions per benchmark; 0 asks all.
         study: folder of all runs: what is finished there is not run again, and tables share it.
-        results: folder in which the numbers are kept, as table<N>.json.
+        results: folder in which the numbers are kept, as table<NAME>.json.
         dry_run: say what would be run; write nothing.
     """
     from evomoe.paper.command import plan_table, run_table
 
     if scale == "paper":
-        print(plan_table(number, rows, Path(study), dry_run))
+        print(plan_table(name, rows, Path(study), dry_run))
         return
     with _when_interrupted(lambda: "The same command goes on where it stopped."):
-        print(run_table(number, rows, seeds, jobs, split, limit, Path(study), Path(results) if results else None, dry_run))
+        print(run_table(name, rows, seeds, jobs, split, limit, Path(study), Path(results) if results else None, dry_run))
 
 
 def analyze(

@@ -11,7 +11,7 @@ from evomoe.paper.tables import TABLES
 from evomoe.recipe import Recipe
 
 
-@pytest.mark.parametrize("number", TABLES)
+@pytest.mark.parametrize("number", [name for name in TABLES if name.isdigit()])
 def test_every_table_s_commands_are_taken(number, tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr("evomoe.stages.run", lambda recipe, resume: started.append(recipe) or "model")
@@ -35,7 +35,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
 
 
 def test_the_numbers_are_the_paper_s(tmp_path):
-    text = plan_table(2, ["evomoe"], tmp_path)
+    text = plan_table("2", ["evomoe"], tmp_path)
     assert "| II: 10,395, III: 10,395 |       152 |" in text and "I: 5,200 |        48 |" in text
     recipe = Recipe.load(tmp_path / "paper" / "table2" / "Qwen-1.8B" / "evomoe.json")
     assert (recipe.stage2.batch_size, recipe.stage2.accumulation, recipe.stage2.learning_rate) == (4, 2, 2e-5)

@@ -35,7 +35,7 @@ def world(tmp_path_factory) -> Path:
 def base(world) -> Path:
     """A model as the base model is made, after a step of each kind."""
     stage = StageOptions(steps=1, batch_size=2, accumulation=1, train="text+projector")
-    sizes = Architecture(vision_width=8, vision_layers=1, hidden_size=8, ffn_size=12, layers=4, heads=2, vocabulary=300)
+    sizes = Architecture(vision_width=8, vision_layers=1, hidden_size=8, ffn_size=16, layers=4, heads=2, vocabulary=300)
     recipe = base_model.BaseRecipe(
         sizes, tower_steps=2, tower_batch_size=2, scaling_pictures=2, letters=stage, words=stage, pictures=stage
     )
@@ -57,17 +57,17 @@ def short_answers(monkeypatch):
 
 
 def some(names, base, world, seeds=(0,)):
-    return cells(TABLES[2].chosen(names), seeds, TINY, {"": base}, world, "test")
+    return cells(TABLES["2"].chosen(names), seeds, TINY, {"": base}, world, "test")
 
 
 def test_every_table_has_rows_that_can_be_planned(world):
     for number, table in TABLES.items():
-        assert table.number == number and table.seeds >= (3 if number in (2, 3, 4, 10, 11, 15) else 1)
+        assert table.name == number and table.seeds >= (3 if number in ("2", "3", "4", "10", "11", "15") else 1)
         planned = cells(table.rows, (0, 1), MiniScale(), {"": Path("b"), "narrow": Path("n"), "wide": Path("w")}, world, "test")
         assert len({cell.scoring.name for cell in planned}) == 2 * len(table.rows)  # no two cells are one model asked alike
         for cell in planned:
             steps = sum(cell.recipe.stage(stage).steps for stage in cell.recipe.stages)
-            assert steps == 600 * (2 if cell.row.name == "two" and number == 13 else 1)
+            assert steps == 600 * (2 if cell.row.name == "two" and number == "13" else 1)
             assert {cell.recipe.stage(stage).batch_size for stage in cell.recipe.stages} == {32}
 
 
@@ -117,13 +117,13 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     monkeypatch.setattr(mini, "ensure", lambda seed: world)
     monkeypatch.setattr(base_model, "ensure", lambda width: base)
     monkeypatch.setattr("evomoe.paper.scale.MINI", TINY)
-    planned = run_table(9, dry_run=True).splitlines()
+    planned = run_table("9", dry_run=True).splitlines()
     assert len(planned) > 20 and planned[0] == "narrow-dense (narrow (Qwen2-0.5B): dense): 1 seed"
     assert any(line.startswith("mini-base-narrow-v1") and "not trained yet" in line for line in planned)
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(mini, "folder", lambda seed: world)
     options = {"rows": ["evolution"], "seeds": 1, "limit": 3, "study": tmp_path / "study", "results": tmp_path / "results"}
-    text = run_table(2, **options)
+    text = run_table("2", **options)
     assert "| (a) dense" in text and "(d) evolution" in text and "(77.5)" in text and "EvoMoE" not in text
     assert "they disagree on" in capsys.readouterr().out
     kept = json.loads((tmp_path / "results" / "table2.json").read_text())
@@ -132,22 +132,41 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     where = kept["rows"]["evolution"]["seeds"]["0"]["run"]
     assert set(where) == {"date", "commit", "machine", "versions"} and "torch" in where["versions"]
     monkeypatch.setattr(base_model, "folder", lambda width: base)
-    assert run_table(2, **options, dry_run=True).splitlines()[1:] == [
+    assert run_table("2", **options, dry_run=True).splitlines()[1:] == [
         "evolution ((d) evolution, linear): 1 seed",
         "9 tasks, 0 to be run:",
     ]
-    assert "36 tasks, 27 to be run" in run_table(2, **options | {"seeds": 4}, dry_run=True)
+    assert "36 tasks, 27 to be run" in run_table("2", **options | {"seeds": 4}, dry_run=True)
     with pytest.raises(ValueError, match="table: there is no table 7 to run; choose from 2, 3"):
-        run_table(7)
+        run_table("7")
     with pytest.raises(ValueError, match="--rows: table 2 has no row 'moe'; choose from dense, moe-tuning"):
-        run_table(2, rows=["moe"])
+        run_table("2", rows=["moe"])
+
+
+def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answers(base, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(mini, "ensure", lambda seed: world)
+    monkeypatch.setattr(base_model, "ensure", lambda width: base)
+    scale = replace(TINY, learning_rates=TINY.learning_rates | {"router+experts": 0.1})
+    monkeypatch.setattr("evomoe.paper.scale.MINI", scale)
+    names = ["top8", "top8-at5", "any8", "any8-at4.8", "any8-shuffled", "batch"]
+    text = run_table("anyexperts", rows=names, seeds=1, study=tmp_path / "study", results=tmp_path / "results")
+    assert text.startswith("A variable number of experts (test split)") and "| real experts |" in text
+    kept = json.loads((tmp_path / "results" / "tableanyexperts.json").read_text())
+    assert len([*(tmp_path / "study").glob("routing-*/")]) == 3  # what only answers in another way is trained once
+    mean = {name: row["seeds"]["0"]["experts_per_token"]["mini-gqa"] for name, row in kept["rows"].items()}
+    assert mean["top8"] == 8 and mean["top8-at5"] == 5
+    assert 6 < mean["any8"] < 10 and mean["any8-at4.8"] < mean["any8"] - 2
+    found = cells(TABLES["anyexperts"].chosen(names), [0], scale, {"": base}, world, "test")
+    answers = {cell.row.name: json.loads(cell.scoring.file(tmp_path / "study").read_text())["answers"] for cell in found}
+    assert answers["any8-shuffled"] != answers["any8"]
+    assert mean["any8-shuffled"] == pytest.approx(mean["any8"], abs=0.5)
 
 
 def test_differences_are_paired_by_seed():
     mean, half = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert mean == 2.0 and half == pytest.approx(4.303 * 1.0 / 3**0.5)  # s = 1, t(2) = 4.303
     assert paired_difference([5.0], [3.0]) == (2.0, float("inf"))
-    table = Table(2, "t", (Row("a", "A", rows.DENSE, (50.0,)), Row("b", "B", rows.EVOMOE)), columns=("GQA",), baseline="a")
+    table = Table("2", "t", (Row("a", "A", rows.DENSE, (50.0,)), Row("b", "B", rows.EVOMOE)), columns=("GQA",), baseline="a")
     scores = {"a": (1.0, 2.0, 3.0), "b": (2.0, 4.0, 6.0)}
     found = {
         "rows": {

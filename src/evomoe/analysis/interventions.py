@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
+from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.routers.anyexperts import AnyExpertsRouter
 from evomoe.routers.base import Router
 from evomoe.routers.fixed import FixedRouter
 from evomoe.routers.shuffled import ShuffledRouter
@@ -42,6 +45,31 @@ def shuffled_routers(model: PreTrainedModel, seed: int):
     return replaced_routers(
         model, lambda router, layer: ShuffledRouter(router.hidden_size, router.num_experts, router, seed * 1009 + layer)
     )
+
+
+@contextmanager
+def shuffled_importance(model: PreTrainedModel, seed: int) -> Iterator[PreTrainedModel]:
+    """Within the block, each AnyExperts router gives every token the importance of another token of the same pass, drawn at random.
+
+    The mean number of experts is the same; if the scores are too, it does not matter which tokens get many.
+
+    Raises:
+        ValueError: the model has no AnyExperts router.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def shuffle(module: nn.Module, args: tuple, importance_T: Tensor) -> Tensor:
+        return importance_T[torch.randperm(len(importance_T), generator=generator).to(importance_T.device)]
+
+    routers = [block.router for block in model.moe_blocks.values() if isinstance(block.router, AnyExpertsRouter)]
+    if not routers:
+        raise ValueError(f"{type(model).__name__} has no router 'anyexperts', whose importance could be shuffled.")
+    handles = [router.importance.register_forward_hook(shuffle) for router in routers]
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def shuffle_test(

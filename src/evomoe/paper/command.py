@@ -14,7 +14,7 @@ PROBED = 100
 
 
 def run_table(
-    number: int,
+    name: str,
     rows: Sequence[str] = (),
     seeds: int = 0,
     jobs: int = 1,
@@ -38,7 +38,7 @@ def run_table(
     Raises:
         ValueError: there is no such table or row, or a task failed.
     """
-    table = find(number)
+    table = find(name)
     chosen = with_baseline(table, rows)
     if seeds < 0 or jobs < 1 or limit < 0:
         raise ValueError("--seeds and --limit must be at least 0, --jobs at least 1.")
@@ -84,10 +84,10 @@ def run_table(
     run([cell.scoring for cell in wanted], study, jobs)
     found = collect(table, wanted, study, experts)
     kept = [f"Kept in {keep(found, results)}."] if results else []
-    return "\n\n".join([f"Table {table.number}: {table.title} ({split} split)", render(table, found), *table.notes, *kept])
+    return "\n\n".join([f"{table.heading} ({split} split)", render(table, found), *table.notes, *kept])
 
 
-def plan_table(number: int, rows: Sequence[str] = (), study: Path = Path("runs/study"), dry_run: bool = False) -> str:
+def plan_table(name: str, rows: Sequence[str] = (), study: Path = Path("runs/study"), dry_run: bool = False) -> str:
     """A table at the paper's scale: what it takes, and the commands; unless ``dry_run``, writes the rows' recipes below ``study``.
 
     Raises:
@@ -95,15 +95,17 @@ def plan_table(number: int, rows: Sequence[str] = (), study: Path = Path("runs/s
     """
     from evomoe.paper.plan import describe_plan
 
-    table = find(number)
-    return describe_plan(table, with_baseline(table, rows), study / "paper" / f"table{number}", not dry_run)
+    table = find(name)
+    if not table.name.isdigit():
+        raise ValueError(f"--scale paper: {table.name} is a study of our own, which the paper has not at its scale.")
+    return describe_plan(table, with_baseline(table, rows), study / "paper" / f"table{name}", not dry_run)
 
 
-def find(number: int) -> Table:
-    """Raises ValueError for a table that the paper does not have."""
-    if number not in TABLES:
-        raise ValueError(f"table: there is no table {number} to run; choose from {', '.join(map(str, TABLES))}.")
-    return TABLES[number]
+def find(name: str) -> Table:
+    """Raises ValueError if there is no such table."""
+    if name not in TABLES:
+        raise ValueError(f"table: there is no table {name} to run; choose from {', '.join(TABLES)}.")
+    return TABLES[name]
 
 
 def with_baseline(table: Table, names: Sequence[str]) -> list[Row]:

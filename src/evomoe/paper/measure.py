@@ -1,19 +1,23 @@
 """Scores of a model on the seven small benchmarks, with every answer, so that models can be compared question by question."""
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.analysis.interventions import only_expert, shuffled_routers
+from evomoe.analysis.interventions import only_expert, shuffled_importance, shuffled_routers
+from evomoe.analysis.recording import record_routing
+from evomoe.anyexperts import mean_real_experts, set_experts_per_token
 from evomoe.evaluation import BENCHMARKS
 from evomoe.evaluation.average import PAPER, mean_score
 from evomoe.evaluation.command import prepare
 from evomoe.evaluation.generation import answers_by_id
 from evomoe.evaluation.options import Options
 from evomoe.loading import load_model, load_processor
+from evomoe.modeling import EvoMoEMixin
 from evomoe.paper.task import Scoring, Training
 from evomoe.run_folder import stage_folder
 from evomoe.stages.stage2_evolution import EXPERTS
@@ -28,23 +32,34 @@ def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
     """Answers all questions with the model that the scoring names.
 
     Returns:
-        ``scores`` by benchmark, ``average``, and ``answers`` by benchmark and question id.
+        ``scores`` by benchmark, ``average``, and ``answers`` by benchmark and question id; of a sparse model also
+        ``experts_per_token`` by benchmark: how many (real) experts a token had in an MoE layer, on average.
     """
     torch.set_flush_denormal(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = scoring.training.model(study) if isinstance(scoring.training, Training) else scoring.training
     processor = load_processor(source)
     model = _model(scoring, source, study).to(device)
-    scores, answers = {}, {}
+    scores, answers, experts = {}, {}, {}
     options = Options(batch_size=BATCH_SIZE, data_root=str(scoring.world / scoring.split), limit=scoring.limit)
     with _changed(model, scoring):
         for name in PAPER:
             prepared = prepare(BENCHMARKS[f"mini-{name}"], processor, options)
             benchmark, questions = prepared.benchmark, prepared.questions
-            given = answers_by_id(model, questions, prepared.prompts, LONGEST, benchmark.name)
+            asked = partial(
+                answers_by_id, questions=questions, prompts=prepared.prompts, max_new_tokens=LONGEST, label=benchmark.name
+            )
+            if isinstance(model, EvoMoEMixin):
+                with record_routing(model, max_tokens=1) as recording:
+                    given = asked(model)
+                experts[benchmark.name] = mean_real_experts(model, recording)
+            else:
+                given = asked(model)
             scores[benchmark.name] = benchmark.score(questions, given, "official").score
             answers[benchmark.name] = given
-    return {"scores": scores, "average": mean_score(scores), "answers": answers}
+    return {"scores": scores, "average": mean_score(scores), "answers": answers} | (
+        {"experts_per_token": experts} if experts else {}
+    )
 
 
 def _model(scoring: Scoring, source: Path, study: Path) -> PreTrainedModel:
@@ -62,4 +77,11 @@ def _changed(model: PreTrainedModel, scoring: Scoring) -> contextlib.AbstractCon
         return only_expert(model, scoring.expert)
     if scoring.shuffle is not None:
         return shuffled_routers(model, scoring.shuffle)
+    if scoring.experts_per_token is not None:
+        set_experts_per_token(model, scoring.experts_per_token)
+    for block in getattr(model, "moe_blocks", {}).values():
+        if getattr(block.router, "cap_scope", "") == "batch":  # which is for training alone
+            block.router.cap_scope = "token"
+    if scoring.shuffle_importance is not None:
+        return shuffled_importance(model, scoring.shuffle_importance)
     return contextlib.nullcontext()

@@ -96,7 +96,7 @@ def describe_plan(table: Table, rows: Sequence[Row], output: Path, write: bool =
     header = ["row", "language model", "activated", "data", "steps by stage", "GPU hours"]
     return "\n\n".join(
         [
-            f"Table {table.number}: {table.title}, at the paper's scale ({GPUS} x {GPU}; parameters, steps and hours as published)",
+            f"{table.heading}, at the paper's scale ({GPUS} x {GPU}; parameters, steps and hours as published)",
             markdown_table(header, lines),
             "```\n" + "\n".join(commands) + "\n```",
             *table.notes,

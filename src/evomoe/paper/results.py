@@ -40,10 +40,11 @@ def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[s
         recipe = asdict(cell.recipe) | {"model": "base", "data": Path(cell.recipe.data).name, "output": "", "seed": "each"}
         recipe["evolution"]["seed"] = "each"
         row = rows.setdefault(cell.row.name, {"label": cell.row.label, "recipe": recipe, "seeds": {}})
-        row["seeds"][str(cell.seed)] = {key: found[key] for key in ("scores", "average", "run")}
+        kept = ("scores", "average", "run", "experts_per_token") if table.counts_experts else ("scores", "average", "run")
+        row["seeds"][str(cell.seed)] = {key: found[key] for key in kept}
     scoring: Scoring = cells[0].scoring
     return {
-        "table": table.number,
+        "table": table.name,
         "scale": "mini",
         "split": scoring.split,
         "limit": scoring.limit,
@@ -89,7 +90,11 @@ def render(table: Table, found: Mapping[str, Any]) -> str:
     """The table in Markdown: ours as mean ± standard deviation over the seeds, the paper's number in parentheses."""
     published = {row.name: row.published for row in table.rows}
     header = (
-        ["row", "seeds", *table.headings] + ["AVG"] * (not table.average) + [f"AVG - {table.baseline}"] * bool(table.baseline)
+        ["row", "seeds"]
+        + ["real experts"] * table.counts_experts
+        + [*table.headings]
+        + ["AVG"] * (not table.average)
+        + [f"AVG - {table.baseline}"] * bool(table.baseline)
     )
     lines = []
     for row in table.rows:
@@ -98,6 +103,8 @@ def render(table: Table, found: Mapping[str, Any]) -> str:
         seeds = kept["seeds"]
         numbers = published[row.name] or (None,) * len(table.headings)
         cells = [row.label, str(len(seeds))]
+        if table.counts_experts:
+            cells.append(_spread([statistics.mean(seed["experts_per_token"].values()) for seed in seeds.values()], digits=2))
         for heading, paper in zip(table.headings, numbers, strict=True):
             values = [_value(seed, heading) for seed in seeds.values()]
             cells.append(_spread(values) + (f" ({paper:g})" if paper is not None else ""))
@@ -113,9 +120,9 @@ def _value(seed: Mapping[str, Any], heading: str) -> float:
     return seed["average"] if heading == "AVG" else seed["scores"][BENCHMARKS[heading]]
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float], digits: int = 1) -> str:
     mean = statistics.mean(values)
-    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
+    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def _difference(ours: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:

@@ -39,7 +39,8 @@ def cells(
     for row in rows:
         for seed in seeds:
             recipe = scale.recipe(row, seed, bases[row.width], world)
-            found.append(Cell(row, seed, recipe, Scoring(trainings(recipe)[-1], world, split, limit, row.expert, row.shuffle)))
+            changes = (row.expert, row.shuffle, row.experts_per_token, row.shuffle_importance)
+            found.append(Cell(row, seed, recipe, Scoring(trainings(recipe)[-1], world, split, limit, *changes)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a table of the paper is: rows that are recipes, with the published numbers beside them."""
+"""What a table of the paper, or a study like one, is: rows that are recipes, with the published numbers beside them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +28,8 @@ class Row:
         expert: this one alone answers, from 0.
         shuffle: seed of a permutation of each router's outputs.
         width: another size of the model, as the scale names it.
+        experts_per_token: how many (real) experts a token has when it answers, in place of what the recipe trained.
+        shuffle_importance: seed by which AnyExperts' importance goes to other tokens than it was estimated for.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Row:
     expert: int | None = None
     shuffle: int | None = None
     width: str = ""
+    experts_per_token: float | None = None
+    shuffle_importance: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,16 @@ class Table:
     """A table of the paper.
 
     Attributes:
-        number: the paper's.
+        name: the paper's number, or the name of a study of our own.
         columns: benchmarks.
         average: whether it has a column AVG.
         baseline: the row that the others are compared with.
         notes: where the paper disagrees with itself, or we had to choose.
         seeds: how many are run by default.
+        counts_experts: whether it says how many real experts a token had.
     """
 
-    number: int
+    name: str
     title: str
     rows: Sequence[Row]
     columns: tuple[str, ...] = SEVEN
@@ -60,11 +65,17 @@ class Table:
     baseline: str = ""
     notes: tuple[str, ...] = ()
     seeds: int = 1
+    counts_experts: bool = False
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
-        assert len(set(names)) == len(names) and (not self.baseline or self.baseline in names), self.number
-        assert all(len(row.published) in (0, len(self.headings)) for row in self.rows), self.number
+        assert len(set(names)) == len(names) and (not self.baseline or self.baseline in names), self.name
+        assert all(len(row.published) in (0, len(self.headings)) for row in self.rows), self.name
+
+    @property
+    def heading(self) -> str:
+        """What stands above it."""
+        return (f"Table {self.name}: " if self.name.isdigit() else "") + self.title
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -79,5 +90,5 @@ class Table:
         known = {row.name: row for row in self.rows}
         for name in names:
             if name not in known:
-                raise ValueError(f"--rows: table {self.number} has no row '{name}'; choose from {', '.join(known)}.")
+                raise ValueError(f"--rows: table {self.name} has no row '{name}'; choose from {', '.join(known)}.")
         return [known[name] for name in names] or list(self.rows)

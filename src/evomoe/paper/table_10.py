@@ -18,7 +18,7 @@ _SHUFFLES = (
 )
 
 TABLE = Table(
-    10,
+    "10",
     "Shuffled routers",
     (
         Row("moe-tuning", "MoE-tuning", rows.MOE_TUNING, (76.2, 61.0, 62.6, 48.0, 86.5, 1288.1, 59.4, 65.5)),

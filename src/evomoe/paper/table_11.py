@@ -7,7 +7,7 @@ from evomoe.paper import rows
 from evomoe.paper.table import FROM_STAGE1, Row, Table
 
 TABLE = Table(
-    11,
+    "11",
     "Experts per token",
     (
         Row("top1", "1", rows.EVOMOE, (76.9, 61.2, 63.3, 49.3, 87.1, 1315.6, 61.6)),

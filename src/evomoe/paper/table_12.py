@@ -7,7 +7,7 @@ from evomoe.paper import rows
 from evomoe.paper.table import FROM_STAGE1, Row, Table
 
 TABLE = Table(
-    12,
+    "12",
     "Number of experts",
     (
         Row(

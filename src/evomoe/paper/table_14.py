@@ -22,7 +22,7 @@ _DROPOUT = {
 }
 
 TABLE = Table(
-    14,
+    "14",
     "Noise and dropout",
     (
         *(

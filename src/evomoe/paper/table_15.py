@@ -23,7 +23,7 @@ def _name(low: float, high: float) -> str:
 
 
 TABLE = Table(
-    15,
+    "15",
     "Values of beta",
     tuple(
         Row(_name(*beta).replace(" ", ""), f"beta {_name(*beta)}", _ALL, numbers, expert=number)

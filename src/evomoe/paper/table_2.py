@@ -7,7 +7,7 @@ from evomoe.paper import rows
 from evomoe.paper.table import Row, Table
 
 TABLE = Table(
-    2,
+    "2",
     "Ablation of the parts",
     (
         Row("dense", "(a) dense", rows.DENSE, (76.3, 61.0, 62.1, 48.2, 86.4, 1286.7, 59.7, 65.4)),

@@ -8,7 +8,7 @@ from evomoe.paper.table import FROM_STAGE1, Row, Table
 _EVOLVED = FROM_STAGE1.but(stages=(2,), beta_ranges=((0.9, 0.9), (0.8, 0.8), (0.7, 0.7)))
 
 TABLE = Table(
-    3,
+    "3",
     "Each expert of Stage II alone",
     (
         Row("expert1", "expert 1", _EVOLVED, (76.3, 61.0, 62.1, 48.2, 86.4, 1286.7, 59.7), expert=0),

@@ -7,7 +7,7 @@ from evomoe.paper import rows
 from evomoe.paper.table import FOUR, FROM_STAGE1, Row, Table
 
 TABLE = Table(
-    4,
+    "4",
     "Designs of the router",
     (
         Row("linear", "(a) linear", rows.EVOLUTION_LINEAR, (61.0, 62.6, 48.0, 86.5)),

@@ -16,7 +16,7 @@ _V_EVO = FROM_STAGE1.but(
 )
 
 TABLE = Table(
-    5,
+    "5",
     "Ways to make experts diverse",
     (
         Row("moe-tuning", "(a) MoE-tuning", rows.MOE_TUNING, (61.0, 62.6, 48.0, 86.5)),

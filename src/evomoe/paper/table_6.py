@@ -9,7 +9,7 @@ from evomoe.paper import rows
 from evomoe.paper.table import FROM_STAGE1, Row, Table
 
 TABLE = Table(
-    6,
+    "6",
     "Strategies of other mixtures of experts",
     (
         Row(

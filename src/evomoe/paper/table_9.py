@@ -28,7 +28,7 @@ WIDTHS = {"narrow": "Qwen2-0.5B", "": "Qwen-1.8B", "wide": "OpenChat-7B"}
 """The language model that each width stands for."""
 
 TABLE = Table(
-    9,
+    "9",
     "Sizes of the language model",
     tuple(
         Row(f"{width or 'middle'}-{method}", f"{width or 'middle'} ({size}): {method}", recipe, numbers, width=width)

@@ -1,6 +1,7 @@
-"""All tables that are made of trained models."""
+"""All tables that are made of trained models: the paper's, then studies of our own."""
 
 from evomoe.paper import (
+    anyexperts,
     table_2,
     table_3,
     table_4,
@@ -18,6 +19,6 @@ from evomoe.paper.table import Table
 
 _MODULES = (
     *(table_2, table_3, table_4, table_5, table_6, table_9, table_10),
-    *(table_11, table_12, table_13, table_14, table_15),
+    *(table_11, table_12, table_13, table_14, table_15, anyexperts),
 )
-TABLES: dict[int, Table] = {module.TABLE.number: module.TABLE for module in _MODULES}
+TABLES: dict[str, Table] = {module.TABLE.name: module.TABLE for module in _MODULES}

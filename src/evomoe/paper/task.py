@@ -88,6 +88,8 @@ class Scoring:
         limit: questions per benchmark, drawn at random but always the same; 0 for all.
         expert: this one alone answers.
         shuffle: seed of a permutation of each router's outputs.
+        experts_per_token: how many (real) experts a token has, in place of what was trained.
+        shuffle_importance: seed by which AnyExperts' importance goes to other tokens than it was estimated for.
     """
 
     training: Training | Path
@@ -96,11 +98,15 @@ class Scoring:
     limit: int = 0
     expert: int | None = None
     shuffle: int | None = None
+    experts_per_token: float | None = None
+    shuffle_importance: int | None = None
 
     @property
     def key(self) -> str:
         source = self.training.key if isinstance(self.training, Training) else self.training.name
-        return _hash([source, self.world.name, self.split, self.limit, self.expert, self.shuffle])
+        values = [source, self.world.name, self.split, self.limit, self.expert, self.shuffle]
+        changes = (self.experts_per_token, self.shuffle_importance)
+        return _hash([*values, *changes] if any(change is not None for change in changes) else values)
 
     @property
     def name(self) -> str:
