@@ -174,6 +174,7 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
                     f"{found['split']} split; {run}; commits {commits}",
                     render(table, found),
                     *listed,
+                    *["![Score against real experts per token](results/anyexperts.png)"] * (table.name == "anyexperts"),
                     "\n".join(notes),
                 ]
             )
@@ -183,6 +184,15 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
     return RESULTS_HEADER + "\n\n".join(part.strip() for part in [*said, *parts]) + "\n"
 
 
+def draw(folder: Path = ROOT / "docs" / "results") -> None:
+    """The picture of the study of AnyExperts, beside its numbers."""
+    from evomoe.paper.experts_curve import plot_experts_curve
+
+    if (kept := folder / "tableanyexperts.json").is_file():
+        plot_experts_curve(json.loads(kept.read_text(encoding="utf-8")), folder / "anyexperts.png", folder / "anyexperts.svg")
+
+
 if __name__ == "__main__":
+    draw()
     RESULTS.write_text(results(), encoding="utf-8")
     OUTPUT.write_text(paper_map(read_docstrings()), encoding="utf-8")

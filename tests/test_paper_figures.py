@@ -5,14 +5,18 @@ import sys
 
 import pytest
 import torch
-from tiny import make_llava
+from tiny import IMAGE_TOKEN, make_llava
 
 from evomoe import upcycle
+from evomoe.analysis.command import open_probe
+from evomoe.analysis.experts_per_token import split_by_place
 from evomoe.cli import main
 from evomoe.evaluation.average import mean_score
 from evomoe.loading import load_processor
 from evomoe.paper import FIGURES
+from evomoe.paper.experts_curve import point
 from evomoe.paper.figure_1a import PUBLISHED, read_scores
+from evomoe.paper.options import FigureOptions
 
 TINY = {"expert_init": "noise", "init_options": {"std": 0.1}}
 
@@ -50,6 +54,43 @@ def test_a_figure_of_two_checkpoints_on_a_probe(sparse, figure, capsys):
         assert len(model["layers"]["0"]["load"]["image"]) == 4 and 0 <= model["mean"]["logit_overlap"] <= 1
     svg = (sparse / "out" / f"figure_{figure}.svg").read_text()
     assert "linear" in svg and "dtr" in svg and "text tokens" in svg
+
+
+def test_experts_per_token_stand_where_the_tokens_are(sparse, capsys):
+    options = {"num_experts": 16, "num_experts_per_tok": 8, "router_options": {"importance_width": 4}}
+    model = upcycle(make_llava(), expert_init="partition", router="anyexperts", **options)
+    for block in model.moe_blocks.values():
+        torch.nn.init.normal_(block.router.importance.outer.weight, std=3.0)
+    model.save_pretrained(sparse / "linear")  # where arguments() looks
+    assert main(with_data(sparse, "slots", "--records", "24")) == 0
+    assert "figure_slots.png" in capsys.readouterr().out and (sparse / "out/figure_slots.svg").stat().st_size > 1000
+    (known,) = json.loads((sparse / "out/figure_slots.json").read_text())["models"].values()
+    assert len(known["questions"]) == 6 and known["probe"].startswith("all 24 records")
+    probe = open_probe(str(sparse / "linear"), model.config, FigureOptions(str(sparse / "data.json"), str(sparse / "images")))
+    item = next(item for item, _ in probe.with_one_picture(1))
+    with torch.no_grad():
+        inputs = {name: value.unsqueeze(0) if value.ndim == 1 else value for name, value in item.items() if name != "labels"}
+        records = model.eval()(**inputs, output_router_logits=True).records
+    expected = sum((record.routing.index_TK < 16).sum(-1) for record in records.values()) / len(records)
+    shown, is_image = known["questions"][0], item["input_ids"] == IMAGE_TOKEN
+    assert sum(shown["patches"], []) == pytest.approx(expected[is_image].tolist()) and len(shown["patches"]) == 2
+    assert [value for _, value in shown["words"]] == pytest.approx(expected[~is_image].tolist())
+    assert "".join(word for word, _ in shown["words"]).replace(" ", "") == probe.tokenizer.decode(
+        item["input_ids"][~is_image]
+    ).replace(" ", "")
+    assert expected.unique().numel() > 2
+
+
+def test_image_tokens_that_fill_no_square_are_refused():
+    with pytest.raises(ValueError, match="this picture is 3 image tokens, which fill no square"):
+        split_by_place(torch.ones(5), torch.tensor([7, 7, 7, 1, 2]), [7], str)
+
+
+def test_a_point_of_the_curve_by_hand():
+    seeds = [{"experts_per_token": {"mini-gqa": 4.0, "mini-mme": 6.0}, "scores": {"mini-gqa": 60.0, "mini-mme": 1000.0}},
+             {"experts_per_token": {"mini-gqa": 5.0, "mini-mme": 7.0}, "scores": {"mini-gqa": 64.0, "mini-mme": 1000.0}}]  # fmt: skip
+    found = point({"seeds": dict(enumerate(seeds))}, ["mini-gqa", "mini-mme"])
+    assert found == pytest.approx((5.5, 56.0, 2**0.5))  # scores 55 and 57
 
 
 def test_figure_1a_scores_and_draws(sparse, capsys):

@@ -373,14 +373,14 @@ def analyze(
 
 
 def plot(
-    figure: tyro.conf.Positional[Literal["1a", "1b", "5"]],
+    figure: tyro.conf.Positional[Literal["1a", "1b", "5", "slots"]],
     checkpoint: tyro.conf.Positional[str],
     options: Annotated[FigureOptions, Flat] = FigureOptions(),  # noqa: B008
 ) -> None:
-    """Draw a figure of the paper for a sparse model: 1a scores under shuffled routers, 1b router logits, 5 expert load.
+    """Draw a figure of a sparse model: 1a scores under shuffled routers, 1b router logits, 5 expert load, slots experts per token.
 
     Args:
-        figure: its number.
+        figure: the paper's number, or slots: how many experts each patch of a picture and each word of a question gets.
         checkpoint: folder or hub name of the sparse model.
         options: what it is drawn of.
     """

@@ -48,7 +48,7 @@ def load_pyplot():
     return plt
 
 
-def _drawing(draw: Callable[..., Any]) -> Callable[..., None]:
+def drawing(draw: Callable[..., Any]) -> Callable[..., None]:
     """Makes ``draw(plt, what, ...) -> figure`` a function ``draw(what, *paths, ...)`` that writes the figure."""
 
     @functools.wraps(draw)
@@ -80,7 +80,7 @@ def _side_by_side(figure, named: Mapping[str, Any]) -> list:
     return list(zip(parts, named.values(), strict=True))
 
 
-@_drawing
+@drawing
 def plot_load(plt, named: Mapping[str, RoutingStatistics]):
     """Stacked bars: how each MoE layer divides its text and its image tokens among the experts.
 
@@ -112,7 +112,7 @@ def plot_load(plt, named: Mapping[str, RoutingStatistics]):
     return figure
 
 
-@_drawing
+@drawing
 def plot_logits(plt, named: Mapping[str, RoutingStatistics]):
     """Densities of the router's logits for text and image tokens, and their overlap: a row per MoE layer, a column per expert.
 
@@ -194,7 +194,7 @@ class ShuffleScores:
         return sum(self.shuffled) / len(self.shuffled) - self.own
 
 
-@_drawing
+@drawing
 def plot_shuffles(plt, named: Mapping[str, ShuffleScores], score: str = "score"):
     """Bars: the score with the model's own routers, then with each shuffle of them.
 
@@ -219,7 +219,7 @@ def plot_shuffles(plt, named: Mapping[str, ShuffleScores], score: str = "score")
     return figure
 
 
-@_drawing
+@drawing
 def plot_distances(plt, metrics: Sequence[dict[str, Any]]):
     """Relative distance of each evolved expert from expert 1 over the steps of Stage II."""
     lines = [entry for entry in metrics if any(key.startswith("distance/") for key in entry)]

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
@@ -51,19 +53,32 @@ class Probe:
 
     def batches(self, model: PreTrainedModel) -> Iterator[Batch]:
         """Inputs for the model, with labels."""
-        return self._collated(self.items, model)
+        return self.collated(self.items, model)
 
     def unlabelled(self, model: PreTrainedModel) -> Iterator[Batch]:
         """The same inputs without labels."""
-        return self._collated(self.items, model, labels=False)
+        return self.collated(self.items, model, labels=False)
 
     def swapped(self, model: PreTrainedModel) -> Iterator[tuple[Batch, Batch]]:
         """Inputs without labels, and the same with other pictures, of the records whose picture can be swapped."""
         pairs = swap_pictures(self.items, self._image_tokens)
         own, other = ([pair[side] for pair in pairs] for side in (0, 1))
-        return zip(self._collated(own, model, labels=False), self._collated(other, model, labels=False), strict=True)
+        return zip(self.collated(own, model, labels=False), self.collated(other, model, labels=False), strict=True)
 
-    def _collated(self, items: Sequence[Item], model: PreTrainedModel, labels: bool = True) -> Iterator[Batch]:
+    def with_one_picture(self, most: int) -> Iterator[tuple[Item, Image.Image]]:
+        """The first records that have one picture, with that picture as the processor is given it."""
+        found = 0
+        for item, i in zip(self.items, self._chosen, strict=True):
+            if found < most and len(pictures := self._dataset.pictures(i)) == 1:
+                found += 1
+                yield item, pictures[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the records."""
+        return self._dataset.tokenizer
+
+    def collated(self, items: Sequence[Item], model: PreTrainedModel, labels: bool = True) -> Iterator[Batch]:
         for start in range(0, len(items), self._batch_size):
             batch = self._collate(items[start : start + self._batch_size])
             yield {

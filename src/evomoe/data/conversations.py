@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, Subset
 from transformers import ProcessorMixin
 
@@ -98,6 +99,16 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
                     self._warned.add(number)
                     logger.warning("skipped, the next good record takes its place: %s", error)
         raise BadRecordError("there is no good record: each of them is bad; see the warnings above")
+
+    def pictures(self, index: int) -> list[Image.Image]:
+        """An item's pictures, as the processor is given them."""
+        record = self.records[index]
+        return read_pictures(record, lambda image: self._shape.fit(open_rgb(image)))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that makes the items."""
+        return self._tokenizer
 
     def check(self) -> None:
         """Looks at every record, without decoding pictures: it must suit the template, its labels and its cut.

@@ -13,7 +13,7 @@ class FigureOptions(ProbeOptions):
     """What a figure is drawn of.
 
     Attributes:
-        data: 1b, 5: the records that the routers are watched on, as `evomoe analyze` takes them.
+        data: 1b, 5, slots: the records that the routers are watched on, as `evomoe analyze` takes them.
         output: folder for the pictures (PNG, SVG) and their numbers (JSON).
         against: a second checkpoint, drawn beside the first.
         names: what the checkpoints are called in the picture; by their folders unless named.

@@ -1,0 +1,60 @@
+"""How many real experts each patch of a picture and each word of a question gets.
+
+T tokens, K slots per token, H x W patches.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.analysis.probe import Batch
+
+
+@dataclass(frozen=True)
+class QuestionExperts:
+    """Real experts per token, mean over the MoE layers, of one record.
+
+    Attributes:
+        patches_HW: of the picture's patches.
+        words: of each piece of text, in order.
+    """
+
+    patches_HW: Tensor
+    words: list[tuple[str, float]]
+
+
+@torch.no_grad()
+def real_experts_by_token(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """How many real experts each real token of a batch has, mean over the MoE layers: (T,) float32, in reading order."""
+    records = model(**batch, output_router_logits=True).records.values()
+    E = model.config.moe.num_experts
+    return torch.stack([(record.routing.index_TK < E).sum(-1).float() for record in records]).mean(0).cpu()
+
+
+def split_by_place(experts_T: Tensor, ids_T: Tensor, image_tokens: Sequence[int], decode) -> QuestionExperts:
+    """Puts the image tokens of one record back into a square, and names the others.
+
+    Args:
+        ids_T: its token ids.
+        decode: token ids -> text.
+
+    Raises:
+        ValueError: the image tokens do not fill a square, so that it is not known which of them is where.
+    """
+    is_image_T = torch.isin(ids_T, torch.tensor(list(image_tokens)))
+    patches_V = experts_T[is_image_T]
+    side = math.isqrt(len(patches_V))
+    if side * side != len(patches_V) or not side:
+        raise ValueError(
+            f"this picture is {len(patches_V)} image tokens, which fill no square; the figure is for models that see one square "
+            "picture per record, such as LLaVA-1.5."
+        )
+    words = [
+        (decode([token]), value)
+        for token, value in zip(ids_T[~is_image_T].tolist(), experts_T[~is_image_T].tolist(), strict=True)
+    ]
+    return QuestionExperts(patches_V.view(side, side), words)

@@ -1,0 +1,68 @@
+"""The picture of the study of AnyExperts: score against real experts per token, in all and by kind of task."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evomoe.analysis.plots import drawing
+
+GROUPS = {
+    "all seven": ("mini-vqav2", "mini-gqa", "mini-sqa", "mini-textvqa-ocr", "mini-pope", "mini-mme", "mini-mmbench"),
+    "image-heavy: VQAv2, GQA, POPE, MME": ("mini-vqav2", "mini-gqa", "mini-pope", "mini-mme"),
+    "text-dense: TextVQA, ScienceQA": ("mini-textvqa-ocr", "mini-sqa"),
+}
+CURVES = {
+    "AnyExperts, trained at 8": ("any8-at4.8", "any8-at5.6", "any8-at6.4", "any8-at7.2", "any8"),
+    "top-k, trained at 8": ("top8-at5", "top8-at6", "top8-at7", "top8"),
+}
+POINTS = {
+    "AnyExperts, importance shuffled": ("any8-shuffled", "any8-shuffled-at4.8"),
+    "AnyExperts, trained at 4.8": ("any4.8",),
+    "top-5": ("top5",),
+    "identity": ("identity",),
+    "constants": ("constant",),
+    "no cap": ("expectation",),
+    "cap by batch": ("batch",),
+    "top-p": ("top_p",),
+    "zero-computation": ("zero_computation",),
+}
+MARKS = {4.8: "-40 %", 7.2: "-10 %"}
+"""Real experts that the paper's full model does without: on images and video, on text in pictures."""
+
+
+def point(row: Mapping[str, Any], group: Sequence[str]) -> tuple[float, float, float]:
+    """Mean real experts per token, mean score (MME / 20) and its standard deviation over the seeds, of a row on some benchmarks."""
+    seeds = row["seeds"].values()
+    experts = statistics.mean(seed["experts_per_token"][name] for seed in seeds for name in group)
+    scores = [statistics.mean(seed["scores"][name] / (20 if name == "mini-mme" else 1) for name in group) for seed in seeds]
+    return experts, statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
+
+
+@drawing
+def plot_experts_curve(plt, found: Mapping[str, Any]):
+    """A panel for each kind of task.
+
+    Args:
+        found: what ``evomoe table anyexperts --results`` kept.
+    """
+    rows = found["rows"]
+    figure, axes = plt.subplots(1, len(GROUPS), figsize=(13, 4.6), layout="constrained")
+    colours = iter(plt.get_cmap("tab20").colors)
+    looks = {label: next(colours) for label in [*CURVES, *POINTS]}
+    for axis, (title, group) in zip(axes, GROUPS.items(), strict=True):
+        for label, names in {**CURVES, **POINTS}.items():
+            if known := [point(rows[name], group) for name in names if name in rows]:
+                x, y, spread = zip(*sorted(known), strict=True)
+                line = "-" if label in CURVES else "none"
+                axis.errorbar(x, y, spread, ls=line, marker="o" if label in CURVES else "D", ms=5, capsize=2, color=looks[label],
+                              elinewidth=0.8, label=label)  # fmt: skip
+        for experts, share in MARKS.items():
+            axis.axvline(experts, color="0.6", ls=":", lw=1)
+            axis.text(
+                experts, 1.0, share, transform=axis.get_xaxis_transform(), ha="center", va="bottom", fontsize=8, color="0.4"
+            )
+        axis.set_title(title, pad=16)
+        axis.set_xlabel("real experts per token, of 16")
+    axes[0].set_ylabel("score, mean ± standard deviation over the seeds")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+    return figure
