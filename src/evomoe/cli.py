@@ -19,7 +19,7 @@ from evomoe.files import refuse_existing, refuse_missing
 from evomoe.named_values import NamedValues
 from evomoe.paper import FIGURES
 from evomoe.paper.options import FigureOptions
-from evomoe.recipe import MoEOptions, Recipe
+from evomoe.recipe import ConversionOptions, MoEOptions, Recipe
 from evomoe.recipes import RECIPES
 from evomoe.run_folder import can_resume, check_paths
 
@@ -136,10 +136,7 @@ def upcycle(
     moe_layers: str = "alternating",
     expert_init: str = "replicate",
     init_options: NamedValues | None = None,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    seed: int = 0,
-    trust_remote_code: bool = False,
-    remote_code: bool = False,
+    options: Annotated[ConversionOptions, Flat] = ConversionOptions(),  # noqa: B008
 ) -> None:
     """Convert a dense model into a mixture of experts, without training.
 
@@ -150,11 +147,7 @@ def upcycle(
         moe_layers: alternating, all, without_first, or indices separated by commas.
         expert_init: where the experts come from.
         init_options: options of that initialiser, as name=value.
-        dtype: precision of the loaded weights.
-        seed: draws the router's weights and the initialiser's noise.
-        trust_remote_code: run code from the model's repository.
-        remote_code: also write the module through which transformers loads the model where evomoe is installed but not
-            imported; it runs only for those who load with trust_remote_code=True.
+        options: how it is loaded and written.
     """
     refuse_missing(dense)
     refuse_existing(out)
@@ -163,8 +156,7 @@ def upcycle(
     _hide_loading_bars()
     print(
         upcycle_folder(
-            dense, out, dtype=dtype, trust_remote_code=trust_remote_code, seed=seed, remote_code=remote_code, expert_init=expert_init,
-            moe_layers=moe_layers, init_options=init_options, **asdict(moe),
+            dense, out, expert_init=expert_init, moe_layers=moe_layers, init_options=init_options, **asdict(options), **asdict(moe)
         )
     )  # fmt: skip
 
@@ -177,10 +169,7 @@ def attach(
     gate: Literal["", "probability", "normalised", "straight_through"] = "",
     router_options: NamedValues | None = None,
     aux_losses: NamedValues | None = None,
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    seed: int = 0,
-    trust_remote_code: bool = False,
-    remote_code: bool = False,
+    options: Annotated[ConversionOptions, Flat] = ConversionOptions(),  # noqa: B008
 ) -> None:
     """Give a model that is sparse already (Mixtral, Qwen-MoE, OLMoE, DeepSeek ...) a variable number of experts per token.
 
@@ -192,11 +181,7 @@ def attach(
         gate: what multiplies an expert's output; by default what the model does.
         router_options: further options of router anyexperts, as name=value.
         aux_losses: coefficient of each auxiliary loss, as name=value; by default balance=0.01 importance=0.001.
-        dtype: precision of the loaded weights.
-        seed: draws what is new in the routers.
-        trust_remote_code: run code from the model's repository.
-        remote_code: also write the module through which transformers loads the model where evomoe is installed but not
-            imported; it runs only for those who load with trust_remote_code=True.
+        options: how it is loaded and written.
     """
     refuse_missing(sparse)
     refuse_existing(out)
@@ -205,8 +190,7 @@ def attach(
     _hide_loading_bars()
     print(
         attach_folder(
-            sparse, out, dtype=dtype, trust_remote_code=trust_remote_code, remote_code=remote_code, seed=seed, k_min=k_min, k_max=k_max,
-            gate=gate, aux_losses=aux_losses, **(router_options or {}),
+            sparse, out, k_min=k_min, k_max=k_max, gate=gate, aux_losses=aux_losses, **asdict(options), **(router_options or {})
         )
     )  # fmt: skip
 

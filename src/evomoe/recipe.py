@@ -108,6 +108,24 @@ class MoEOptions:
 
 
 @dataclass(frozen=True)
+class ConversionOptions:
+    """How a folder is converted, whatever it becomes.
+
+    Attributes:
+        dtype: precision of the loaded weights.
+        seed: draws the router's weights and the initialiser's noise.
+        trust_remote_code: run code from the model's repository.
+        remote_code: also write the module through which transformers loads the model where evomoe is installed but not
+            imported; it runs only for those who load with trust_remote_code=True.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    trust_remote_code: bool = False
+    remote_code: bool = False
+
+
+@dataclass(frozen=True)
 class EvolutionOptions:
     """How experts evolve in Stage II (Eq. 1).
 
