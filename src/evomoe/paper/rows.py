@@ -17,3 +17,12 @@ MOE_TUNING = RECIPES["moe-llava"].but(data=FINE_TUNE, stages=(3,))
 MOE_TUNING_DTR = MOE_TUNING.but(router="dtr")
 EVOLUTION_LINEAR = FROM_STAGE1.but(router="linear")
 EVOMOE = FROM_STAGE1
+EVOMOE_ALL = FROM_STAGE1.but(
+    moe_layers="all",
+    num_experts_per_tok=2,
+    gate="normalised",
+    stage2=replace(FROM_STAGE1.stage2, train=DENSE.stage1.train, epochs=1.375),
+    stage3=replace(FROM_STAGE1.stage3, epochs=0.25),
+)
+"""What did best on the validation split: Stage II trains all that the dense row trains, and takes 11 of 12 steps; every layer is
+sparse and two experts run."""

@@ -16,6 +16,7 @@ TABLE = Table(
         Row("evolution", "(d) evolution, linear", rows.EVOLUTION_LINEAR, (77.5, 61.2, 62.9, 48.8, 86.8, 1311.4, 61.3, 66.3)),
         Row("evomoe", "EvoMoE", rows.EVOMOE, (76.9, 61.2, 63.3, 49.3, 87.1, 1315.6, 61.6, 66.5)),
         Row("dense-ffn", "dense, FFNs alone (control)", rows.DENSE_FFN),
+        Row("evomoe-all", "EvoMoE in all layers, top-2, all of the language model in Stage II (ours)", rows.EVOMOE_ALL),
     ),
     average=True,
     baseline="dense",
