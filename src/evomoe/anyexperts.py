@@ -20,6 +20,7 @@ from evomoe.loading import load_model, load_processor
 from evomoe.modality import Modality
 from evomoe.modeling import AttachedBlock, EvoMoEMixin
 from evomoe.options import check_options
+from evomoe.recipe import AttachOptions
 from evomoe.routers.anyexperts import AnyExpertsRouter
 from evomoe.structure import UnsupportedModelError, decoder_layers, find_sparse_ffn, text_config
 from evomoe.upcycling import become, sparse_form
@@ -82,7 +83,7 @@ def attach(
         router="anyexperts",
         router_options=options,
         gate=gate or own_gate,
-        aux_losses={"balance": 0.01, "importance": 0.001} if aux_losses is None else aux_losses,
+        aux_losses=AttachOptions().aux_losses if aux_losses is None else aux_losses,
         base_model_type=model.config.model_type,
         moe_layers=list(own),
         attached=True,

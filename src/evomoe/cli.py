@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 
@@ -19,7 +19,7 @@ from evomoe.files import refuse_existing, refuse_missing
 from evomoe.named_values import NamedValues
 from evomoe.paper import FIGURES
 from evomoe.paper.options import FigureOptions
-from evomoe.recipe import ConversionOptions, MoEOptions, Recipe
+from evomoe.recipe import AttachOptions, ConversionOptions, MoEOptions, Recipe
 from evomoe.recipes import RECIPES
 from evomoe.run_folder import can_resume, check_paths
 
@@ -89,19 +89,14 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
     name = next((after for before, after in itertools.pairwise(parts) if before == "--recipe"), "evomoe")
     from_file = name.endswith(".json")
     if not from_file and name not in RECIPES:
-        print(
-            f"evomoe: --recipe: there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json.", file=sys.stderr
-        )
-        sys.exit(2)
+        _refuse(f"--recipe: there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json.")
     if "--lr" in parts:  # what many will try, and too short for the parser to guess what is meant
-        print("evomoe: each stage has its own --lr: --stage1.learning-rate; see `evomoe train --help`.", file=sys.stderr)
-        sys.exit(2)
+        _refuse("each stage has its own --lr: --stage1.learning-rate; see `evomoe train --help`.")
     if from_file:
         try:
             base = Recipe.load(name)
         except (ValueError, OSError) as error:
-            print(f"evomoe: --recipe: {error}", file=sys.stderr)
-            sys.exit(2)
+            _refuse(f"--recipe: {error}")
     else:
         base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
 
@@ -154,21 +149,14 @@ def upcycle(
     from evomoe.upcycling import upcycle_folder
 
     _hide_loading_bars()
-    print(
-        upcycle_folder(
-            dense, out, expert_init=expert_init, moe_layers=moe_layers, init_options=init_options, **asdict(options), **asdict(moe)
-        )
-    )  # fmt: skip
+    made = {"expert_init": expert_init, "moe_layers": moe_layers, "init_options": init_options}
+    print(upcycle_folder(dense, out, **made, **asdict(options), **asdict(moe)))
 
 
 def attach(
     sparse: tyro.conf.Positional[str],
     out: tyro.conf.Positional[str],
-    k_min: float | None = None,
-    k_max: float | None = None,
-    gate: Literal["", "probability", "normalised", "straight_through"] = "",
-    router_options: NamedValues | None = None,
-    aux_losses: NamedValues | None = None,
+    moe: Annotated[AttachOptions, Flat] = AttachOptions(),  # noqa: B008
     options: Annotated[ConversionOptions, Flat] = ConversionOptions(),  # noqa: B008
 ) -> None:
     """Give a model that is sparse already (Mixtral, Qwen-MoE, OLMoE, DeepSeek ...) a variable number of experts per token.
@@ -176,11 +164,7 @@ def attach(
     Args:
         sparse: folder or hub name of the model; its experts and the weights of its routers are kept.
         out: folder to write; must not exist.
-        k_min: fewest slots of a token; by default around as many real experts as the model has now.
-        k_max: most slots of a token.
-        gate: what multiplies an expert's output; by default what the model does.
-        router_options: further options of router anyexperts, as name=value.
-        aux_losses: coefficient of each auxiliary loss, as name=value; by default balance=0.01 importance=0.001.
+        moe: its new routers.
         options: how it is loaded and written.
     """
     refuse_missing(sparse)
@@ -188,11 +172,7 @@ def attach(
     from evomoe.anyexperts import attach_folder
 
     _hide_loading_bars()
-    print(
-        attach_folder(
-            sparse, out, k_min=k_min, k_max=k_max, gate=gate, aux_losses=aux_losses, **asdict(options), **(router_options or {})
-        )
-    )  # fmt: skip
+    print(attach_folder(sparse, out, **asdict(options), **moe.fields()))
 
 
 def params(
@@ -389,6 +369,12 @@ def list_names(
     from evomoe.listing import describe_table
 
     print(describe_table(what))
+
+
+def _refuse(message: str) -> NoReturn:
+    """Ends as the parser does when it is given a wrong option."""
+    print(f"evomoe: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 _RESUME = "The same command with --resume goes on from the last checkpoint."

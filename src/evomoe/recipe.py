@@ -108,6 +108,30 @@ class MoEOptions:
 
 
 @dataclass(frozen=True)
+class AttachOptions:
+    """What AnyExperts is on a model that is sparse already.
+
+    Attributes:
+        k_min: fewest slots of a token; by default around as many real experts as the model has now.
+        k_max: most slots of a token.
+        gate: what multiplies an expert's output; by default what the model does.
+        router_options: further options of router anyexperts, as name=value.
+        aux_losses: coefficient of each auxiliary loss, as name=value.
+    """
+
+    k_min: float | None = None
+    k_max: float | None = None
+    gate: Literal["", "probability", "normalised", "straight_through"] = ""
+    router_options: NamedValues = field(default_factory=dict)
+    aux_losses: NamedValues = field(default_factory=lambda: {"balance": 0.01, "importance": 0.001})
+
+    def fields(self) -> dict[str, Any]:
+        """As ``evomoe.anyexperts.attach`` takes them."""
+        named = {name: getattr(self, name) for name in ("k_min", "k_max", "gate", "aux_losses")}
+        return named | self.router_options
+
+
+@dataclass(frozen=True)
 class ConversionOptions:
     """How a folder is converted, whatever it becomes.
 
