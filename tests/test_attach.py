@@ -6,15 +6,18 @@ import pytest
 import torch
 from tiny import families, inputs_for, make, make_llava, make_records, make_tokenizer, write_workspace
 from torch import nn
+from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
 from evomoe.accounting import count_parameters
 from evomoe.analysis.recording import record_routing
-from evomoe.anyexperts import attach, calibrate, real_experts_per_token, set_budget
+from evomoe.anyexperts import attach, calibrate, real_experts_per_token, set_budget, set_experts_per_token
 from evomoe.cli import main
 from evomoe.experts import StackedExperts
 from evomoe.loading import load_model
+from evomoe.modality import Modality
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import UnsupportedModelError
+from evomoe.upcycling import upcycle
 
 SPARSE = sorted(families.SPARSE)
 NEUTRAL = {"num_virtual": 0, "alpha_f": 0.0, "lam": 0.0}
@@ -206,6 +209,145 @@ def test_what_cannot_be_imitated_is_refused_and_left_alone():
         attach(make("deepseek-v3"), k_min=4, k_max=10)
 
 
+class OtherInput(OlmoeSparseMoeBlock):
+    """Gives its experts something else than its router."""
+
+    def forward(self, hidden_BSD):
+        hidden_TD = hidden_BSD.flatten(0, 1)
+        _, weight_TK, index_TK = self.gate(hidden_TD)
+        return self.experts(2 * hidden_TD, index_TK, weight_TK).view_as(hidden_BSD)
+
+
+class OtherWeights(OlmoeSparseMoeBlock):
+    """Does not heed what its router says."""
+
+    def forward(self, hidden_BSD):
+        hidden_TD = hidden_BSD.flatten(0, 1)
+        _, weight_TK, index_TK = self.gate(hidden_TD)
+        return self.experts(hidden_TD, index_TK, weight_TK.square()).view_as(hidden_BSD)
+
+
+@pytest.mark.parametrize("block", [OtherInput, OtherWeights])
+def test_blocks_in_which_a_router_cannot_take_the_place_of_the_experts_are_refused(block):
+    model, inputs = make("olmoe"), batch("olmoe")
+    model.model.layers[3].mlp.__class__ = block
+    before = model(**inputs).logits
+    with pytest.raises(UnsupportedModelError, match=f"layer 3: {block.__name__} gives its experts something else"):
+        attach(model)
+    assert torch.equal(model(**inputs).logits, before)
+
+
+def test_a_sparse_model_of_another_build_is_not_called_dense():
+    model = make("olmoe")
+    for layer in model.model.layers:
+        layer.mlp.gate = nn.Sequential(layer.mlp.gate)
+    with pytest.raises(
+        UnsupportedModelError, match=r"is sparse, but built in a way that attach does not know \(layers.0.mlp.experts\)"
+    ):
+        attach(model)
+
+
+def test_a_bias_on_the_choice_stays_in_float32(tmp_path):
+    model = make("deepseek-v3")
+    for name, bias in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            bias += 10.0  # where bfloat16 has steps of a sixteenth
+    model.save_pretrained(tmp_path / "own")
+    own, ours = (load_model(tmp_path / "own", "bfloat16").eval() for _ in range(2))
+    attach(ours, k_min=4, k_max=4, **NEUTRAL).save_pretrained(tmp_path / "ours")
+    x_TD = torch.randn(500, 32, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
+    for attached in (ours, load_model(tmp_path / "ours", "bfloat16").eval(), ours.to(torch.float64).to(torch.bfloat16)):
+        router = attached.moe_blocks[1].router
+        assert router.bias.value_N.dtype == torch.float32 and router.gate.weight.dtype == torch.bfloat16
+        _, _, wanted_TK = own.model.layers[1].mlp.gate(x_TD)
+        modality = Modality.of(torch.zeros(1, 500, dtype=torch.bool), None)
+        found_TK = router.route(x_TD, modality, 4, "normalised").index_TK
+        assert torch.equal(found_TK.sort(-1).values, wanted_TK.sort(-1).values)
+
+
+@pytest.mark.parametrize(("family", "wanted"), [("deepseek-v3", 3.0), ("deepseek-v3", 9.0), ("qwen3-moe", 1.2), ("olmoe", 15.0)])
+def test_calibration_keeps_to_what_the_routers_can_choose(family, wanted):
+    model, inputs = attach(make(family)), batch(family)
+
+    def run(model):
+        model(**inputs)
+
+    mean = calibrate(model, wanted, run)
+    assert real_experts_per_token(model, run) == pytest.approx(mean, abs=1e-6)
+    nearest = []
+    for tenth in range(5, 160):
+        try:
+            set_budget(model, tenth / 10 + 0.013)  # not where a range ends at half a slot, which rounds to the even one
+        except ValueError:
+            continue
+        nearest.append(abs(real_experts_per_token(model, run) - wanted))
+    assert abs(mean - wanted) <= min(nearest) + 0.1
+
+
+def test_the_number_of_experts_is_set_where_the_router_takes_one():
+    model, inputs = attach(make("olmoe")), batch("olmoe")
+    set_experts_per_token(model, 2.0)
+    assert model.config.moe.router_options["budget"] == 2.0
+    model = upcycle(make_llava(), router="linear", num_experts_per_tok=2, gate="normalised")
+    set_experts_per_token(model, 3)
+    inputs = inputs_for("llava", (1, 0))
+    assert model.config.moe.num_experts_per_tok == 3 and real_experts_per_token(model, lambda m: m(**inputs)) == 3
+    with pytest.raises(ValueError, match="1.5 experts per token: router 'linear' chooses a whole number"):
+        set_experts_per_token(model, 1.5)
+    for router, options in (("top_p", {}), ("shuffled", {"inner": "linear"})):
+        model = upcycle(make_llava(), router=router, router_options=options)
+        before = model.config.evomoe
+        with pytest.raises(ValueError, match=f"router '{router}' does not choose a number of experts that can be set"):
+            set_experts_per_token(model, 2)
+        assert model.config.evomoe == before
+
+
+def test_gate_seed_mode_and_virtual_bias_of_what_is_new():
+    model = make("deepseek-v3").train()
+    torch.manual_seed(5)
+    attach(model, gate="straight_through", seed=3)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), drawn)  # the caller's own chance is left alone
+    block = model.moe_blocks[1]
+    assert model.config.moe.gate == "straight_through" and block.router.training
+    assert not attach(make("deepseek-v3")).moe_blocks[1].router.training
+    same, other = (attach(make("deepseek-v3"), seed=seed).moe_blocks[1].router for seed in (3, 4))
+    torch.testing.assert_close(same.gate.weight, block.router.gate.weight)
+    assert not torch.equal(other.gate.weight[16:], same.gate.weight[16:])
+    value_N = block.router.bias.value_N
+    torch.testing.assert_close(value_N[16:], value_N[:16].mean().expand(4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k_min": "2", "k_max": "4"}, "k_min of router 'anyexperts' is '2'; it must be a number or nothing"),
+        ({"num_virtual": 2.5}, "num_virtual of router 'anyexperts' is 2.5; it must be a whole number or nothing"),
+        ({"num_virtual": -1}, "must not be negative"),
+        ({"output_scale": 0.0}, "must be above 0"),
+        ({"groups": 3}, "16 real experts cannot stand in 3 equal groups"),
+    ],
+)
+def test_options_are_refused_before_anything_is_changed(options, message):
+    model = make("olmoe")
+    with pytest.raises(ValueError, match=message):
+        attach(model, **options)
+    assert type(model).__name__ == "OlmoeForCausalLM"
+
+
+def test_parameters_of_an_attached_folder_are_counted(tmp_path, capsys):
+    attach(make("qwen3-moe")).save_pretrained(tmp_path / "any")
+    assert main(["params", str(tmp_path / "any")]) == 0
+    text = capsys.readouterr().out
+    assert "Qwen3MoeForCausalLM became EvoMoEQwen3MoeForCausalLM" in text and "before" in text
+    assert "3 (routing): router" in text and "2 (evolution)" not in text
+    assert main(["params", str(tmp_path / "any"), "--num-experts", "3"]) == 1
+    model = attach(make("qwen3-moe"))
+    with pytest.raises(ValueError, match="has no parameters in 'ffn'"):
+        set_trainable(model, "ffn", [0])
+
+
 def test_a_folder_is_attached_from_the_command_line_and_trained_further(tmp_path, capsys):
     folder = write_workspace(tmp_path)
     model = make("qwen3-moe")
@@ -230,3 +372,5 @@ def test_a_folder_is_attached_from_the_command_line_and_trained_further(tmp_path
     changed = {n for n, w in before.state_dict().items() if not torch.equal(w, after.state_dict()[n])}
     assert changed and all(".experts.router." in name for name in changed)
     assert main(arguments) == 1 and "exists already" in capsys.readouterr().err
+    assert main([*arguments[:2], str(tmp_path / "new"), "--router-options", "gate=probability"]) == 1
+    assert "router 'anyexperts' takes no 'gate'" in capsys.readouterr().err

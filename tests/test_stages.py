@@ -369,12 +369,34 @@ def test_stage_3_goes_on_with_a_sparse_model(workspace):
     changed = {name for name, weight in before.state_dict().items() if not torch.equal(weight, after.state_dict()[name])}
     assert changed and all(".router." in name for name in changed)
     assert "router linear" in describe(recipe.but(output=str(workspace / "other")))
+    written = Recipe.load(workspace / "run/recipe.json")
+    assert written.moe.router == "linear" and written.expert_init == "noise" and written.moe_layers == "0,2"
+    assert "4 experts (noise), 1 per token, router linear" in (workspace / "run/report.md").read_text()
+    assert run(recipe, resume=True).is_dir()
     for change, message in (
-        ({"num_experts_per_tok": 2}, "--num-experts-per-tok: .*sparse is an EvoMoE model already, with num_experts_per_tok 1"),
-        ({"moe_layers": "all"}, "--moe-layers: .*leave --moe-layers out"),
+        (
+            {"num_experts_per_tok": 2},
+            "sparse is an EvoMoE model already and is trained as it is; leave out --num-experts-per-tok",
+        ),
+        ({"moe_layers": "all", "init_options": {"std": 1.0}}, "leave out --moe-layers, --init-options"),
+        ({"expert_init": "replicate"}, "leave out --expert-init"),
     ):
         with pytest.raises(ValueError, match=message):
             describe(recipe.but(output=str(workspace / "other"), **change))
+
+
+def test_a_bias_moves_with_every_step_also_after_a_kill(workspace, kill_at):
+    options = MoEOptions(8, 4, "anyexperts", {"bias_rate": 0.1, "importance_width": 4})
+    recipe = make_recipe(workspace, stages=(3,), steps=4, moe=options, expert_init="noise", init_options={"std": 0.1})
+    biases = [tensor for name, tensor in weights(run(recipe)).items() if name.endswith("bias.value_N")]
+    assert len(biases) == 2 and all(bias.any() for bias in biases)
+    killed = recipe.but(output=str(workspace / "killed"))
+    kill_at["routing"] = 3
+    with pytest.raises(RuntimeError, match="killed"):
+        run(killed)
+    del kill_at["routing"]
+    again = [tensor for name, tensor in weights(run(killed, resume=True)).items() if name.endswith("bias.value_N")]
+    assert all(torch.equal(one, other) for one, other in zip(biases, again, strict=True))
 
 
 def test_stage_3_alone_needs_experts_from_somewhere(workspace):

@@ -14,7 +14,7 @@ from evomoe import upcycle
 from evomoe.aux_losses import LayerRecord
 from evomoe.modality import Modality
 from evomoe.routers import Routing
-from evomoe.trainer import EvoMoETrainer, MetricsFile, RouterMeter
+from evomoe.trainer import EvoMoETrainer, MetricsFile, RouterCallback, RouterMeter
 
 
 def record(index: list[list[int]], is_image: list[bool], E: int = 3) -> LayerRecord:
@@ -168,3 +168,15 @@ def test_two_trainers_share_no_state(tmp_path):
     first, second = (trainer_for(make_llava(), tmp_path / name) for name in "ab")
     assert first.meter is not second.meter and first.interrupt is not second.interrupt
     assert isinstance(first.state, TrainerState) and isinstance(first.control, TrainerControl)
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_routers_hear_of_steps_that_happened(skipped):
+    model = upcycle(
+        make_llava(), router="anyexperts", num_experts=8, num_experts_per_tok=4, router_options={"bias_rate": 0.1}
+    ).train()
+    inputs = inputs_for("llava", (1, 0))
+    model(**inputs, labels=inputs["input_ids"])
+    trainer = SimpleNamespace(model=model, accelerator=SimpleNamespace(unwrap_model=lambda model: model))
+    RouterCallback(trainer).on_optimizer_step(None, None, None, optimizer=SimpleNamespace(step_was_skipped=skipped))
+    assert all(bool(block.router.bias.value_N.any()) is not skipped for block in model.moe_blocks.values())

@@ -172,7 +172,7 @@ def attach(
     from evomoe.anyexperts import attach_folder
 
     _hide_loading_bars()
-    print(attach_folder(sparse, out, **asdict(options), **moe.fields()))
+    print(attach_folder(sparse, out, moe, **asdict(options)))
 
 
 def params(

@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from evomoe.aux_losses import AUX_LOSSES
 from evomoe.expert_init import INITS
 from evomoe.options import check_options
-from evomoe.placement import moe_layers
+from evomoe.placement import moe_layers, parse_placement
 from evomoe.recipe import MoEOptions
 from evomoe.routers import GATES, ROUTERS
 
@@ -75,3 +75,11 @@ class EvoMoEConfig(PreTrainedConfig):
     def moe(self) -> MoEConfig:
         """The MoE part, validated."""
         return MoEConfig(**(self.evomoe or {}))
+
+
+def contradictions(config: EvoMoEConfig, options: MoEOptions, placement: str) -> list[str]:
+    """The options that say something else than an EvoMoE's own configuration does; defaults say nothing."""
+    default, own = MoEOptions(), config.moe
+    wrong = [name for name, value in vars(options).items() if value not in (getattr(default, name), getattr(own, name))]
+    layers = moe_layers(parse_placement(placement), config.get_text_config(decoder=True).num_hidden_layers)
+    return wrong + ["moe_layers"] * (placement != "alternating" and layers != own.moe_layers)

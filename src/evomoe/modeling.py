@@ -290,6 +290,7 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     forward.__signature__ = inspect.Signature(order)
     forward.__doc__ = EvoMoEMixin.forward.__doc__
     members = {
+        "_keep_in_fp32_modules_strict": {*(base._keep_in_fp32_modules_strict or ()), "bias.value_N"},  # of ChoiceBias
         "forward": forward,
         "__module__": "evomoe.families",  # where it is an attribute, so that it pickles
         "__doc__": f"{base.__name__} with a mixture of experts.",

@@ -10,11 +10,16 @@ Kind = Literal["router", "init"]
 _HANDED_OVER: dict[Kind, int] = {"router": 2, "init": 4}
 """How many arguments a row of the table gets from the library; its further parameters are options."""
 
-_SUITS: dict[type, tuple[str, Callable[[Any], bool]]] = {
+_SUITS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda value: type(value) is bool),
     int: ("a whole number", lambda value: type(value) is int),
     float: ("a number", lambda value: type(value) in (int, float) and math.isfinite(value)),
 }
+_SUITS |= {
+    kind | None: (f"{what} or nothing", lambda value, suits=suits: value is None or suits(value))
+    for kind, (what, suits) in tuple(_SUITS.items())
+}
+"""By annotation or the type of the default: what a value must be, and whether it is."""
 
 
 def describe_options(kind: Kind, function: Callable[..., Any]) -> str:
@@ -34,7 +39,7 @@ def check_options(kind: Kind, name: str, function: Callable[..., Any], values: M
         values: the options.
 
     Raises:
-        ValueError: it has no such option, or the value is not of the default's type.
+        ValueError: it has no such option, or the value is not of its kind.
     """
     options, passes_on = _options(kind, function)
     for option, value in values.items():
@@ -42,9 +47,15 @@ def check_options(kind: Kind, name: str, function: Callable[..., Any], values: M
             raise ValueError(
                 f"--{kind}-options: {kind} '{name}' takes no '{option}'; it takes {describe_options(kind, function)}."
             )
-        what, suits = _SUITS.get(type(options.get(option)), ("", lambda value: True))
+        what, suits = _SUITS.get(_kind(function, option), ("", lambda value: True))
         if not suits(value):
             raise ValueError(f"--{kind}-options: {option} of {kind} '{name}' is {value!r}; it must be {what}.")
+
+
+def _kind(function: Callable[..., Any], option: str) -> Any:
+    """An option's annotation, or the type of its default."""
+    parameter = inspect.signature(function).parameters.get(option, inspect.Parameter("other", inspect.Parameter.KEYWORD_ONLY))
+    return parameter.annotation if parameter.annotation in _SUITS else type(parameter.default)
 
 
 def _options(kind: Kind, function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:

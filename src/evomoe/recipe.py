@@ -125,11 +125,6 @@ class AttachOptions:
     router_options: NamedValues = field(default_factory=dict)
     aux_losses: NamedValues = field(default_factory=lambda: {"balance": 0.01, "importance": 0.001})
 
-    def fields(self) -> dict[str, Any]:
-        """As ``evomoe.anyexperts.attach`` takes them."""
-        named = {name: getattr(self, name) for name in ("k_min", "k_max", "gate", "aux_losses")}
-        return named | self.router_options
-
 
 @dataclass(frozen=True)
 class ConversionOptions:

@@ -18,6 +18,7 @@ from evomoe.paper.table import Row, Table
 from evomoe.paper.tables import TABLES
 from evomoe.paper.task import Scoring, Training
 from evomoe.recipe import StageOptions
+from evomoe.routers import ROUTERS
 from evomoe.small_vlm import Architecture
 
 TINY = MiniScale(evolution_steps=3, routing_steps=2, batch_size=2, router_options={"hypernet_width": 3, "rank": 2})
@@ -66,6 +67,9 @@ def test_every_table_has_rows_that_can_be_planned(world):
         planned = cells(table.rows, (0, 1), MiniScale(), {"": Path("b"), "narrow": Path("n"), "wide": Path("w")}, world, "test")
         assert len({cell.scoring.name for cell in planned}) == 2 * len(table.rows)  # no two cells are one model asked alike
         for cell in planned:
+            moe = cell.recipe.moe
+            if 3 in cell.recipe.stages:
+                ROUTERS[moe.router](8, moe.num_experts, **moe.router_options).check(moe.num_experts_per_tok, moe.gate)
             steps = sum(cell.recipe.stage(stage).steps for stage in cell.recipe.stages)
             assert steps == 600 * (2 if cell.row.name == "two" and number == "13" else 1)
             assert {cell.recipe.stage(stage).batch_size for stage in cell.recipe.stages} == {32}
@@ -155,11 +159,11 @@ def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answ
     assert len([*(tmp_path / "study").glob("routing-*/")]) == 3  # what only answers in another way is trained once
     mean = {name: row["seeds"]["0"]["experts_per_token"]["mini-gqa"] for name, row in kept["rows"].items()}
     assert mean["top8"] == 8 and mean["top8-at5"] == 5
-    assert 6 < mean["any8"] < 10 and mean["any8-at4.8"] < mean["any8"] - 2
+    assert 6 < mean["any8"] < 10.5 and abs(mean["any8-at4.8"] - 4.8) < 0.7 < abs(mean["any8"] - 4.8)
     found = cells(TABLES["anyexperts"].chosen(names), [0], scale, {"": base}, world, "test")
     answers = {cell.row.name: json.loads(cell.scoring.file(tmp_path / "study").read_text())["answers"] for cell in found}
     assert answers["any8-shuffled"] != answers["any8"]
-    assert mean["any8-shuffled"] == pytest.approx(mean["any8"], abs=0.5)
+    assert mean["any8-shuffled"] == pytest.approx(8, abs=0.7)
 
 
 def test_differences_are_paired_by_seed():

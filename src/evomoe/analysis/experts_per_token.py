@@ -4,7 +4,7 @@ T tokens, K slots per token, H x W patches.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,26 +35,35 @@ def real_experts_by_token(model: PreTrainedModel, batch: Batch) -> Tensor:
     return torch.stack([(record.routing.index_TK < E).sum(-1).float() for record in records]).mean(0).cpu()
 
 
-def split_by_place(experts_T: Tensor, ids_T: Tensor, image_tokens: Sequence[int], decode) -> QuestionExperts:
-    """Puts the image tokens of one record back into a square, and names the others.
+def split_by_place(
+    experts_T: Tensor,
+    ids_T: Tensor,
+    image_tokens: Sequence[int],
+    decode: Callable[[list[int]], str],
+    grid: tuple[int, int] = (1, 1),
+) -> QuestionExperts:
+    """Puts the image tokens of one record back into their places, and names the others.
 
     Args:
         ids_T: its token ids.
         decode: token ids -> text.
+        grid: height and width of the picture in patches, of which several may have become one token.
 
     Raises:
-        ValueError: the image tokens do not fill a square, so that it is not known which of them is where.
+        ValueError: the image tokens do not fill such a picture, so that it is not known which of them is where.
     """
     is_image_T = torch.isin(ids_T, torch.tensor(list(image_tokens)))
     patches_V = experts_T[is_image_T]
-    side = math.isqrt(len(patches_V))
-    if side * side != len(patches_V) or not side:
+    height, width = grid
+    patches_of_a_token = math.sqrt(height * width / max(len(patches_V), 1))
+    H, W = (round(side / patches_of_a_token) for side in grid)
+    if len(patches_V) != H * W or not H or H * width != W * height:
         raise ValueError(
-            f"this picture is {len(patches_V)} image tokens, which fill no square; the figure is for models that see one square "
-            "picture per record, such as LLaVA-1.5."
+            f"this picture is {len(patches_V)} image tokens, which fill no {'square' if height == width else f'grid like {height} x {width}'}; "
+            "the figure is for models that see one whole picture per record, such as LLaVA-1.5 and Qwen-VL."
         )
     words = [
         (decode([token]), value)
         for token, value in zip(ids_T[~is_image_T].tolist(), experts_T[~is_image_T].tolist(), strict=True)
     ]
-    return QuestionExperts(patches_V.view(side, side), words)
+    return QuestionExperts(patches_V.view(H, W), words)

@@ -12,7 +12,7 @@ GROUPS = {
     "text-dense: TextVQA, ScienceQA": ("mini-textvqa-ocr", "mini-sqa"),
 }
 CURVES = {
-    "AnyExperts, trained at 8": ("any8-at4.8", "any8-at5.6", "any8-at6.4", "any8-at7.2", "any8"),
+    "AnyExperts, trained at 8": ("any8-at4.8", "any8-at5.6", "any8-at6.4", "any8-at7.2", "any8-at8", "any8"),
     "top-k, trained at 8": ("top8-at5", "top8-at6", "top8-at7", "top8"),
 }
 POINTS = {

@@ -21,7 +21,7 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
     """Draws the first of the probe's records for checkpoints by name, and returns what was written.
 
     Raises:
-        ValueError: a checkpoint is dense or text-only, there are no pictures, or they are cut into other than squares.
+        ValueError: a checkpoint is dense or text-only, there are no pictures, or they are cut into tiles.
         ImportError: matplotlib is not installed.
     """
     load_pyplot()  # before the models are loaded
@@ -35,7 +35,8 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
         for item, picture in probe.with_one_picture(MOST):
             (batch,) = probe.collated([item], model, labels=False)
             experts_T = real_experts_by_token(model, batch)
-            placed = split_by_place(experts_T, item["input_ids"], tokens, probe.tokenizer.decode)
+            height, width = item["image_grid_thw"][0, 1:].tolist() if "image_grid_thw" in item else (1, 1)
+            placed = split_by_place(experts_T, item["input_ids"], tokens, probe.tokenizer.decode, (height, width))
             named[name].append(ShownQuestion(picture, placed))
         if not named[name]:
             raise ValueError(f"--data: no record of {probe.name} has one picture; raise --records.")

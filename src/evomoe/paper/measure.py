@@ -1,6 +1,7 @@
 """Scores of a model on the seven small benchmarks, with every answer, so that models can be compared question by question."""
 
 import contextlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.interventions import only_expert, shuffled_importance, shuffled_routers
 from evomoe.analysis.recording import record_routing
-from evomoe.anyexperts import mean_real_experts, set_experts_per_token
+from evomoe.anyexperts import calibrate, mean_real_experts, set_experts_per_token
 from evomoe.evaluation import BENCHMARKS
 from evomoe.evaluation.average import PAPER, mean_score
 from evomoe.evaluation.command import prepare
@@ -19,6 +20,7 @@ from evomoe.evaluation.options import Options
 from evomoe.loading import load_model, load_processor
 from evomoe.modeling import EvoMoEMixin
 from evomoe.paper.task import Scoring, Training
+from evomoe.routers.anyexperts import AnyExpertsRouter
 from evomoe.run_folder import stage_folder
 from evomoe.stages.stage2_evolution import EXPERTS
 from evomoe.upcycling import upcycle
@@ -26,6 +28,8 @@ from evomoe.upcycling import upcycle
 BATCH_SIZE = 128
 LONGEST = 16
 """Tokens of an answer: enough for every right one in the mini world."""
+CALIBRATED = 20
+"""Questions of each benchmark on which the number of experts per token is set."""
 
 
 def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
@@ -42,7 +46,7 @@ def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
     model = _model(scoring, source, study).to(device)
     scores, answers, experts = {}, {}, {}
     options = Options(batch_size=BATCH_SIZE, data_root=str(scoring.world / scoring.split), limit=scoring.limit)
-    with _changed(model, scoring):
+    with _changed(model, scoring, processor):
         for name in PAPER:
             prepared = prepare(BENCHMARKS[f"mini-{name}"], processor, options)
             benchmark, questions = prepared.benchmark, prepared.questions
@@ -72,16 +76,36 @@ def _model(scoring: Scoring, source: Path, study: Path) -> PreTrainedModel:
     return model
 
 
-def _changed(model: PreTrainedModel, scoring: Scoring) -> contextlib.AbstractContextManager[Any]:
-    if scoring.expert is not None:
-        return only_expert(model, scoring.expert)
-    if scoring.shuffle is not None:
-        return shuffled_routers(model, scoring.shuffle)
-    if scoring.experts_per_token is not None:
-        set_experts_per_token(model, scoring.experts_per_token)
+@contextlib.contextmanager
+def _changed(model: PreTrainedModel, scoring: Scoring, processor: Any) -> Iterator[None]:
+    """Within the block, the model's routers are as the scoring wants them."""
     for block in getattr(model, "moe_blocks", {}).values():
         if getattr(block.router, "cap_scope", "") == "batch":  # which is for training alone
             block.router.cap_scope = "token"
-    if scoring.shuffle_importance is not None:
-        return shuffled_importance(model, scoring.shuffle_importance)
-    return contextlib.nullcontext()
+    if scoring.experts_per_token is not None:
+        _set_experts_per_token(model, scoring, processor)
+    with contextlib.ExitStack() as stack:
+        if scoring.expert is not None:
+            stack.enter_context(only_expert(model, scoring.expert))
+        if scoring.shuffle is not None:
+            stack.enter_context(shuffled_routers(model, scoring.shuffle))
+        if scoring.shuffle_importance is not None:
+            stack.enter_context(shuffled_importance(model, scoring.shuffle_importance))
+        yield
+
+
+def _set_experts_per_token(model: PreTrainedModel, scoring: Scoring, processor: Any) -> None:
+    """Of AnyExperts the mean on a part of the validation split, of other routers the number of slots."""
+    number = scoring.experts_per_token
+    assert number is not None
+    if not any(isinstance(block.router, AnyExpertsRouter) for block in model.moe_blocks.values()):
+        set_experts_per_token(model, number)
+        return
+    options = Options(batch_size=BATCH_SIZE, data_root=str(scoring.world / "validation"), limit=CALIBRATED)
+    probes = [prepare(BENCHMARKS[f"mini-{name}"], processor, options) for name in PAPER]
+
+    def ask(model: PreTrainedModel) -> None:
+        for probe in probes:
+            answers_by_id(model, probe.questions, probe.prompts, 1, probe.benchmark.name)
+
+    calibrate(model, number, ask)

@@ -185,8 +185,9 @@ class AnyExpertsRouter(VirtualRouter):
         if groups < 1 or num_experts % groups or not 1 <= open_groups <= groups or not 1 <= group_best <= num_experts // groups:
             raise ValueError(f"{name}: {num_experts} real experts cannot stand in {groups} equal groups of which {open_groups} are open, "
                              f"by the best {group_best} of each.")  # fmt: skip
-        if bias_rate < 0:
-            raise ValueError(f"{name}: bias_rate is {bias_rate}; it must not be negative.")
+        if bias_rate < 0 or output_scale <= 0 or (num_virtual or 0) < 0:
+            raise ValueError(f"{name}: bias_rate ({bias_rate}) and num_virtual ({num_virtual}) must not be negative, output_scale "
+                             f"({output_scale}) must be above 0.")  # fmt: skip
         count = round(num_experts * rho / (1 - rho)) if num_virtual is None else num_virtual
         super().__init__(hidden_size, num_experts, [virtual] * count)
         self.k_min, self.k_max, self.span, self.budget, self.rho, self.min_real = k_min, k_max, span, budget, rho, min_real
@@ -292,7 +293,7 @@ class AnyExpertsRouter(VirtualRouter):
         """What the experts are chosen by, -inf for those that are not to be: the logits, or with groups and bias the probabilities."""
         if self.bias is None and self.groups == 1:
             return logits_TN
-        choice_TN = probs_TN if self.bias is None else probs_TN + self.bias.value_N.float()
+        choice_TN = probs_TN if self.bias is None else probs_TN + self.bias.value_N
         choice_TN = choice_TN.masked_fill(logits_TN.isneginf(), float("-inf"))
         R = self.num_experts
         real_TR = hide_groups(choice_TN[:, :R], self.groups, self.open_groups, self.group_best)

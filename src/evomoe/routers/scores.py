@@ -4,6 +4,7 @@ T tokens, E experts, N of them with the virtual ones, G groups.
 """
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, distributed, nn
@@ -41,6 +42,14 @@ class ChoiceBias(nn.Module):
         self.register_buffer("value_N", torch.zeros(num_experts))
         self._counts_N: Tensor | None = None
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves with the model, but stays in float32, in which alone its small steps count."""
+        before = self.value_N
+        super()._apply(fn, recurse)
+        if self.value_N.dtype != torch.float32:
+            self.value_N = self.value_N.float() if before.is_meta else before.to(self.value_N.device)
+        return self
+
     def count(self, index_TK: Tensor) -> None:
         """Notes which experts were chosen since the last ``move``."""
         N = len(self.value_N)
@@ -60,4 +69,4 @@ class ChoiceBias(nn.Module):
         share_N = counts_N / counts_N.sum().clamp(min=1)
         step_N = rate * ((1 - virtual_share) / num_real - share_N)
         step_N[num_real:] = 0
-        self.value_N = self.value_N.float() + step_N
+        self.value_N = self.value_N + step_N

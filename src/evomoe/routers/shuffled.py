@@ -45,6 +45,9 @@ class ShuffledRouter(Router):
     def check(self, top_k: int, gate: str) -> None:
         self.inner.check(top_k, gate)
 
+    def after_step(self) -> None:
+        self.inner.after_step()
+
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         return self._permuted(self.inner(x_TD, modality))
 

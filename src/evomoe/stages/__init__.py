@@ -11,7 +11,7 @@ from evomoe.files import write_text
 from evomoe.recipe import Recipe
 from evomoe.run_folder import check_output, clear, is_main_process, stage_folder
 from evomoe.stages import stage0_align, stage1_warmup, stage2_evolution, stage3_routing
-from evomoe.stages.common import check_recipe, load_data
+from evomoe.stages.common import as_its_model, check_recipe, load_data
 from evomoe.words import counted
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True, label: str = 
     Raises:
         ValueError: an option, a record, the model or the output folder is refused; the message says what to do.
     """
+    if recipe.stages == (3,):
+        recipe = as_its_model(recipe)
     check_output(recipe, resume)
     check_recipe(recipe)
     datasets = load_data(recipe)

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -17,7 +17,7 @@ from transformers.integrations import get_reporting_integration_callbacks, is_de
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
-from evomoe.configuration import EvoMoEConfig, MoEConfig
+from evomoe.configuration import EvoMoEConfig, MoEConfig, contradictions
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.conversations import Collator, ConversationDataset
 from evomoe.data.records import load_records
@@ -29,7 +29,7 @@ from evomoe.hub import CARD
 from evomoe.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
 from evomoe.options import check_options
 from evomoe.placement import moe_layers
-from evomoe.recipe import STAGES, Recipe
+from evomoe.recipe import STAGES, MoEOptions, Recipe
 from evomoe.run_folder import StageFolder, is_main_process, stage_folder
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
@@ -51,19 +51,24 @@ def load_sparse(recipe: Recipe, source: Path | str) -> PreTrainedModel | None:
     return load_model(source, recipe.dtype, recipe.trust_remote_code)
 
 
-def _check_goes_on(recipe: Recipe, config: EvoMoEConfig) -> None:
-    """An EvoMoE model can be trained further, by Stage III, as the mixture that it is."""
+def as_its_model(recipe: Recipe) -> Recipe:
+    """The recipe with the mixture of the model that it starts from, if that is an EvoMoE, which Stage III trains further as it is.
+
+    Raises:
+        ValueError: such a model, but another stage is asked for, or another mixture.
+    """
+    config = load_config(recipe.model, recipe.trust_remote_code)
+    if not isinstance(config, EvoMoEConfig):
+        return recipe
     if recipe.stages != (3,):
         raise ValueError(f"{recipe.model} is an EvoMoE model already; Stage III alone trains it further: --stages 3.")
-    default, own = Recipe(model="", data="", output=""), asdict(config.moe)
-    asked = {**asdict(recipe.moe), "expert_init": recipe.expert_init, "moe_layers": recipe.moe_layers}
-    unasked = {**asdict(default.moe), "expert_init": default.expert_init, "moe_layers": default.moe_layers}
-    for name, value in asked.items():
-        if value != unasked[name] and value != own[name]:
-            option = name.replace("_", "-")
-            raise ValueError(
-                f"--{option}: {recipe.model} is an EvoMoE model already, with {name} {own[name]}; leave --{option} out."
-            )
+    own, wrong = config.moe, contradictions(config, recipe.moe, recipe.moe_layers)
+    wrong += ["expert_init"] * (recipe.expert_init not in (Recipe.expert_init, own.expert_init))
+    if wrong := wrong + ["init_options"] * bool(recipe.init_options):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        raise ValueError(f"{recipe.model} is an EvoMoE model already and is trained as it is; leave out {flags}.")
+    moe = MoEOptions(**{field.name: getattr(own, field.name) for field in fields(MoEOptions)})
+    return recipe.but(moe=moe, expert_init=own.expert_init, moe_layers=",".join(map(str, own.moe_layers)))
 
 
 def check_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -77,7 +82,7 @@ def check_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
     """
     config = load_config(recipe.model, recipe.trust_remote_code)
     if isinstance(config, EvoMoEConfig):
-        _check_goes_on(recipe, config)
+        recipe = as_its_model(recipe)
         dense = sparse = empty_model(config)
     else:
         recipe.check_expert_init()

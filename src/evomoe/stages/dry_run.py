@@ -5,7 +5,7 @@ import torch
 from evomoe.accounting import count_parameters, large_router, readable
 from evomoe.recipe import STAGES, Recipe
 from evomoe.run_folder import check_output, stage_folder
-from evomoe.stages.common import check_recipe, load_data, planned_steps, trainer_options
+from evomoe.stages.common import as_its_model, check_recipe, load_data, planned_steps, trainer_options
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
 from evomoe.words import counted
@@ -17,6 +17,8 @@ def describe(recipe: Recipe, resume: bool = False) -> str:
     Raises:
         ValueError: what the run itself would refuse before training.
     """
+    if recipe.stages == (3,):
+        recipe = as_its_model(recipe)
     dense, sparse = check_recipe(recipe)
     check_output(recipe, resume)
     moe, num_layers = sparse.config.moe, text_config(dense.config).num_hidden_layers

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.accounting import count_parameters, readable
-from evomoe.configuration import EvoMoEConfig
+from evomoe.configuration import EvoMoEConfig, contradictions
 from evomoe.families import dense_config
 from evomoe.loading import empty_model, empty_models, load_config
-from evomoe.placement import moe_layers, parse_placement
+from evomoe.placement import parse_placement
 from evomoe.recipe import STAGES, MoEOptions
 from evomoe.recipes import EVOMOE
 from evomoe.stages.trainable import names_in
@@ -74,13 +74,14 @@ def parts_table(dense: PreTrainedModel, sparse: PreTrainedModel) -> str:
     rows.append(["all", *map(readable, (before.total, after.total, after.activated))])
     shares = [f"{readable(after.router)} ({after.router / of:.2%})" for of in (after.total, after.activated)]
     rows.append(["of which router", "0", *shares])
-    return markdown_table(["parameters", "dense", "EvoMoE", "run per token"], rows)
+    return markdown_table(["parameters", "before" if sparse.config.moe.attached else "dense", "EvoMoE", "run per token"], rows)
 
 
 def stages_table(dense: PreTrainedModel, sparse: PreTrainedModel) -> str:
     """What trains in each stage, of the model that the stage trains; of the recipe's parts those that the model has."""
     rows = []
-    for stage, title in STAGES.items():
+    stages = {3: STAGES[3]} if sparse.config.moe.attached else STAGES
+    for stage, title in stages.items():
         model = sparse if stage == 3 else dense
         names = {p: names_in(model, p, sparse.config.moe.moe_layers) for p in EVOMOE.stage(stage).train.split("+")}
         what = "+".join(part for part in names if names[part]) or f"nothing: no {' or '.join(names)}"
@@ -91,12 +92,6 @@ def stages_table(dense: PreTrainedModel, sparse: PreTrainedModel) -> str:
 
 def _check_own(source: str, config: EvoMoEConfig, options: MoEOptions, placement: str) -> None:
     """Refuses options that say something else than an EvoMoE's own configuration does; defaults say nothing."""
-    wrong = [
-        name for name, value in asdict(options).items() if value not in (getattr(MoEOptions(), name), getattr(config.moe, name))
-    ]
-    layers = moe_layers(parse_placement(placement), text_config(config).num_hidden_layers)
-    if placement != "alternating" and layers != config.moe.moe_layers:
-        wrong.append("moe_layers")
-    if wrong:
+    if wrong := contradictions(config, options, placement):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise ValueError(f"{source} is an EvoMoE already and is counted as its configuration says; leave out {flags}.")

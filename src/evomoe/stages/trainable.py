@@ -45,11 +45,13 @@ def names_in(model: nn.Module, part: str, moe_layers: Sequence[int]) -> set[str]
     part_by_name = part_of(model)
     if part in ("text", "projector", "vision"):
         return {name for name, of in part_by_name.items() if of == part}
+    blocks = [name for name, module in model.named_modules() if isinstance(module, EvoMoEBlock)]
     if part == "ffn":
+        if blocks:  # which has experts in their places
+            return set()
         ffns, prefix = ffn_names(model), module_name(model, decoder_layers(model))
         return _below(part_by_name, [f"{prefix}.{index}.{ffns[index]}" for index in moe_layers])
     inside = ("router", "shared_expert_gate") if part == "router" else ("experts", "shared_expert")
-    blocks = [name for name, module in model.named_modules() if isinstance(module, EvoMoEBlock)]
     return _below(part_by_name, [f"{block}.{module}" for block in blocks for module in inside])
 
 
