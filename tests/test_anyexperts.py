@@ -439,7 +439,7 @@ def test_the_bias_counts_the_tokens_of_all_processes(monkeypatch):
 
 def test_hidden_experts_are_not_chosen_for_their_bias():
     router = a_router(k_min=2, k_max=2, num_virtual=0, biased=True).train()
-    router.bias.value_N += 5.0
+    router.bias.value_N[0] += 5.0
     x_TD, modality = tokens(400)
     routing = router.route(x_TD, modality, 2, "probability", dropout=0.5)
     assert (routing.weight_TK > 0).all()

@@ -265,7 +265,10 @@ def test_a_bias_on_the_choice_stays_in_float32(tmp_path):
         assert torch.equal(found_TK.sort(-1).values, wanted_TK.sort(-1).values)
 
 
-@pytest.mark.parametrize(("family", "wanted"), [("deepseek-v3", 3.0), ("deepseek-v3", 9.0), ("qwen3-moe", 1.2), ("olmoe", 15.0)])
+@pytest.mark.parametrize(
+    ("family", "wanted"),
+    [("deepseek-v3", 3.0), ("deepseek-v3", 9.0), ("qwen3-moe", 1.2), ("olmoe", 15.0), ("olmoe", 4.4), ("olmoe", 4.6)],
+)
 def test_calibration_keeps_to_what_the_routers_can_choose(family, wanted):
     model, inputs = attach(make(family)), batch(family)
 
