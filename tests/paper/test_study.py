@@ -166,6 +166,22 @@ def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answ
     assert mean["any8-shuffled"] == pytest.approx(8, abs=0.7)
 
 
+def test_a_stage_that_began_with_its_files_elsewhere_begins_anew(base, world, tmp_path):
+    import shutil
+
+    (cell,) = some(["dense"], base, world)
+    training = cell.scoring.training
+    begun = training.recipe.but(model="/elsewhere/base", output=str(training.folder(tmp_path)))
+    training.folder(tmp_path).mkdir(parents=True)
+    begun.save(training.folder(tmp_path) / "recipe.json")
+    training.run(tmp_path)
+    assert training.done(tmp_path)
+    moved = tmp_path / "moved" / world.name
+    shutil.copytree(world, moved)
+    (elsewhere,) = some(["dense"], base, moved)
+    assert elsewhere.scoring.training.done(tmp_path)
+
+
 def test_differences_are_paired_by_seed():
     mean, half = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert mean == 2.0 and half == pytest.approx(4.303 * 1.0 / 3**0.5)  # s = 1, t(2) = 4.303

@@ -6,6 +6,7 @@ A task is named by a hash of all that decides its result, so that rows share wha
 import dataclasses
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,13 @@ class Training:
                 evolved = stage_folder(source.folder(study), 2).path / EXPERTS
                 recipe = recipe.but(init_options=recipe.init_options | {"experts": str(evolved)})
             source = source.model(study)
-        recipe = recipe.but(model=str(source), output=str(self.folder(study)))
-        run(recipe, resume=(self.folder(study) / "recipe.json").is_file(), report=False, label=self.name)
+        folder = self.folder(study)
+        recipe = recipe.but(model=str(source), output=str(folder))
+        begun = (folder / "recipe.json").is_file()
+        if begun and Recipe.load(folder / "recipe.json") != recipe:  # the same files lay elsewhere then
+            shutil.rmtree(folder)
+            begun = False
+        run(recipe, resume=begun, report=False, label=self.name)
 
 
 @dataclass(frozen=True)
