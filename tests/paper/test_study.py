@@ -132,7 +132,8 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     assert "they disagree on" in capsys.readouterr().out
     kept = json.loads((tmp_path / "results" / "table2.json").read_text())
     assert set(kept["rows"]) == {"dense", "evolution"} and kept["experts"].keys() == {"evolution/0"}
-    assert kept["rows"]["evolution"]["recipe"]["model"] == "base" and str(tmp_path) not in json.dumps(kept)
+    assert kept["rows"]["evolution"]["recipe"]["model"] == "base" and "data" in kept["rows"]["evolution"]["recipe"]
+    assert str(tmp_path) not in json.dumps(kept) and str(world.parent) not in json.dumps(kept)
     where = kept["rows"]["evolution"]["seeds"]["0"]["run"]
     assert set(where) == {"date", "commit", "machine", "versions"} and "torch" in where["versions"]
     monkeypatch.setattr(base_model, "folder", lambda width: base)

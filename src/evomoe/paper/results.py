@@ -37,7 +37,8 @@ def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[s
     rows: dict[str, Any] = {}
     for cell in cells:
         found = json.loads(cell.scoring.file(study).read_text())
-        recipe = asdict(cell.recipe) | {"model": "base", "data": Path(cell.recipe.data).name, "output": "", "seed": "each"}
+        recipe = asdict(cell.recipe) | {"model": "base", "output": "", "seed": "each"}
+        recipe |= {name: Path(recipe[name]).name for name in ("data", "image_root")}  # where they lay is of no interest
         recipe["evolution"]["seed"] = "each"
         row = rows.setdefault(cell.row.name, {"label": cell.row.label, "recipe": recipe, "seeds": {}})
         kept = ("scores", "average", "run", "experts_per_token") if table.counts_experts else ("scores", "average", "run")
