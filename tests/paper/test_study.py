@@ -153,6 +153,7 @@ def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answ
     monkeypatch.setattr(base_model, "ensure", lambda width: base)
     scale = replace(TINY, learning_rates=TINY.learning_rates | {"router+experts": 0.1})
     monkeypatch.setattr("evomoe.paper.scale.MINI", scale)
+    monkeypatch.setattr(measure, "CALIBRATED", 2)
     names = ["top8", "top8-at5", "any8", "any8-at4.8", "any8-shuffled", "batch"]
     text = run_table("anyexperts", rows=names, seeds=1, study=tmp_path / "study", results=tmp_path / "results")
     assert text.startswith("A variable number of experts (test split)") and "| real experts |" in text
