@@ -99,6 +99,7 @@ def load_processor(source: str | Path, trust_remote_code: bool = False):
     Raises:
         ValueError: there is none that transformers can load, or a package that it needs is missing.
     """
+    refuse_missing(source)
     try:
         return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     except ImportError as error:

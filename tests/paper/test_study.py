@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evomoe.data import mini
-from evomoe.paper import base_model, measure, rows
+from evomoe.paper import base_model, in_memory, measure, rows
 from evomoe.paper.command import run_table
 from evomoe.paper.results import keep, paired_difference, render
 from evomoe.paper.scale import MiniScale
@@ -44,9 +44,9 @@ def base(world) -> Path:
         patch.setattr(mini, "ensure", lambda seed, root: world)
         learn, ran, threads = base_model._learn, [], torch.get_num_threads()
         patch.setattr(base_model, "_learn", lambda *args: ran.append(torch.get_num_threads()) or learn(*args))
-        made = base_model.ensure("", 0, world.parent, recipe)
+        made = base_model.train("", 0, world.parent, recipe)
         patch.setattr(base_model, "_assemble", None)
-        assert base_model.ensure("", 0, world.parent, recipe) == made  # once
+        assert base_model.train("", 0, world.parent, recipe) == made  # once
         assert torch.get_num_threads() == threads and ran == [2] * 4  # two while it learns
     assert [path.name for path in world.parent.iterdir() if "base" in path.name] == [made.name]
     return made
@@ -114,6 +114,20 @@ def test_a_study_trains_scores_and_goes_on(base, world, tmp_path, monkeypatch):
     run([alone[0], alone[3], cell.scoring], study)
     with pytest.raises(AssertionError, match="scores-"):
         run([alone[1]], study)
+
+
+def test_tasks_in_one_process_share_data_and_questions(base, world, tmp_path, monkeypatch):
+    in_memory._training_data.cache_clear()
+    in_memory.benchmarks.cache_clear()
+    loads, prepares = [], []
+    load_data, prepare = in_memory.load_data, in_memory.prepare
+    monkeypatch.setattr(in_memory, "load_data", lambda *args, **more: loads.append(args) or load_data(*args, **more))
+    monkeypatch.setattr(in_memory, "prepare", lambda *args, **more: prepares.append(args) or prepare(*args, **more))
+    monkeypatch.setattr("evomoe.stages.load_data", lambda recipe: pytest.fail("a stage read its data itself"))
+    run([cell.scoring for cell in some(["evomoe", "dense"], base, world)], tmp_path / "shared")
+    assert len(loads) == 1 and len(prepares) == 7
+    other = some(["dense"], base, world)[0].recipe.but(data=str(world / "train" / "stage1.json"))
+    assert len(in_memory.training_data(other, base)) == 8 and len(loads) == 2
 
 
 def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypatch, capsys):

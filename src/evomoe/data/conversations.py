@@ -36,6 +36,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         max_length: The most tokens of an item, image tokens included; the rest is cut. A cut through a picture, or
             one that leaves no label, makes the record bad.
         on_bad_record: "stop" raises on a bad record; "skip" warns once and gives the next good record instead.
+        keep: Hold the items in memory once they are made, for several runs in turn.
 
     Raises:
         LabelMismatchError: The chat template does not suit the first record, so it will suit none.
@@ -49,6 +50,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         max_length: int = 2048,
         on_bad_record: Literal["stop", "skip"] = "stop",
         image_aspect: ImageAspect = "auto",
+        keep: bool = False,
     ) -> None:
         if on_bad_record not in ("stop", "skip"):
             raise ValueError(f"on_bad_record: {on_bad_record!r} is neither 'stop' nor 'skip'")
@@ -67,6 +69,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         if not self._tokenizer.is_fast:
             raise ValueError(f"{type(self._tokenizer).__name__} is a slow tokenizer; labels need a fast one")
         self._warned: set[int] = set()
+        self._kept: dict[int, dict[str, torch.Tensor]] | None = {} if keep else None
         try:
             self._warn_of_endless_answers(self._template.render(records[0]))
         except BadRecordError as error:
@@ -88,6 +91,13 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(index)
+        if self._kept is None:
+            return self._item(index)
+        if (number := index % len(self)) not in self._kept:
+            self._kept[number] = self._item(number)
+        return dict(self._kept[number])
+
+    def _item(self, index: int) -> dict[str, torch.Tensor]:
         for step in range(len(self)):
             number = (index + step) % len(self)
             try:

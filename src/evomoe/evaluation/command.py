@@ -89,8 +89,11 @@ class Prepared:
     prompts: Prompts
 
 
-def prepare(benchmark: Benchmark, processor: Any, options: Options) -> Prepared:
+def prepare(benchmark: Benchmark, processor: Any, options: Options, keep: bool = False) -> Prepared:
     """Reads a benchmark's questions, or the part that ``options`` ask for, and makes prompts for the model with this processor.
+
+    Args:
+        keep: hold the prompts' batches in memory, for several models in turn.
 
     Raises:
         ValueError: data or pictures are missing, or not as the benchmark publishes them.
@@ -99,7 +102,8 @@ def prepare(benchmark: Benchmark, processor: Any, options: Options) -> Prepared:
     questions = draw(load_questions(benchmark, folder, options.any_version), options.limit)
     check_pictures(benchmark.name, (question.picture for question in questions))
     asked = [ask(question, benchmark.prompt(question, options.protocol)) for question in questions]
-    return Prepared(benchmark, questions, folder, Prompts(asked, processor, options.batch_size, options.image_aspect))
+    prompts = Prompts(asked, processor, options.batch_size, options.image_aspect, keep)
+    return Prepared(benchmark, questions, folder, prompts)
 
 
 class _Evaluation:

@@ -75,13 +75,31 @@ class BaseRecipe:
     cycles: int = 2
 
 
+UNTAUGHT = "untaught"
+"""Folder of the model before its first lesson."""
+
+SHIPPED = Path(__file__).with_name("bases")
+"""The models that come with the package."""
+
+
 def folder(width: str = "", seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
-    """Where the base model of this width with this seed is, or will be."""
-    return mini.cache(root) / f"mini-base{width and '-'}{width}-v{VERSION}-world-v{mini.VERSION}-seed{seed}"
+    """Where the base model of this width with this seed is, or will be: in the package, or in the cache folder."""
+    shipped = SHIPPED / _name(width, seed)
+    return shipped if shipped.is_dir() else mini.cache(root) / _name(width, seed)
 
 
-def ensure(width: str = "", seed: int = 0, root: str | os.PathLike[str] | None = None, recipe: BaseRecipe | None = None) -> Path:
-    """The folder of the base model with this seed, trained on the first call; an interrupted training goes on.
+def ensure(width: str = "", seed: int = 0) -> Path:
+    """The folder of the base model with this seed, trained on the first call unless it comes with the package."""
+    home = folder(width, seed)
+    return home if home.is_dir() else train(width, seed)
+
+
+def _name(width: str, seed: int) -> str:
+    return f"mini-base{width and '-'}{width}-v{VERSION}-world-v{mini.VERSION}-seed{seed}"
+
+
+def train(width: str = "", seed: int = 0, root: str | os.PathLike[str] | None = None, recipe: BaseRecipe | None = None) -> Path:
+    """Trains the base model with this seed into the cache folder, once; an interrupted training goes on.
 
     Args:
         width: A row of WIDTHS.
@@ -94,7 +112,7 @@ def ensure(width: str = "", seed: int = 0, root: str | os.PathLike[str] | None =
     """
     hidden_size, ffn_size = WIDTHS[width]
     sizes = replace(BaseRecipe().sizes, hidden_size=hidden_size, ffn_size=ffn_size)
-    recipe, home = recipe or BaseRecipe(sizes), folder(width, seed, root)
+    recipe, home = recipe or BaseRecipe(sizes), mini.cache(root) / _name(width, seed)
     if home.is_dir():
         return home
     world = mini.ensure(0, root)
@@ -120,7 +138,7 @@ def _two_threads() -> Iterator[None]:
 
 def _teach(work: Path, world: Path, seed: int, recipe: BaseRecipe) -> Path:
     """Lesson after lesson, each in a folder of its own; returns the last one's model."""
-    model = work / "untaught"
+    model = work / UNTAUGHT
     if not model.is_dir():
         _assemble(model, world, seed, recipe)
     # Each cycle has an order of its own.
@@ -131,6 +149,7 @@ def _teach(work: Path, world: Path, seed: int, recipe: BaseRecipe) -> Path:
 
 
 def _learn(model: Path, data: Path, output: Path, options: StageOptions, seed: int) -> Path:
+    from evomoe.paper.in_memory import training_data
     from evomoe.stages import run
 
     recipe = Recipe(
@@ -143,7 +162,9 @@ def _learn(model: Path, data: Path, output: Path, options: StageOptions, seed: i
         seed=seed,
         max_length=512,
     )
-    return run(recipe, resume=(output / "recipe.json").is_file(), report=False, label=output.name)
+    begun = (output / "recipe.json").is_file()
+    datasets = {1: training_data(recipe, output.parent / UNTAUGHT)}
+    return run(recipe, resume=begun, report=False, label=output.name, datasets=datasets)
 
 
 def _assemble(folder: Path, world: Path, seed: int, recipe: BaseRecipe) -> None:
@@ -231,12 +252,12 @@ def _normalised(pixels_NHWC: Tensor, processor: transformers.LlavaProcessor) -> 
 
 
 def main() -> None:
-    """Trains the mini study's base model, once, into the cache folder, and says where it is."""
+    """Trains the mini study's base model, once, into the cache folder, and says where it is; the one that ships was made so."""
     parser = argparse.ArgumentParser(prog="python -m evomoe.paper.base_model", description=main.__doc__)
     parser.add_argument("--width", choices=list(WIDTHS), default="", help="another size of the decoder, for Table 9")
     parser.add_argument("--seed", type=int, default=0, help="decides the weights (default 0)")
     arguments = parser.parse_args()
-    print(ensure(arguments.width, arguments.seed))
+    print(train(arguments.width, arguments.seed))
 
 
 if __name__ == "__main__":

@@ -12,20 +12,17 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.analysis.interventions import only_expert, shuffled_importance, shuffled_routers
 from evomoe.analysis.recording import record_routing
 from evomoe.anyexperts import calibrate, mean_real_experts, set_experts_per_token
-from evomoe.evaluation import BENCHMARKS
-from evomoe.evaluation.average import PAPER, mean_score
-from evomoe.evaluation.command import prepare
+from evomoe.evaluation.average import mean_score
 from evomoe.evaluation.generation import answers_by_id
-from evomoe.evaluation.options import Options
-from evomoe.loading import load_model, load_processor
+from evomoe.loading import load_model
 from evomoe.modeling import EvoMoEMixin
+from evomoe.paper.in_memory import benchmarks
 from evomoe.paper.task import Scoring, Training
 from evomoe.routers.anyexperts import AnyExpertsRouter
 from evomoe.run_folder import stage_folder
 from evomoe.stages.stage2_evolution import EXPERTS
 from evomoe.upcycling import upcycle
 
-BATCH_SIZE = 128
 LONGEST = 16
 """Tokens of an answer: enough for every right one in the mini world."""
 CALIBRATED = 20
@@ -42,13 +39,10 @@ def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
     torch.set_flush_denormal(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = scoring.training.model(study) if isinstance(scoring.training, Training) else scoring.training
-    processor = load_processor(source)
     model = _model(scoring, source, study).to(device)
     scores, answers, experts = {}, {}, {}
-    options = Options(batch_size=BATCH_SIZE, data_root=str(scoring.world / scoring.split), limit=scoring.limit)
-    with _changed(model, scoring, processor):
-        for name in PAPER:
-            prepared = prepare(BENCHMARKS[f"mini-{name}"], processor, options)
+    with _changed(model, scoring):
+        for prepared in benchmarks(scoring.base, scoring.world / scoring.split, scoring.limit):
             benchmark, questions = prepared.benchmark, prepared.questions
             asked = partial(
                 answers_by_id, questions=questions, prompts=prepared.prompts, max_new_tokens=LONGEST, label=benchmark.name
@@ -77,13 +71,13 @@ def _model(scoring: Scoring, source: Path, study: Path) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def _changed(model: PreTrainedModel, scoring: Scoring, processor: Any) -> Iterator[None]:
+def _changed(model: PreTrainedModel, scoring: Scoring) -> Iterator[None]:
     """Within the block, the model's routers are as the scoring wants them."""
     for block in getattr(model, "moe_blocks", {}).values():
         if getattr(block.router, "cap_scope", "") == "batch":  # which is for training alone
             block.router.cap_scope = "token"
     if scoring.experts_per_token is not None:
-        _set_experts_per_token(model, scoring, processor)
+        _set_experts_per_token(model, scoring)
     with contextlib.ExitStack() as stack:
         if scoring.expert is not None:
             stack.enter_context(only_expert(model, scoring.expert))
@@ -94,15 +88,14 @@ def _changed(model: PreTrainedModel, scoring: Scoring, processor: Any) -> Iterat
         yield
 
 
-def _set_experts_per_token(model: PreTrainedModel, scoring: Scoring, processor: Any) -> None:
+def _set_experts_per_token(model: PreTrainedModel, scoring: Scoring) -> None:
     """Of AnyExperts the mean on a part of the validation split, of other routers the number of slots."""
     number = scoring.experts_per_token
     assert number is not None
     if not any(isinstance(block.router, AnyExpertsRouter) for block in model.moe_blocks.values()):
         set_experts_per_token(model, number)
         return
-    options = Options(batch_size=BATCH_SIZE, data_root=str(scoring.world / "validation"), limit=CALIBRATED)
-    probes = [prepare(BENCHMARKS[f"mini-{name}"], processor, options) for name in PAPER]
+    probes = benchmarks(scoring.base, scoring.world / "validation", CALIBRATED)
 
     def ask(model: PreTrainedModel) -> None:
         for probe in probes:

@@ -84,7 +84,7 @@ def run(wanted: Sequence[Task], study: Path, jobs: int = 1) -> None:
 
     Args:
         study: folder of all results; a task that was interrupted goes on from its last checkpoint.
-        jobs: how many tasks at once, in processes of their own that share the processor's cores; 1 runs them here.
+        jobs: how many tasks at once, in as many processes that share the processor's cores; 1 runs them here.
 
     Raises:
         ValueError: a task failed; the message names it, says why and where its log is.
@@ -107,7 +107,7 @@ def _one_by_one(left: dict[str, Task], study: Path, bar: tqdm) -> Iterator[None]
 def _side_by_side(left: dict[str, Task], study: Path, jobs: int, bar: tqdm) -> Iterator[None]:
     waiting, running = dict(left), dict[Future[None], Task]()
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with _threads(threads), ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+    with _threads(threads), ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         try:
             while waiting or running:
                 for task in [*waiting.values()]:
@@ -127,7 +127,7 @@ def _side_by_side(left: dict[str, Task], study: Path, jobs: int, bar: tqdm) -> I
 
 
 def _run(task: Task, study: Path, threads: int) -> None:
-    """In a process of its own, with a log of its own."""
+    """In one of the processes, with a log of its own."""
     import torch
 
     torch.set_num_threads(threads)

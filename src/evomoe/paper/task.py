@@ -36,6 +36,11 @@ class Training:
         return self.recipe.stages[0]
 
     @property
+    def base(self) -> Path:
+        """The folder from which the first of the trainings started."""
+        return self.source.base if isinstance(self.source, Training) else self.source
+
+    @property
     def key(self) -> str:
         """A hash of the options that this stage reads, of its data and of what it starts from."""
         values = dataclasses.asdict(self.recipe)
@@ -66,6 +71,7 @@ class Training:
 
     def run(self, study: Path) -> None:
         """Trains the stage, or goes on with it."""
+        from evomoe.paper.in_memory import training_data
         from evomoe.stages import run
         from evomoe.stages.stage2_evolution import EXPERTS
 
@@ -81,7 +87,7 @@ class Training:
         if begun and Recipe.load(folder / "recipe.json") != recipe:  # the same files lay elsewhere then
             shutil.rmtree(folder)
             begun = False
-        run(recipe, resume=begun, report=False, label=self.name)
+        run(recipe, resume=begun, report=False, label=self.name, datasets={self.stage: training_data(recipe, self.base)})
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,11 @@ class Scoring:
     shuffle: int | None = None
     experts_per_token: float | None = None
     shuffle_importance: int | None = None
+
+    @property
+    def base(self) -> Path:
+        """The folder of the model from which all began."""
+        return self.training.base if isinstance(self.training, Training) else self.training
 
     @property
     def key(self) -> str:

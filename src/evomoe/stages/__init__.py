@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from evomoe.data.conversations import ConversationDataset
 from evomoe.files import write_text
 from evomoe.recipe import Recipe
 from evomoe.run_folder import check_output, clear, is_main_process, stage_folder
@@ -19,7 +20,13 @@ logger = logging.getLogger(__name__)
 RUNNERS = {0: stage0_align.run, 1: stage1_warmup.run, 2: stage2_evolution.run, 3: stage3_routing.run}
 
 
-def run(recipe: Recipe, resume: bool = False, report: bool = True, label: str = "") -> Path:
+def run(
+    recipe: Recipe,
+    resume: bool = False,
+    report: bool = True,
+    label: str = "",
+    datasets: Mapping[int, ConversationDataset] | None = None,
+) -> Path:
     """Runs the recipe's stages one after the other, skipping those that are done.
 
     The data of all stages are checked before anything is written or trained.
@@ -29,6 +36,7 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True, label: str = 
         resume: go on with the unfinished run in the output folder.
         report: write report.md with pictures at the end.
         label: what the progress bars are called (default: as their stage).
+        datasets: the checked data of each stage, if they are in memory already.
 
     Returns:
         The folder of the last stage's model.
@@ -40,7 +48,7 @@ def run(recipe: Recipe, resume: bool = False, report: bool = True, label: str = 
         recipe = as_its_model(recipe)
     check_output(recipe, resume)
     check_recipe(recipe)
-    datasets = load_data(recipe)
+    datasets = datasets or load_data(recipe)
     output = Path(recipe.output)
     if is_main_process():
         output.mkdir(parents=True, exist_ok=True)

@@ -133,8 +133,11 @@ def _check_init_options(recipe: Recipe, moe: MoEConfig) -> None:
         check_experts_file(experts, moe.moe_layers, moe.num_experts)
 
 
-def load_data(recipe: Recipe) -> dict[int, ConversationDataset]:
+def load_data(recipe: Recipe, keep: bool = False) -> dict[int, ConversationDataset]:
     """The data of each stage, every record checked but for its pictures' pixels; what stages share is read and checked once.
+
+    Args:
+        keep: hold what becomes of each record in memory, for several runs in turn.
 
     Raises:
         ValueError: data cannot be opened, or have bad records that the recipe does not let pass.
@@ -143,7 +146,7 @@ def load_data(recipe: Recipe) -> dict[int, ConversationDataset]:
 
     def load(data: str) -> ConversationDataset:
         records = load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
-        dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect)
+        dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect, keep)
         dataset.check()
         return dataset
 

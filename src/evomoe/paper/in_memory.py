@@ -1,0 +1,34 @@
+"""What the tasks of a study share, made once in a process: the training mix and the benchmarks' questions, as tensors."""
+
+from functools import cache, lru_cache
+from pathlib import Path
+
+from evomoe.data.conversations import ConversationDataset
+from evomoe.evaluation import BENCHMARKS
+from evomoe.evaluation.average import PAPER
+from evomoe.evaluation.command import Prepared, prepare
+from evomoe.evaluation.options import Options
+from evomoe.loading import load_processor
+from evomoe.recipe import Recipe
+from evomoe.stages.common import load_data
+
+BATCH_SIZE = 128
+
+
+def training_data(recipe: Recipe, base: Path) -> ConversationDataset:
+    """The checked data of a recipe's only stage. All models that come from one base have its processor."""
+    return _training_data(base, recipe.stage(recipe.stages[0]).data or recipe.data, recipe.image_root, recipe.max_length)
+
+
+@lru_cache(maxsize=1)  # the base model's lessons take turns, and pictures as numbers are large
+def _training_data(base: Path, data: str, image_root: str | None, max_length: int) -> ConversationDataset:
+    recipe = Recipe(str(base), data, "", image_root, stages=(1,), max_length=max_length)
+    return load_data(recipe, keep=True)[1]
+
+
+@cache
+def benchmarks(base: Path, folder: Path, limit: int) -> tuple[Prepared, ...]:
+    """The seven small benchmarks below ``folder``, ``limit`` questions of each or all if it is 0."""
+    options = Options(batch_size=BATCH_SIZE, data_root=str(folder), limit=limit)
+    processor = load_processor(base)
+    return tuple(prepare(BENCHMARKS[f"mini-{name}"], processor, options, keep=True) for name in PAPER)
