@@ -75,10 +75,22 @@ def test_experts_per_token_stand_where_the_tokens_are(sparse, capsys):
     shown, is_image = known["questions"][0], item["input_ids"] == IMAGE_TOKEN
     assert sum(shown["patches"], []) == pytest.approx(expected[is_image].tolist()) and len(shown["patches"]) == 2
     assert [value for _, value in shown["words"]] == pytest.approx(expected[~is_image].tolist())
-    assert "".join(word for word, _ in shown["words"]).replace(" ", "") == probe.tokenizer.decode(
+    assert "".join(word for word, _ in shown["words"]).replace(" ", "") == load_processor(sparse / "linear").tokenizer.decode(
         item["input_ids"][~is_image]
     ).replace(" ", "")
     assert expected.unique().numel() > 2
+
+
+def test_slots_of_benchmark_questions(sparse, capsys):
+    pytest.importorskip("easy_vqa")
+    options = {"num_experts": 16, "num_experts_per_tok": 8, "router_options": {"importance_width": 4}}
+    upcycle(make_llava(), expert_init="partition", router="anyexperts", **options).save_pretrained(sparse / "linear")
+    assert main(arguments(sparse, "slots", "--benchmarks", "easy-vqa", "--limit", "2")) == 0
+    (known,) = json.loads((sparse / "out/figure_slots.json").read_text())["models"].values()
+    assert known["probe"] == "questions of easy-vqa" and len(known["questions"]) == 6  # as many as there is room for
+    assert all(len(question["patches"]) == 2 and question["words"] for question in known["questions"])
+    questions = ["".join(word for word, _ in question["words"]) for question in known["questions"]]
+    assert len(set(questions)) > 3 and all("?" in question for question in questions)
 
 
 def test_image_tokens_that_fill_no_square_are_refused():

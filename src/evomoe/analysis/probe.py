@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from PIL import Image
@@ -72,11 +71,6 @@ class Probe:
             if found < most and len(pictures := self._dataset.pictures(i)) == 1:
                 found += 1
                 yield item, pictures[0]
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of the records."""
-        return self._dataset.tokenizer
 
     def collated(self, items: Sequence[Item], model: PreTrainedModel, labels: bool = True) -> Iterator[Batch]:
         for start in range(0, len(items), self._batch_size):

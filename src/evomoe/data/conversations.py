@@ -115,11 +115,6 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         record = self.records[index]
         return read_pictures(record, lambda image: self._shape.fit(open_rgb(image)))
 
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer that makes the items."""
-        return self._tokenizer
-
     def check(self) -> None:
         """Looks at every record, without decoding pictures: it must suit the template, its labels and its cut.
 

@@ -3,22 +3,37 @@
 Not of the papers that are at hand: AnyExperts' says that important tokens get more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.command import check_sparse, load_sparse, open_probe
 from evomoe.analysis.experts_per_token import real_experts_by_token, split_by_place
 from evomoe.analysis.plots import load_pyplot
 from evomoe.analysis.token_plots import ShownQuestion, plot_experts_per_token
+from evomoe.configuration import EvoMoEConfig
+from evomoe.evaluation import BENCHMARKS
+from evomoe.evaluation.command import prepare
+from evomoe.loading import load_processor
 from evomoe.paper.drawing import write_figure
 from evomoe.paper.options import FigureOptions
 from evomoe.structure import image_token_ids
 
 MOST = 6
-"""Records that a picture has room for."""
+"""Questions that a picture has room for."""
+
+Shown = tuple[Mapping[str, Any], Image.Image]
+"""A model's inputs for one question, and its picture."""
 
 
 def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
-    """Draws the first of the probe's records for checkpoints by name, and returns what was written.
+    """Draws the first of the probe's records, or some questions of benchmarks, for checkpoints by name.
+
+    Returns:
+        What was written.
 
     Raises:
         ValueError: a checkpoint is dense or text-only, there are no pictures, or they are cut into tiles.
@@ -29,20 +44,45 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
     named: dict[str, list[ShownQuestion]] = {}
     known: dict[str, object] = {}
     for name, checkpoint in checkpoints.items():
-        probe = open_probe(checkpoint, configs[name], options)
         model, tokens = load_sparse(checkpoint, options).eval(), image_token_ids(configs[name])
+        source, shown = (_records if options.data else _questions)(checkpoint, configs[name], model, options)
+        decode = getattr(processor := load_processor(checkpoint, options.trust_remote_code), "tokenizer", processor).decode
         named[name] = []
-        for item, picture in probe.with_one_picture(MOST):
-            (batch,) = probe.collated([item], model, labels=False)
-            experts_T = real_experts_by_token(model, batch)
-            height, width = item["image_grid_thw"][0, 1:].tolist() if "image_grid_thw" in item else (1, 1)
-            placed = split_by_place(experts_T, item["input_ids"], tokens, probe.tokenizer.decode, (height, width))
-            named[name].append(ShownQuestion(picture, placed))
-        if not named[name]:
-            raise ValueError(f"--data: no record of {probe.name} has one picture; raise --records.")
+        for inputs, picture in shown:
+            height, width = inputs["image_grid_thw"][0, 1:].tolist() if "image_grid_thw" in inputs else (1, 1)
+            experts_T, ids_T = real_experts_by_token(model, inputs), inputs["input_ids"][0].cpu()
+            named[name].append(ShownQuestion(picture, split_by_place(experts_T, ids_T, tokens, decode, (height, width))))
         known[name] = {
             "checkpoint": checkpoint,
-            "probe": probe.name,
+            "probe": source,
             "questions": [{"patches": q.experts.patches_HW.tolist(), "words": q.experts.words} for q in named[name]],
         }
     return write_figure(options.output, "slots", lambda *paths: plot_experts_per_token(named, *paths), {"models": known})
+
+
+def _records(checkpoint: str, config: EvoMoEConfig, model: PreTrainedModel, options: FigureOptions) -> tuple[str, list[Shown]]:
+    probe = open_probe(checkpoint, config, options)
+    shown = [(next(probe.collated([item], model, labels=False)), picture) for item, picture in probe.with_one_picture(MOST)]
+    if not shown:
+        raise ValueError(f"--data: no record of {probe.name} has one picture; raise --records.")
+    return probe.name, shown
+
+
+def _questions(checkpoint: str, config: EvoMoEConfig, model: PreTrainedModel, options: FigureOptions) -> tuple[str, list[Shown]]:
+    """As many questions of each benchmark as there is room for, drawn at random but always the same."""
+    processor, share = load_processor(checkpoint, options.trust_remote_code), max(1, MOST // len(options.benchmarks))
+    evaluation = replace(options.evaluation(), batch_size=1, limit=share)
+
+    def of(name: str) -> Iterator[Shown]:
+        prepared = prepare(BENCHMARKS[name], processor, evaluation)
+        for number in range(min(share, len(prepared.prompts))):
+            batch = prepared.prompts[number]
+            if (picture := prepared.questions[batch.index[0]].picture) is not None:
+                yield batch.inputs.to(model.device, model.dtype), prepared.prompts.shape.fit(picture.open())
+
+    shown = [one for name in options.benchmarks for one in of(name)][:MOST]
+    if not shown:
+        raise ValueError(
+            f"--benchmarks: none of {', '.join(options.benchmarks)} has a question with a picture among those drawn."
+        )
+    return f"questions of {', '.join(options.benchmarks)}", shown

@@ -13,12 +13,13 @@ class FigureOptions(ProbeOptions):
     """What a figure is drawn of.
 
     Attributes:
-        data: 1b, 5, slots: the records that the routers are watched on, as `evomoe analyze` takes them.
+        data: 1b, 5, slots: the records that the routers are watched on, as `evomoe analyze` takes them; slots shows questions of
+            --benchmarks without it.
         output: folder for the pictures (PNG, SVG) and their numbers (JSON).
         against: a second checkpoint, drawn beside the first.
         names: what the checkpoints are called in the picture; by their folders unless named.
-        benchmarks: 1a: what the model is scored on, see `evomoe list benchmarks`.
-        data_root: 1a: folder in which each benchmark has a folder of its name; without it, the hub is asked.
+        benchmarks: 1a: what the model is scored on, slots: whose questions are shown, see `evomoe list benchmarks`.
+        data_root: 1a, slots: folder in which each benchmark has a folder of its name; without it, the hub is asked.
         limit: 1a: only so many questions of each benchmark, drawn at random but always the same; 0 for all.
         scores: 1a: JSON with scores known already, {checkpoint: {"own": 65.5, "shuffled": [65.3, ...]}}, such as the figure's own.
     """
@@ -59,7 +60,7 @@ class FigureOptions(ProbeOptions):
 
     def check_figure(self, figure: str) -> None:
         """Raises ValueError, naming it, if an option that this figure needs is wrong."""
-        if figure == "1a":
+        if figure == "1a" or figure == "slots" and not self.data:
             self.evaluation().check(self.benchmarks)
             if self.scores is not None and not Path(self.scores).is_file():
                 raise ValueError(f"--scores: there is no file {self.scores}.")
