@@ -184,9 +184,17 @@ def variable_slots(rounds: int) -> Iterator[Ratio]:
         with running(forward_pass):
             block(x_BSD)
 
-    @torch.inference_mode()
     def rows() -> int:
-        return int((variable.router.route(x_BSD[0], forward_pass.modality, K, "straight_through").index_TK < E).sum())
+        """How many rows the experts' FFNs compute in one pass: those of real slots, and no others."""
+        computed: list[int] = []
+        hooks = [expert.register_forward_hook(lambda _, given, __: computed.append(len(given[0]))) for expert in experts]
+        forward(variable)
+        for hook in hooks:
+            hook.remove()
+        with torch.inference_mode():
+            routing = variable.router.route(x_BSD[0], forward_pass.modality, K, "straight_through")
+        assert sum(computed) == int((routing.index_TK < E).sum())
+        return sum(computed)
 
     for share, limit in ((1.0, 1.10), (0.6, 0.75)):
         low, high = 1.0, float(E - 4)

@@ -5,9 +5,11 @@ import warnings
 
 import pytest
 import torch
-from tiny import inputs_for, make_llava
+from tiny import IMAGE_TOKEN, inputs_for, make_llava
 
-from evomoe.anyexperts import calibrate, real_experts_per_token, set_budget
+from evomoe.analysis.interventions import shuffled_importance
+from evomoe.analysis.recording import record_routing
+from evomoe.anyexperts import calibrate, mean_real_experts, real_experts_per_token, set_budget, set_cap_scope
 from evomoe.loading import load_model
 from evomoe.modality import Modality
 from evomoe.routers import ROUTERS
@@ -157,11 +159,15 @@ def test_no_token_s_experts_depend_on_the_others():
     torch.testing.assert_close(half.weight_TK, together.weight_TK[: T // 2])
 
 
+@pytest.mark.parametrize("over", ["real", "all"])
+@pytest.mark.parametrize("gate", ["probability", "normalised", "straight_through"])
 @pytest.mark.parametrize(("alpha_f", "lam", "alive"), [(0.0, 0.0, False), (0.01, 0.0, True), (0.0, 1.0, True)])
-def test_importance_learns_from_the_loss_only_where_it_enters_the_output(alpha_f, lam, alive):
-    router = a_router(k_min=2, k_max=4, alpha_f=alpha_f, lam=lam)
+def test_importance_learns_from_the_loss_only_where_it_enters_the_output(alpha_f, lam, alive, gate, over):
+    """By lam also under "normalised": there the virtual experts' weights alone depend on it."""
+    router = a_router(k_min=5, k_max=8, rho=0.4, alpha_f=alpha_f, lam=lam, over=over)
     x_TD, modality = tokens()
-    routing = router.route(x_TD, modality, 3, "straight_through")
+    routing = router.route(x_TD, modality, 3, gate)
+    assert counts(routing)[1].any()
     scale_T1 = 1.0 if routing.input_scale_T1 is None else routing.input_scale_T1
     values = torch.linspace(-1, 1, R + len(router.virtual) + 1)[routing.index_TK]
     ((values * routing.weight_TK).sum(-1, keepdim=True) * scale_T1).square().sum().backward()
@@ -179,9 +185,22 @@ def test_weights_by_hand():
         router.over = over
         routing[over] = router.route(x_TD, modality, 3, "straight_through")
     assert routing["real"].index_TK.tolist() == [[0, 2, 4]]
-    torch.testing.assert_close(routing["real"].weight_TK, torch.tensor([[0.4, 0.3, 0.15]]) / 0.7)
+    torch.testing.assert_close(routing["real"].weight_TK, torch.tensor([[0.4 / 0.7, 0.3 / 0.7, 0.15 / 0.85]]))
     torch.testing.assert_close(routing["all"].weight_TK, torch.tensor([[0.4, 0.3, 0.15]]) / 0.85)
     torch.testing.assert_close(router.route(x_TD, modality, 3, "probability").weight_TK, torch.tensor([[0.4, 0.3, 0.15]]))
+
+
+@pytest.mark.parametrize("over", ["real", "all"])
+@pytest.mark.parametrize("gate", ["normalised", "straight_through"])
+def test_no_weight_is_above_one_however_sure_a_virtual_expert_is(gate, over):
+    router = a_router(k_min=4, k_max=4, rho=0.5, over=over)
+    router.gate.weight.data[R] *= 100
+    x_TD, modality = tokens()
+    router.gate.weight.requires_grad_()
+    routing = router.route(x_TD, modality, 4, gate)
+    assert routing.probs_TE[:, R].max() == 1 and (routing.weight_TK >= 0).all() and routing.weight_TK.max() <= 1 + 1e-6
+    routing.weight_TK.sum().backward()
+    assert router.gate.weight.grad.isfinite().all()
 
 
 def test_the_range_that_matches_a_budget():
@@ -236,6 +255,28 @@ def test_calibration_finds_the_budget_whose_mean_is_wanted(llava):
         assert abs(found - wanted) < 0.3 and real_experts_per_token(model, lambda model: model(**inputs)) == found
 
 
+def test_calibrating_to_what_is_there_changes_nothing(llava):
+    model, inputs = fine_grained(llava, rho=0.15, k_min=2, k_max=7, min_real=2), inputs_for(llava)
+    before = model(**inputs).logits
+    own = real_experts_per_token(model, lambda model: model(**inputs))
+    assert calibrate(model, own, lambda model: model(**inputs)) == own
+    assert torch.equal(model(**inputs).logits, before)
+
+
+def test_importance_of_other_tokens_is_a_permutation_and_ends_with_the_block(llava):
+    model, inputs = fine_grained(llava), inputs_for(llava)
+    own = model(**inputs, output_router_logits=True)
+    with shuffled_importance(model, 1):
+        other = model(**inputs, output_router_logits=True)
+    first, shuffled = (out.records[0].routing.importance_T for out in (own, other))
+    assert not torch.equal(first, shuffled) and torch.equal(first.sort().values, shuffled.sort().values)
+    with shuffled_importance(model, 2):
+        assert not torch.equal(model(**inputs, output_router_logits=True).records[0].routing.importance_T, shuffled)
+    assert torch.equal(model(**inputs).logits, own.logits) and not torch.equal(other.logits, own.logits)
+    with pytest.raises(ValueError, match="has no router 'anyexperts', whose importance could be shuffled"):
+        shuffled_importance(upcycle(make_llava(), router="linear"), 1).__enter__()
+
+
 def test_experts_are_given_what_importance_strengthened(llava):
     model, inputs = fine_grained(llava, alpha_f=0.5), inputs_for(llava)
     given, block = [], model.moe_blocks[1]
@@ -270,7 +311,26 @@ def test_padding_costs_and_counts_nothing(llava):
     model, inputs = fine_grained(llava), inputs_for(llava)
     real_tokens = int(inputs["attention_mask"].sum())
     assert real_tokens < inputs["attention_mask"].numel()
-    assert all(len(logits) == real_tokens for logits in model(**inputs, output_router_logits=True)["router_logits"])
+    with record_routing(model) as padded:
+        assert all(len(logits) == real_tokens for logits in model(**inputs, output_router_logits=True)["router_logits"])
+    rows = []
+    for block in model.moe_blocks.values():
+        for expert in block.experts:
+            expert.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[0]))
+    model(**inputs)
+    with_padding, rows[:] = sum(rows), []
+    with record_routing(model) as alone:
+        for row, mask in enumerate(inputs["attention_mask"].bool()):
+            pictures = (
+                int((inputs["input_ids"][:row] == IMAGE_TOKEN).sum()) // 4,
+                int((inputs["input_ids"][row] == IMAGE_TOKEN).sum()) // 4,
+            )
+            one = {"input_ids": inputs["input_ids"][row][mask][None], "attention_mask": mask[mask].long()[None]}
+            if pictures[1]:
+                one["pixel_values"] = inputs["pixel_values"][pictures[0] : sum(pictures)]
+            model(**one)
+    assert sum(rows) == with_padding and alone.tokens == padded.tokens == real_tokens
+    assert mean_real_experts(model, alone) == mean_real_experts(model, padded)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +338,20 @@ def test_padding_costs_and_counts_nothing(llava):
     [
         ({"k_min": 0.4, "k_max": 2}, 1, "straight_through", "0.4 to 2 slots, where min_real is 1; give --router-options k_min"),
         ({"k_min": 2, "k_max": 9}, 1, "straight_through", "k_max is 9, but there are only 8 real experts"),
-        ({"k_min": 1, "k_max": 4}, 1, "normalised", "k_min is 1; gate 'normalised' gives .* Choose --gate straight_through"),
+        (
+            {"k_min": 1, "k_max": 4},
+            1,
+            "normalised",
+            "may have 1 real expert; gate 'normalised' gives .* Choose --gate straight_through",
+        ),
+        (
+            {"k_min": 2, "k_max": 4, "rho": 0.5},
+            1,
+            "normalised",
+            "k_min is 2, and a token may have 1 real .* or k_min=2 min_real=2",
+        ),
+        ({"k_min": 4, "k_max": 8, "cap_scope": "expectation", "num_virtual": 6}, 4, "normalised", "may have 1 real expert; gate"),
+        ({"k_min": 1, "k_max": 4, "over": "all"}, 1, "normalised", "may have 1 slot; gate"),
         ({"k_min": 3, "k_max": 2}, 1, "straight_through", "3 to 2 slots"),
         ({}, 8, "straight_through", "k_max is 12, but there are only 8 real experts"),
         ({"k_min": 2}, 1, "straight_through", "give both k_min and k_max, or neither"),
@@ -309,6 +382,15 @@ def test_a_batch_s_cap_is_for_training_alone():
     router = a_router(k_min=2, k_max=5, cap_scope="batch")
     with pytest.raises(ValueError, match="'batch' is for training alone"):
         router.route(*tokens(), 3, "straight_through")
+    model = upcycle(make_llava(), num_experts=8, expert_init="partition", num_experts_per_tok=4, router="anyexperts",
+                    router_options={"cap_scope": "batch"}).eval()  # fmt: skip
+    with pytest.raises(ValueError, match=r"evomoe.anyexperts.set_cap_scope\(model, 'token'\) does so"):
+        model(**inputs_for(model))
+    set_cap_scope(model, "token")
+    model(**inputs_for(model))
+    assert model.config.moe.router_options == {"cap_scope": "token"}
+    with pytest.raises(ValueError, match="there is no cap_scope 'row'; choose from token, batch, expectation"):
+        set_cap_scope(model, "row")
 
 
 def test_each_constant_is_its_own():
@@ -435,6 +517,12 @@ def test_the_bias_counts_the_tokens_of_all_processes(monkeypatch):
     monkeypatch.setattr("torch.distributed.all_reduce", lambda counts_N: counts_N.add_(torch.tensor([2.0, 0.0])))
     bias.move(rate=1.0, num_real=2, virtual_share=0.0)
     torch.testing.assert_close(bias.value_N, torch.tensor([0.5 - 3 / 4, 0.5 - 1 / 4]))
+
+
+def test_experts_in_groups_are_not_dropped():
+    router = a_router(k_min=2, k_max=2, num_virtual=0, groups=4, open_groups=2).train()
+    with pytest.raises(ValueError, match="expert_dropout knows no groups of experts"):
+        router.route(*tokens(), 2, "straight_through", dropout=0.4)
 
 
 def test_hidden_experts_are_not_chosen_for_their_bias():

@@ -305,6 +305,19 @@ def test_the_number_of_experts_is_set_where_the_router_takes_one():
         assert model.config.evomoe == before
 
 
+def test_importance_has_a_gradient_where_virtual_experts_are_to_learn():
+    """A model that divides by the sum: there real experts' weights do not depend on what is added to all their scores."""
+    gates = {}
+    for name, options in {
+        "default": {},
+        "without": {"num_virtual": 0},
+        "still": {"lam": 0.0},
+        "asked": {"gate": "normalised"},
+    }.items():
+        gates[name] = attach(make("mixtral"), **options).config.moe.gate
+    assert gates == {"default": "straight_through", "without": "normalised", "still": "normalised", "asked": "normalised"}
+
+
 def test_gate_seed_mode_and_virtual_bias_of_what_is_new():
     model = make("deepseek-v3").train()
     torch.manual_seed(5)

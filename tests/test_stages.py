@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from evomoe import upcycle
 from evomoe.data.conversations import ConversationDataset
-from evomoe.loading import load_model
+from evomoe.loading import load_config, load_model
 from evomoe.recipe import EvolutionOptions, MoEOptions, Recipe, StageOptions
 from evomoe.run_folder import stage_folder
 from evomoe.stages import run
@@ -548,9 +548,10 @@ def test_data_that_stages_share_are_read_and_checked_once(workspace, monkeypatch
     assert len(checked) == 1
 
 
-def test_anyexperts_goes_through_a_run_with_its_losses_and_a_cut_ffn(workspace):
+@pytest.mark.parametrize(("scope", "afterwards"), [("expectation", "expectation"), ("batch", "token")])
+def test_anyexperts_goes_through_a_run_with_its_losses_and_a_cut_ffn(workspace, scope, afterwards):
     moe = MoEOptions(
-        num_experts=4, num_experts_per_tok=2, router="anyexperts", router_options={"rho": 0.5, "cap_scope": "expectation"},
+        num_experts=4, num_experts_per_tok=2, router="anyexperts", router_options={"rho": 0.5, "cap_scope": scope},
         aux_losses={"balance": 0.01, "importance": 0.001},
     )  # fmt: skip
     recipe = make_recipe(workspace, "any", stages=(3,), moe=moe, expert_init="partition", moe_layers="all")
@@ -561,3 +562,4 @@ def test_anyexperts_goes_through_a_run_with_its_losses_and_a_cut_ffn(workspace):
     logged = [json.loads(line) for line in (workspace / "any" / "metrics.jsonl").read_text().splitlines()]
     assert any({"aux/importance", "load/text/expert4", "load/image/virtual4"} <= entry.keys() for entry in logged)
     assert "| expert 4 | virtual 1 |" in " ".join((workspace / "any" / "report.md").read_text().split())
+    assert load_config(model).moe.router_options == {"rho": 0.5, "cap_scope": afterwards}

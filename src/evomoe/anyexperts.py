@@ -8,7 +8,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.recording import RoutingRecording, record_routing
 from evomoe.attaching import attach, attach_folder
-from evomoe.routers.anyexperts import AnyExpertsRouter
+from evomoe.routers.anyexperts import CAPS, AnyExpertsRouter
 from evomoe.routers.base import Router
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "mean_real_experts",
     "real_experts_per_token",
     "set_budget",
+    "set_cap_scope",
     "set_experts_per_token",
 ]
 
@@ -42,6 +43,26 @@ def set_budget(model: PreTrainedModel, real: float) -> None:
             router.budget = before
             raise
     model.config.evomoe = model.config.evomoe | {"router_options": moe.router_options | {"budget": real}}
+
+
+def set_cap_scope(model: PreTrainedModel, scope: str) -> None:
+    """Changes what the largest share of virtual slots is a share of, in every AnyExperts router: "token", "batch" or "expectation".
+
+    Raises:
+        ValueError: the model has no such router, or there is no such scope.
+    """
+    routers = _routers(model)
+    if scope not in CAPS:
+        raise ValueError(f"there is no cap_scope '{scope}'; choose from {', '.join(CAPS)}.")
+    for router in routers:
+        router.cap_scope = scope
+    model.config.evomoe = model.config.evomoe | {"router_options": model.config.moe.router_options | {"cap_scope": scope}}
+
+
+def end_batch_scope(model: PreTrainedModel) -> None:
+    """Turns a cap over the batch, which is for training alone, into one over each token's slots. Other models stay as they are."""
+    if model.config.moe.router == "anyexperts" and _routers(model)[0].cap_scope == "batch":
+        set_cap_scope(model, "token")
 
 
 def set_experts_per_token(model: PreTrainedModel, number: float) -> None:

@@ -49,7 +49,8 @@ def attach(
         model: from transformers, image-text-to-text or causal language model.
         k_min, k_max: the range of slots; by default the one in which a token of importance 1/2 that uses its cap has as many real
             experts as before. It has more as long as virtual experts are not chosen: see ``calibrate``.
-        gate: what multiplies an expert's output, a name of ``GATES``; by default what the model does.
+        gate: what multiplies an expert's output, a name of ``GATES``; by default what the model does, but "straight_through" in place of
+            "normalised" where virtual experts are to learn: the values are the same, and importance has a gradient through ``lam``.
         aux_losses: coefficient of each auxiliary loss; by default balance 0.01 and importance 0.001. They take the place of the
             model's own balance loss.
         seed: draws what is new in the routers.
@@ -84,8 +85,13 @@ def attach(
     options = {"k_min": k_min, "k_max": k_max} if k_min is not None or k_max is not None else {}
     options |= how | router_options
     check_options("router", "anyexperts", AnyExpertsRouter, options)
+    num_experts = next(iter(own.values())).weight.shape[0]
+    with torch.device("meta"):
+        new = AnyExpertsRouter(D, num_experts, **options)
+    if own_gate == "normalised" and len(new.virtual) and new.lam:
+        own_gate = "straight_through"
     moe = MoEConfig(
-        num_experts=next(iter(own.values())).weight.shape[0],
+        num_experts=num_experts,
         num_experts_per_tok=top_k,
         router="anyexperts",
         router_options=options,
@@ -95,8 +101,7 @@ def attach(
         moe_layers=list(own),
         attached=True,
     )
-    with torch.device("meta"):
-        AnyExpertsRouter(D, moe.num_experts, **options).check(top_k, moe.gate)
+    new.check(top_k, moe.gate)
     config, sparse_class = sparse_form(model, moe)
     for part in {id(c): c for c in (config, text_config(config))}.values():
         part.output_router_logits = False  # the model's own balance loss would ask the routers that are gone

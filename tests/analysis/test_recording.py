@@ -55,6 +55,14 @@ def test_every_pass_in_the_block_is_recorded_and_none_after_it(llava):
     assert sparse(**inputs).get("records") is None
 
 
+def test_prompts_alone_can_be_recorded(llava):
+    sparse = upcycle(llava, **NOISE).eval()
+    inputs = inputs_for(sparse, (1, 0))
+    with record_routing(sparse, prompts_only=True) as recording:
+        sparse.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert recording.tokens == int(inputs["attention_mask"].sum()) == 17
+
+
 def test_decoded_tokens_are_recorded_as_text(llava):
     sparse = upcycle(llava, **NOISE).eval()
     inputs = inputs_for(sparse, (1,))

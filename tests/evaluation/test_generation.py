@@ -89,7 +89,9 @@ def test_kept_batches_are_prepared_once(questions, model, monkeypatch):
     prompts = Prompts([*map(ask, questions)], make_processor(), batch_size=2, keep=True)
     first = answers_of(model, prompts)
     monkeypatch.setattr(prompts, "processor", None)
-    assert prompts[0] is prompts[0]
+    assert prompts[0].inputs["input_ids"] is prompts[0].inputs["input_ids"]
+    prompts[0].inputs.to(torch.bfloat16)  # changes its own mapping in place
+    assert prompts[0].inputs["pixel_values"].dtype == torch.float32
     prompts.processor = make_processor()  # decodes the answers
     assert answers_of(model, prompts) == first
 

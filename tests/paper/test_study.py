@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from evomoe.data import mini
 from evomoe.paper import base_model, in_memory, measure, rows
@@ -75,7 +77,7 @@ def test_every_table_has_rows_that_can_be_planned(world):
             assert {cell.recipe.stage(stage).batch_size for stage in cell.recipe.stages} == {32}
 
 
-def test_rows_share_the_stages_that_are_alike(base, world):
+def test_rows_share_the_stages_that_are_alike(base, world, tmp_path):
     evomoe, linear, dense = (trainings(cell.recipe) for cell in some(["evomoe", "evolution", "dense"], base, world))
     assert evomoe[0].key == linear[0].key and evomoe[1].key != linear[1].key and len(dense) == 1
     assert len(all_tasks([*evomoe, *linear, *dense])) == 4
@@ -89,8 +91,13 @@ def test_rows_share_the_stages_that_are_alike(base, world):
     ffn = trainings(some(["dense-ffn"], base, world)[0].recipe)
     everywhere = trainings(some(["dense-ffn"], base, world)[0].recipe.but(moe_layers="all"))
     assert ffn[0].key != everywhere[0].key  # the FFNs of which layers train
-    elsewhere = Training(evomoe[0].recipe.but(output="elsewhere", workers=3), Path("far") / base.name)
+    far = shutil.copytree(base, tmp_path / base.name)
+    elsewhere = Training(evomoe[0].recipe.but(output="elsewhere", workers=3), far)
     assert elsewhere.key == evomoe[0].key
+    weights = load_file(far / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, far / "model.safetensors", {"format": "pt"})
+    assert elsewhere.key != evomoe[0].key  # another model by the same name
+    assert Training(evomoe[0].recipe, Path("far") / base.name).key  # one that is not there yet
 
 
 def test_a_study_trains_scores_and_goes_on(base, world, tmp_path, monkeypatch):
@@ -149,7 +156,7 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     assert kept["rows"]["evolution"]["recipe"]["model"] == "base" and "data" in kept["rows"]["evolution"]["recipe"]
     assert str(tmp_path) not in json.dumps(kept) and str(world.parent) not in json.dumps(kept)
     where = kept["rows"]["evolution"]["seeds"]["0"]["run"]
-    assert set(where) == {"date", "commit", "machine", "versions"} and "torch" in where["versions"]
+    assert set(where) == {"date", "commit", "machine", "threads", "versions"} and "torch" in where["versions"]
     monkeypatch.setattr(base_model, "folder", lambda width: base)
     assert run_table("2", **options, dry_run=True).splitlines()[1:] == [
         "evolution ((d) evolution, linear): 1 seed",
@@ -168,7 +175,7 @@ def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answ
     scale = replace(TINY, learning_rates=TINY.learning_rates | {"router+experts": 0.1})
     monkeypatch.setattr("evomoe.paper.scale.MINI", scale)
     monkeypatch.setattr(measure, "CALIBRATED", 2)
-    names = ["top8", "top8-at5", "any8", "any8-at4.8", "any8-shuffled", "batch"]
+    names = ["top8", "top8-at5", "any8", "any8-at8", "any8-at4.8", "any8-shuffled", "batch"]
     text = run_table("anyexperts", rows=names, seeds=1, study=tmp_path / "study", results=tmp_path / "results")
     assert text.startswith("A variable number of experts (test split)") and "| real experts |" in text
     kept = json.loads((tmp_path / "results" / "tableanyexperts.json").read_text())
@@ -178,13 +185,13 @@ def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answ
     assert 6 < mean["any8"] < 10.5 and abs(mean["any8-at4.8"] - 4.8) < 0.7 < abs(mean["any8"] - 4.8)
     found = cells(TABLES["anyexperts"].chosen(names), [0], scale, {"": base}, world, "test")
     answers = {cell.row.name: json.loads(cell.scoring.file(tmp_path / "study").read_text())["answers"] for cell in found}
-    assert answers["any8-shuffled"] != answers["any8"]
+    assert answers["any8-shuffled"] != answers["any8-at8"] and mean["any8-shuffled"] != mean["any8"]
+    trained = json.loads((found[-1].scoring.training.model(tmp_path / "study") / "config.json").read_text())
+    assert trained["evomoe"]["router_options"]["cap_scope"] == "token"  # for answers, after a cap by batch in training
     assert mean["any8-shuffled"] == pytest.approx(8, abs=0.7)
 
 
 def test_a_stage_that_began_with_its_files_elsewhere_begins_anew(base, world, tmp_path):
-    import shutil
-
     (cell,) = some(["dense"], base, world)
     training = cell.scoring.training
     begun = training.recipe.but(model="/elsewhere/base", output=str(training.folder(tmp_path)))
@@ -239,8 +246,13 @@ def test_tasks_side_by_side(base, world, tmp_path, monkeypatch):
     run(wanted, tmp_path / "two", jobs=2)
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert sorted(path.stem for path in (tmp_path / "two").glob("*.log")) == sorted(task.name for task in all_tasks(wanted))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # as many as each of two processes has
+    run(wanted, tmp_path / "one")
+    torch.set_num_threads(threads)
     for scoring in wanted:
-        assert len(json.loads(scoring.file(tmp_path / "two").read_text())["scores"]) == 7
+        two, one = (json.loads(scoring.file(tmp_path / folder).read_text()) for folder in ("two", "one"))
+        assert len(two["scores"]) == 7 and (two["scores"], two["answers"]) == (one["scores"], one["answers"])
     broken = replace(wanted[0].training, source=tmp_path / "nowhere")
     with pytest.raises(ValueError, match=rf"{broken.name} failed: .*nowhere: there is no such folder.*log: "):
         run([broken], tmp_path / "two", jobs=2)

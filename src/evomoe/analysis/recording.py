@@ -88,7 +88,9 @@ class RoutingRecording:
 
 
 @contextmanager
-def record_routing(model: PreTrainedModel, max_tokens: int = 2048, seed: int = 0) -> Iterator[RoutingRecording]:
+def record_routing(
+    model: PreTrainedModel, max_tokens: int = 2048, seed: int = 0, prompts_only: bool = False
+) -> Iterator[RoutingRecording]:
     """Within the block, every forward pass of the model, also within ``generate``, is taken in.
 
     Memory is bounded: counts, and for each layer and modality at most ``max_tokens`` tokens' inputs and logits, on the CPU.
@@ -97,12 +99,19 @@ def record_routing(model: PreTrainedModel, max_tokens: int = 2048, seed: int = 0
         model: a sparse model.
         max_tokens: size of the sample of each modality.
         seed: draws the sample.
+        prompts_only: leave out the passes of one token per row that ``generate`` makes after the first. In them rows whose answer
+            has ended go on until the longest has, and nothing tells these tokens from others.
 
     Raises:
         ValueError: the model is not a sparse model that this library can watch.
     """
     recording = RoutingRecording(max_tokens, seed)
-    with _listening(model, recording.add):
+
+    def note(records: Records) -> None:
+        if not prompts_only or next(iter(records.values())).modality.shape[1] > 1:
+            recording.add(records)
+
+    with _listening(model, note):
         yield recording
 
 

@@ -134,6 +134,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         self.skipped += faults.values()
         self._surveyed = [self._surveyed[number] for number in good]
         self.records = Subset(self.records, good)
+        self._kept = None if self._kept is None else {}
 
     @property
     def cut(self) -> int:

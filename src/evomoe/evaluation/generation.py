@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ class Prompts(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         """Decodes and prepares one batch; workers of a DataLoader call this ahead of the model."""
         if self.keep and number in self._kept:
-            return self._kept[number]
+            return _copy(self._kept[number])
         index = self.chunks[number]
         texts = [self.texts[i] for i in index]
         pictures = [picture.key for i in index for picture in self.asked[i].pictures]
@@ -127,7 +127,7 @@ class Prompts(Dataset[Batch]):
             options["images"] = [[self._open(self.asked[i], picture) for picture in self.asked[i].pictures] for i in index]
         batch = Batch(index, pictures, self.processor(text=texts, **options))
         if self.keep:
-            self._kept[number] = batch
+            self._kept[number] = _copy(batch)
         return batch
 
     def _open(self, asked: Asked, picture: Picture) -> Image.Image:
@@ -252,3 +252,8 @@ class _Careful(Dataset[Batch | Exception]):
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def _copy(batch: Batch) -> Batch:
+    """With the same tensors: moving inputs to a device changes the mapping that holds them."""
+    return replace(batch, inputs=type(batch.inputs)(dict(batch.inputs)))

@@ -62,6 +62,7 @@ TABLE = Table(
     average=True,
     baseline="top8",
     notes=(
+        "Each row trains for 300 steps.",
         "A budget is what a token of middling importance has if it uses its cap to the full. When it answers, the range is moved to where the "
         "mean on 20 questions of each validation set is the number that the row names.",
         "8 to 4.8 real experts is the paper's mark for images and video (-40 %), 8 to 7.2 the one for text in pictures (-10 %).",

@@ -83,6 +83,7 @@ def _questions(checkpoint: str, config: EvoMoEConfig, model: PreTrainedModel, op
     shown = [one for name in options.benchmarks for one in of(name)][:MOST]
     if not shown:
         raise ValueError(
-            f"--benchmarks: none of {', '.join(options.benchmarks)} has a question with a picture among those drawn."
+            f"--benchmarks: of {', '.join(options.benchmarks)} no question that was drawn has a picture; name another one, or records "
+            "with --data."
         )
     return f"questions of {', '.join(options.benchmarks)}", shown

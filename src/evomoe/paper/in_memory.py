@@ -2,6 +2,7 @@
 
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 from evomoe.data.conversations import ConversationDataset
 from evomoe.evaluation import BENCHMARKS
@@ -17,13 +18,14 @@ BATCH_SIZE = 128
 
 def training_data(recipe: Recipe, base: Path) -> ConversationDataset:
     """The checked data of a recipe's only stage. All models that come from one base have its processor."""
-    return _training_data(base, recipe.stage(recipe.stages[0]).data or recipe.data, recipe.image_root, recipe.max_length)
+    names = ("image_root", "max_length", "max_pixels", "image_aspect", "on_bad_record", "trust_remote_code")
+    options = tuple((name, getattr(recipe, name)) for name in names)
+    return _training_data(base, recipe.stage(recipe.stages[0]).data or recipe.data, options)
 
 
 @lru_cache(maxsize=1)  # the base model's lessons take turns, and pictures as numbers are large
-def _training_data(base: Path, data: str, image_root: str | None, max_length: int) -> ConversationDataset:
-    recipe = Recipe(str(base), data, "", image_root, stages=(1,), max_length=max_length)
-    return load_data(recipe, keep=True)[1]
+def _training_data(base: Path, data: str, options: tuple[tuple[str, Any], ...]) -> ConversationDataset:
+    return load_data(Recipe(str(base), data, "", stages=(1,), **dict(options)), keep=True)[1]
 
 
 @cache

@@ -34,7 +34,7 @@ def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
 
     Returns:
         ``scores`` by benchmark, ``average``, and ``answers`` by benchmark and question id; of a sparse model also
-        ``experts_per_token`` by benchmark: how many (real) experts a token had in an MoE layer, on average.
+        ``experts_per_token`` by benchmark: how many (real) experts a prompt's token had in an MoE layer, on average.
     """
     torch.set_flush_denormal(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,7 +48,7 @@ def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
                 answers_by_id, questions=questions, prompts=prepared.prompts, max_new_tokens=LONGEST, label=benchmark.name
             )
             if isinstance(model, EvoMoEMixin):
-                with record_routing(model, max_tokens=1) as recording:
+                with record_routing(model, max_tokens=1, prompts_only=True) as recording:
                     given = asked(model)
                 experts[benchmark.name] = mean_real_experts(model, recording)
             else:
@@ -73,9 +73,6 @@ def _model(scoring: Scoring, source: Path, study: Path) -> PreTrainedModel:
 @contextlib.contextmanager
 def _changed(model: PreTrainedModel, scoring: Scoring) -> Iterator[None]:
     """Within the block, the model's routers are as the scoring wants them."""
-    for block in getattr(model, "moe_blocks", {}).values():
-        if getattr(block.router, "cap_scope", "") == "batch":  # which is for training alone
-            block.router.cap_scope = "token"
     if scoring.experts_per_token is not None:
         _set_experts_per_token(model, scoring)
     with contextlib.ExitStack() as stack:

@@ -12,13 +12,14 @@ from evomoe import __version__
 
 
 def provenance() -> dict[str, str]:
-    """Date, commit ("unknown" outside a clone), machine, and versions of what computes."""
+    """Date, commit ("unknown" outside a clone), machine, threads, and versions of what computes."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     packages = [f"evomoe {__version__}", *(f"{name} {version(name)}" for name in ("torch", "transformers"))]
     return {
         "date": date.today().isoformat(),
         "commit": _commit(),
         "machine": f"{device}, {platform.system()}",
+        "threads": str(torch.get_num_threads()),
         "versions": ", ".join(packages),
     }
 

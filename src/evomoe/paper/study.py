@@ -135,6 +135,8 @@ def _run(task: Task, study: Path, threads: int) -> None:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
         task.run(study)
+        sys.stdout.flush()  # before the next task's log takes its place
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Training:
         kept["data"], kept["image_root"] = (_last_parts(path) for path in (self.recipe.data, self.recipe.image_root))
         own = kept[f"stage{self.stage}"]
         kept[f"stage{self.stage}"] = own | {"data": _last_parts(own["data"])}
-        source = self.source.key if isinstance(self.source, Training) else self.source.name
+        source = self.source.key if isinstance(self.source, Training) else identity(self.source)
         return _hash([kept, source])
 
     @property
@@ -120,7 +121,7 @@ class Scoring:
 
     @property
     def key(self) -> str:
-        source = self.training.key if isinstance(self.training, Training) else self.training.name
+        source = self.training.key if isinstance(self.training, Training) else identity(self.training)
         values = [source, self.world.name, self.split, self.limit, self.expert, self.shuffle]
         changes = (self.experts_per_token, self.shuffle_importance)
         return _hash([*values, *changes] if any(change is not None for change in changes) else values)
@@ -150,6 +151,17 @@ def source_of(task: Task) -> "Training | None":
     """What must be done before."""
     source = task.source if isinstance(task, Training) else task.training
     return source if isinstance(source, Training) else None
+
+
+def identity(model: Path) -> str:
+    """A folder's name and a hash of the weights in it, wherever it is; the name alone of one that is not there yet."""
+    return "-".join([model.name, *(_digest(file, file.stat().st_mtime_ns) for file in sorted(model.glob("*.safetensors")))])
+
+
+@cache
+def _digest(file: Path, changed: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _last_parts(path: str | None) -> str:

@@ -41,7 +41,7 @@ def matched(real: float, rho: float, span: float) -> tuple[float, float]:
             f"router 'anyexperts': {real:g} real experts per token are less than one slot; ask for {1 - rho:g} or more."
         )
     half = min(span / 2, middle - 1)
-    return middle - half, middle + half
+    return round(middle - half, 9), round(middle + half, 9)  # a whole number of slots stays one
 
 
 class Importance(nn.Module):
@@ -135,7 +135,8 @@ class AnyExpertsRouter(VirtualRouter):
             or "expectation" (no cap).
         alpha_f: how much importance strengthens what gate and experts are given.
         lam: how much importance moves the scores from virtual to real experts.
-        over: the chosen slots whose probabilities the gates "normalised" and "straight_through" divide by: "real" or "all".
+        over: the chosen slots whose probabilities the gates "normalised" and "straight_through" divide those of real experts by: "real"
+            or "all". Those of virtual experts are divided by the sum over all, so that no weight is above 1.
         importance_width: of the network that estimates importance.
         scores: how logits become probabilities, a name of ``evomoe.routers.scores.SCORES``.
         groups, open_groups, group_best: the real experts stand in so many groups of equal size, and a token's come from so many of
@@ -225,10 +226,11 @@ class AnyExpertsRouter(VirtualRouter):
         if round(high) > (within := self.open_groups * self.num_experts // self.groups):
             raise ValueError(f"{name}: k_max is {high:g}, but a token's experts come from {self.open_groups} of {self.groups} groups, "
                              f"which have {within}; {how}.")  # fmt: skip
-        if gate == "normalised" and round(low) == 1:
+        if gate == "normalised" and (least := self._fewest_counted(round(low))) == 1:
             raise ValueError(
-                f"{name}: k_min is {low:g}; gate 'normalised' gives a token's only expert the weight 1, and its router no gradient. "
-                "Choose --gate straight_through, or k_min=2."
+                f"{name}: k_min is {low:g}, and a token may have {least} {'real expert' if self.over == 'real' else 'slot'}; gate "
+                "'normalised' gives a token's only expert the weight 1, and its router no gradient. Choose --gate straight_through, or "
+                f"k_min=2{' min_real=2' if self.over == 'real' and len(self.virtual) else ''}."
             )
         if len(self.virtual) and self.cap_scope == "token" and math.floor(self.rho * round(high) + 1e-6) == 0:
             warnings.warn(
@@ -237,6 +239,15 @@ class AnyExpertsRouter(VirtualRouter):
                 "rho, or cap_scope=expectation.",
                 stacklevel=2,
             )  # fmt: skip
+
+    def _fewest_counted(self, slots: int) -> int:
+        """How many of so many slots the gate's sum is over, at least."""
+        if self.over == "all":
+            return slots
+        most_virtual = slots - self.min_real
+        if self.cap_scope == "token":
+            most_virtual = min(math.floor(self.rho * slots + 1e-6), most_virtual)
+        return slots - min(len(self.virtual), most_virtual)
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         """Scores of the real, then the virtual experts: (T, N)."""
@@ -255,13 +266,15 @@ class AnyExpertsRouter(VirtualRouter):
         """As ``Router.route``; index (T, k_max), where N means a slot that the token does not have.
 
         Raises:
-            ValueError: cap_scope is "batch" outside training.
+            ValueError: cap_scope is "batch" outside training, or experts are dropped that stand in groups.
         """
         if self.cap_scope == "batch" and not self.training:
             raise ValueError(
-                "router 'anyexperts': cap_scope 'batch' is for training alone, for a token's experts depend on the batch; set "
-                "cap_scope=token in router_options."
+                "router 'anyexperts': cap_scope 'batch' is for training alone, for a token's experts depend on the batch. Stage III "
+                "leaves a model with cap_scope=token; evomoe.anyexperts.set_cap_scope(model, 'token') does so for any other."
             )
+        if dropout and self.groups > 1:
+            raise ValueError("router 'anyexperts': expert_dropout knows no groups of experts; leave it out, or groups.")
         (low, high), R = self.slots(top_k), self.num_experts
         with in_float32(x_TD):
             scores = self._scores(x_TD.float())
@@ -274,8 +287,9 @@ class AnyExpertsRouter(VirtualRouter):
         if self.bias is not None and self.training and torch.is_grad_enabled():
             self.bias.count(index_TK)
         chosen_TK = F.pad(probs_TN, (0, 1)).gather(1, index_TK)  # 0 for slots that are none
-        is_real_TK = index_TK < R
-        counted_TK = chosen_TK if self.over == "all" else chosen_TK * is_real_TK
+        is_real_TK, weight_TK = index_TK < R, GATES[gate](chosen_TK, chosen_TK)
+        if self.over == "real":
+            weight_TK = torch.where(is_real_TK, GATES[gate](chosen_TK, chosen_TK * is_real_TK), weight_TK)
         soft_T = low + (high - low) * scores.importance_T.sigmoid()
         soft_T = soft_T + (slots_T - soft_T).detach()
         excess = (soft_T * is_real_TK.sum(-1) / slots_T).mean() / self.target(top_k) - 1
@@ -283,7 +297,7 @@ class AnyExpertsRouter(VirtualRouter):
             scores.logits_TN,
             probs_TN / probs_TN.sum(-1, keepdim=True),
             index_TK,
-            GATES[gate](chosen_TK, counted_TK) * self.output_scale,
+            weight_TK * self.output_scale,
             scores.importance_T,
             scores.scale_T1 if self.alpha_f else None,
             excess,

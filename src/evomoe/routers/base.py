@@ -48,12 +48,17 @@ def probability(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
 
 def normalised(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
     """w = p / sum of the chosen p. With one expert per token this is 1, and the router gets no language gradient."""
-    return chosen_TK / counted_TK.sum(-1, keepdim=True)
+    return chosen_TK / _sum(counted_TK)
 
 
 def straight_through(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
     """w = p / stop_gradient(sum of the chosen p): normalised in value (1 for K = 1), with the gradient of p alive."""
-    return chosen_TK / counted_TK.sum(-1, keepdim=True).detach()
+    return chosen_TK / _sum(counted_TK).detach()
+
+
+def _sum(counted_TK: Tensor) -> Tensor:
+    # Where an expert that does not count has all the probability, nothing is left for the others: no 0 / 0, and finite gradients.
+    return counted_TK.sum(-1, keepdim=True).clamp(min=1e-20)
 
 
 Gate = Callable[[Tensor, Tensor], Tensor]

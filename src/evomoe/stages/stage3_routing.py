@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.accounting import count_parameters, parameter_facts
 from evomoe.analysis.diversity import check_experts_differ, check_not_collapsed
+from evomoe.anyexperts import end_batch_scope
 from evomoe.data.conversations import ConversationDataset
 from evomoe.hub import model_card
 from evomoe.recipe import STAGES, Recipe
@@ -34,7 +35,7 @@ def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: Conver
     model = load_sparse(recipe, source) or _assemble(recipe, source)
     if recipe.stage3.train == "router" and not recipe.allow_collapsed_experts:
         check_experts_differ(model, recipe.expert_init)
-    train(recipe, 3, model, folder, dataset, card=lambda: _card(recipe, model))
+    train(recipe, 3, model, folder, dataset, finish=lambda trainer: end_batch_scope(model), card=lambda: _card(recipe, model))
 
 
 def _assemble(recipe: Recipe, source: Path | str) -> PreTrainedModel:
