@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomoe.data import mini
+from evomoe.loading import load_model
 from evomoe.paper import base_model, in_memory, measure, rows
 from evomoe.paper.command import run_table
 from evomoe.paper.results import keep, paired_difference, render
@@ -135,6 +136,17 @@ def test_tasks_in_one_process_share_data_and_questions(base, world, tmp_path, mo
     assert len(loads) == 1 and len(prepares) == 7
     other = some(["dense"], base, world)[0].recipe.but(data=str(world / "train" / "stage1.json"))
     assert len(in_memory.training_data(other, base)) == 8 and len(loads) == 2
+
+
+def test_the_base_that_comes_with_the_package_is_the_one_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVOMOE_CACHE", str(tmp_path))
+    monkeypatch.setattr(base_model, "train", lambda width, seed: tmp_path / f"trained {width} {seed}")
+    home = base_model.ensure()
+    assert home == base_model.folder() and home.parent == base_model.SHIPPED
+    assert [path.name for path in base_model.SHIPPED.iterdir()] == [home.name]  # nothing ships that nobody asks for
+    size = sum(parameter.numel() for parameter in load_model(home).parameters())
+    assert 1e6 < size < 5e6
+    assert base_model.ensure("", 1) == tmp_path / "trained  1" and base_model.folder("", 1).parent == tmp_path
 
 
 def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypatch, capsys):
