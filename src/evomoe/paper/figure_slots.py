@@ -62,7 +62,9 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
 
 def _records(checkpoint: str, config: EvoMoEConfig, model: PreTrainedModel, options: FigureOptions) -> tuple[str, list[Shown]]:
     probe = open_probe(checkpoint, config, options)
-    shown = [(next(probe.collated([item], model, labels=False)), picture) for item, picture in probe.with_one_picture(MOST)]
+    shown: list[Shown] = [
+        (next(probe.collated([item], model, labels=False)), picture) for item, picture in probe.with_one_picture(MOST)
+    ]
     if not shown:
         raise ValueError(f"--data: no record of {probe.name} has one picture; raise --records.")
     return probe.name, shown
