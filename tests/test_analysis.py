@@ -25,7 +25,7 @@ def test_loads_add_up_per_modality_and_over_all_tokens(llava, top_k):
     statistics = measure(upcycle(llava, num_experts_per_tok=top_k, moe_layers=[1, 3], **NOISE))
     assert statistics.layers == [1, 3] and statistics.load_LME.shape == (2, 2, 4)
     torch.testing.assert_close(statistics.load_LME.sum(-1), torch.ones(2, 2, dtype=torch.float64))
-    torch.testing.assert_close(statistics.total_load_LE.sum(-1), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(statistics.real_load_LE.sum(-1), torch.ones(2, dtype=torch.float64))
     for shares in statistics.expert_load().values():
         assert len(shares) == 4 and sum(shares) == pytest.approx(1)
 
@@ -44,7 +44,7 @@ def test_loads_by_hand(llava):
         statistics = measure(sparse, [inputs_for(sparse, (1, 0))])  # 4 image, 6 + 7 text tokens
     expected = torch.tensor([[1, 0, 0, 0], [0, 0.5, 0.5, 0]], dtype=torch.float64)
     torch.testing.assert_close(statistics.load_LME, expected.expand(2, 2, 4))
-    torch.testing.assert_close(statistics.total_load_LE, torch.tensor([[13, 2, 2, 0]] * 2, dtype=torch.float64) / 17)
+    torch.testing.assert_close(statistics.real_load_LE, torch.tensor([[13, 2, 2, 0]] * 2, dtype=torch.float64) / 17)
     assert statistics.expert_load() == {"text": [1, 0, 0, 0], "image": [0, 0.5, 0.5, 0]}
     for by_modality in statistics.logits:
         assert {name: len(values) for name, values in by_modality.items()} == {"text": 13, "image": 4}
@@ -63,7 +63,7 @@ def test_padding_counts_nowhere(llava, padding):
         first += images
     one_by_one = measure(sparse, alone)
     torch.testing.assert_close(together.load_LME, one_by_one.load_LME)
-    torch.testing.assert_close(together.total_load_LE, one_by_one.total_load_LE)
+    torch.testing.assert_close(together.real_load_LE, one_by_one.real_load_LE)
     assert [len(values) for values in together.logits[0].values()] == [len(values) for values in one_by_one.logits[0].values()]
     torch.testing.assert_close(together.cka_LEE, one_by_one.cka_LEE, atol=1e-4, rtol=1e-4)
 

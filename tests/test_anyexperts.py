@@ -241,7 +241,9 @@ def test_a_larger_budget_never_gives_fewer_experts_and_stays_with_the_model(llav
     again = load_model(tmp_path)
     assert again.config.moe.router_options["budget"] == 4.0
     assert real_experts_per_token(again, lambda model: model(**inputs)) == means[-1]
-    with pytest.raises(ValueError, match="k_max is 11, but there are only 8 real experts"):
+    with pytest.raises(
+        ValueError, match="a budget of 6 takes 9 to 11 slots, but there are only 8 real experts; .* budget is 4.2"
+    ):
         set_budget(model, 6.0)
     assert model.moe_blocks[0].router.budget == 4.0 == model.config.moe.router_options["budget"]
     with pytest.raises(ValueError, match="has no router 'anyexperts'"):
@@ -369,7 +371,9 @@ def test_what_is_refused(options, top_k, gate, message):
 
 
 def test_a_cap_that_admits_no_virtual_expert_is_told():
-    with pytest.warns(UserWarning, match="0.2 of at most 4 slots is less than one.* below 5 slots"):
+    with pytest.warns(
+        UserWarning, match="with at most 4 slots and rho=0.2 no token can have a virtual expert; that takes 5 slots"
+    ):
         AnyExpertsRouter(D, R, k_min=2, k_max=4).check(2, "straight_through")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -517,6 +521,16 @@ def test_the_bias_counts_the_tokens_of_all_processes(monkeypatch):
     monkeypatch.setattr("torch.distributed.all_reduce", lambda counts_N: counts_N.add_(torch.tensor([2.0, 0.0])))
     bias.move(rate=1.0, num_real=2, virtual_share=0.0)
     torch.testing.assert_close(bias.value_N, torch.tensor([0.5 - 3 / 4, 0.5 - 1 / 4]))
+
+
+def test_a_gate_under_which_importance_learns_nothing_from_its_shift_is_told():
+    with pytest.warns(UserWarning, match="under gate 'normalised' importance has no gradient .* choose --gate straight_through"):
+        AnyExpertsRouter(D, R, k_min=5, k_max=6, min_real=2).check(4, "normalised")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for options in ({"lam": 0.0}, {"virtual": "identity"}, {"over": "all"}):
+            AnyExpertsRouter(D, R, k_min=5, k_max=6, min_real=2, **options).check(4, "normalised")
+        AnyExpertsRouter(D, R, k_min=5, k_max=6).check(4, "straight_through")
 
 
 def test_experts_in_groups_are_not_dropped():

@@ -86,6 +86,10 @@ WRONG = {
     "unknown stage": ({"stages": (1, 4)}, r"stages: \[1, 4\] must be some of \[0, 1, 2, 3\]"),
     "stages out of order": ({"stages": (2, 1)}, "each once, in order"),
     "stage twice": ({"stages": (1, 1)}, "each once, in order"),
+    "a stage of no use": (
+        {"num_experts": 5, "expert_init": "partition"},
+        "--expert-init partition takes no experts from Stage II; leave it out: --stages 1 3.",
+    ),
     "too few ranges": ({"num_experts": 5}, "--evolution.beta-ranges has 3 entries; 5 experts need 4"),
     "evolved without Stage II": ({"stages": (1, 3)}, "--expert-init evolved needs Stage II .* --init-options experts=FILE"),
     "a gate that kills the gradient": ({"gate": "normalised"}, "would get no gradient from the language loss"),

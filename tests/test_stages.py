@@ -480,7 +480,7 @@ def test_dry_run_warns_of_batches_larger_than_the_data_and_of_large_routers(work
     recipe = make_recipe(workspace)
     text = describe(recipe.but(stage2=dataclasses.replace(recipe.stage2, accumulation=7), router_options={}))
     assert text.count("a step takes 28 records, more than there are; smaller: --stage2.batch-size, --stage2.accumulation") == 1
-    warning = "the router of layer 0 has 204.04 k parameters, its FFN 4.61 k; smaller: --router-options hypernet_width=16 rank=4"
+    warning = "the router of layer 0 has 204.04 k parameters, the experts that a token runs there 4.61 k; smaller: --router-options hypernet_width=16 rank=4"
     assert text.count(warning) == 1
     assert warning in upcycle_folder(recipe.model, workspace / "sparse")
     assert "Warning" not in upcycle_folder(recipe.model, workspace / "small", router="linear")
@@ -561,5 +561,6 @@ def test_anyexperts_goes_through_a_run_with_its_losses_and_a_cut_ffn(workspace, 
     assert any(tensor.any() for name, tensor in trained.items() if "importance.outer.weight" in name)  # which starts at zero
     logged = [json.loads(line) for line in (workspace / "any" / "metrics.jsonl").read_text().splitlines()]
     assert any({"aux/importance", "load/text/expert4", "load/image/virtual4"} <= entry.keys() for entry in logged)
+    assert all(1 <= entry[f"experts/{kind}"] <= 4 for kind in ("text", "image") for entry in logged if "aux/importance" in entry)
     assert "| expert 4 | virtual 1 |" in " ".join((workspace / "any" / "report.md").read_text().split())
     assert load_config(model).moe.router_options == {"rho": 0.5, "cap_scope": afterwards}

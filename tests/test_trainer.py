@@ -51,6 +51,7 @@ def test_the_meter_counts_slots_over_all_layers_and_skips_slots_without_an_exper
     logs = meter.read()
     assert [logs[f"load/text/expert{n}"] for n in (1, 2, 3)] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
     assert logs["effective_experts"] == pytest.approx(3) and logs["load/image/expert1"] == 0
+    assert logs["experts/text"] == 6 / 4 and logs["experts/image"] == 0  # of four tokens in all layers, and of none
 
 
 def test_the_meter_names_virtual_experts():
@@ -58,6 +59,7 @@ def test_the_meter_names_virtual_experts():
     meter.update({"records": {0: replace(made, experts=made.experts[:2])}})
     logs = meter.read()
     assert logs["load/text/expert1"] == logs["load/text/virtual1"] == 0.5 and "load/text/expert3" not in logs
+    assert logs["experts/text"] == 0.5 and logs["effective_experts"] == 1  # of the real ones
 
 
 def test_the_meter_starts_anew_after_reading_and_is_silent_about_nothing():

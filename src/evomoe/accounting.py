@@ -64,13 +64,18 @@ def parameter_facts(counts: ParameterCounts) -> list[tuple[str, str]]:
 
 
 def large_router(model: nn.Module) -> str:
-    """A warning if a layer's router has more parameters than one of its experts; empty if not."""
+    """A warning if a layer's router has more parameters than the experts that a token runs there; empty if not."""
     blocks = (module for module in model.modules() if isinstance(module, EvoMoEBlock))
     for block in blocks:
         router, expert = (sum(p.numel() for p in part.parameters()) for part in (block.router, block.experts[0]))
-        if router > expert:
-            smaller = "; smaller: --router-options hypernet_width=16 rank=4" if block.moe.router.startswith("dtr") else ""
-            return f"Warning: the router of layer {block.layer} has {readable(router)} parameters, its FFN {readable(expert)}{smaller}"
+        run = expert * block.moe.num_experts_per_tok
+        if router > run:
+            options = {"dtr": "hypernet_width=16 rank=4", "anyexperts": "importance_width=16"}.get(block.moe.router.split("+")[0])
+            smaller = f"; smaller: --router-options {options}" if options else ""
+            return (
+                f"Warning: the router of layer {block.layer} has {readable(router)} parameters, the experts that a token runs there "
+                f"{readable(run)}{smaller}"
+            )
     return ""
 
 

@@ -1,5 +1,6 @@
 """Loading models and processors through transformers' auto classes, dense or sparse, with errors that say what to do."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
@@ -109,6 +110,9 @@ def load_processor(source: str | Path, trust_remote_code: bool = False):
             ) from error
         raise ValueError(f"{source}: its processor cannot be loaded: {' '.join(str(error).split())}") from error
     except (OSError, ValueError) as error:
+        if not takes_pictures(load_config(source, trust_remote_code)):  # its tokenizer may once have been a processor's
+            with contextlib.suppress(OSError, ValueError):
+                return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         raise ValueError(
             f"{source} has no processor that transformers can load ({error}). Save the model's processor into the same folder."
         ) from error

@@ -279,6 +279,11 @@ class Recipe:
             self.stage(stage).check(stage)
         _check_trainer("trainer", self.trainer, self.stages)
         if 2 in self.stages:
+            if self.expert_init != "evolved" and 3 in self.stages and len(self.evolution.beta_ranges) != self.moe.num_experts - 1:
+                others = " ".join(str(stage) for stage in self.stages if stage != 2)
+                raise ValueError(
+                    f"--expert-init {self.expert_init} takes no experts from Stage II; leave it out: --stages {others}."
+                )
             self.evolution.check(self.moe.num_experts)
         if self.stages != (3,):  # which may go on with a sparse model, and then makes no experts
             self.check_expert_init()

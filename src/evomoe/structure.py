@@ -53,7 +53,8 @@ def find_ffn(layer: nn.Module, hidden_size: int) -> str:
     for name, _ in _breadth_first(layer):
         if _SPARSE.search(name.rpartition(".")[2]):
             raise UnsupportedModelError(
-                f"{type(layer).__name__} is sparse already (it contains '{name}'). EvoMoE starts from a dense model."
+                f"{type(layer).__name__} is sparse already (it contains '{name}'). EvoMoE starts from a dense model; "
+                "`evomoe attach` gives a sparse one a variable number of experts per token."
             )
     found: dict[str, int] = {}
     for name, module in _breadth_first(layer):

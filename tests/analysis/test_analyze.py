@@ -16,6 +16,7 @@ from evomoe.cli import main
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.records import load_records
 from evomoe.loading import load_processor
+from evomoe.recipe import Recipe
 
 TINY = {"router_options": {"hypernet_width": 4, "rank": 2}}
 
@@ -99,7 +100,7 @@ def test_what_cannot_be_analyzed_is_refused_in_one_sentence(sparse, capsys):
         (arguments(sparse, model="model"), "model is a dense model and has no routers: name a sparse one"),
         (
             arguments(sparse, model="words"),
-            "words is text-only, and this compares image with text tokens: name a model made from",
+            "words is text-only, and this looks at pictures too: name a model made from",
         ),
         (no_pictures, "--data: there is no picture in all 6 records of"),
         (arguments(sparse, "--records", "1"), "--data: there is no picture in 1 of the 24 records of"),
@@ -125,6 +126,25 @@ def test_a_probe_is_spread_over_the_data_and_fits_the_model_s_precision(sparse):
     own, other = next(Probe(dataset, "mine", [120], records=24).swapped(make_llava().bfloat16()))
     assert own["pixel_values"].dtype == torch.bfloat16 and own["pixel_values"].shape == other["pixel_values"].shape
     assert torch.equal(own["input_ids"], other["input_ids"]) and not torch.equal(own["pixel_values"], other["pixel_values"])
+
+
+@pytest.mark.parametrize("router", ["anyexperts", "zero_computation"])
+def test_a_model_with_virtual_experts(sparse, router):
+    """Also one that was cut, in a run's folder, whose dense model has FFNs of another shape."""
+    options = {"num_experts": 16, "num_experts_per_tok": 8, "expert_init": "partition", "router": router}
+    run = sparse / "run"
+    upcycle(make_llava(), **options).save_pretrained(run / "stage3_routing" / "model")
+    load_processor(sparse / "sparse").save_pretrained(run / "stage3_routing" / "model")
+    Recipe(str(sparse / "dense"), "d", "o", stages=(3,), expert_init="partition").save(run / "recipe.json")
+    make_llava().save_pretrained(sparse / "dense")
+    probe = ProbeOptions(str(sparse / "data.json"), str(sparse / "images"))
+    assert "symmetry gradient" in analyze(str(run / "stage3_routing" / "model"), probe, str(sparse / "out"))
+    numbers = json.loads((sparse / "out" / "numbers.json").read_text())
+    mean, layer = numbers["mean"], numbers["layers"]["0"]
+    assert 0 < mean["symmetry_gradient"] < 1 and mean["effective_experts"] <= 16
+    real = sum(share for name, share in enumerate(layer["load"]["text"]) if name < 16)
+    slots = layer["slots"]["text"] * real / layer["experts_per_text_token"]
+    assert slots == pytest.approx(round(slots)) and 3 < layer["experts_per_text_token"] <= 12  # that many text tokens
 
 
 def test_numbers_that_are_not_defined_are_null(sparse, monkeypatch):

@@ -15,6 +15,7 @@ from evomoe.analysis.passes import language_loss
 from evomoe.analysis.recording import record_routing
 from evomoe.analysis.routing import routing_statistics, statistics_of
 from evomoe.analysis.symmetry import symmetry_gradients
+from evomoe.analysis.uniformity import effect_spread, symmetry_gradient
 from evomoe.routers.base import Router
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
@@ -173,6 +174,42 @@ def test_other_experts_differ_by_every_number(llava):
     own, shuffled = shuffle_test(sparse, lambda model: language_loss(model, batches), shuffles=3)
     assert len(set(shuffled)) == 3 and own not in shuffled
     assert len(set(each_alone(sparse, lambda model: language_loss(model, batches)))) == 4
+
+
+@pytest.mark.parametrize("kind", ["zero", "identity", "constant"])
+def test_virtual_experts_have_effects_too(llava, kind):
+    """As above, and importance 1/2 strengthens what all are given."""
+    options = {
+        "virtual": kind,
+        "num_virtual": 2,
+        "k_min": 4,
+        "k_max": 4,
+        "rho": 0.5,
+        "cap_scope": "expectation",
+        "over": "all",
+        "alpha_f": 0.5,
+    }
+    sparse = upcycle(llava, router="anyexperts", router_options=options, num_experts_per_tok=4, moe_layers=[2], **NOISE).eval()
+    if kind == "constant":
+        torch.nn.init.normal_(sparse.moe_blocks[2].router.virtual.constants)
+    batch = labelled(sparse)
+    (value,) = symmetry_gradients(sparse, [batch]).values()
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    taps = []
+    hook = sparse.moe_blocks[2].register_forward_hook(lambda module, args, y: taps.append(y) or y)
+    out = sparse(**inputs, output_router_logits=True)
+    hook.remove()
+    total = nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+    (gradient_BSD,) = torch.autograd.grad(total, taps)
+    record = out.records[2]
+    gradient_TD, x_TD = record.modality.real(gradient_BSD), 1.25 * record.x_TD
+    virtual = {"zero": [0 * x_TD] * 2, "identity": [x_TD] * 2}.get(kind)
+    virtual = virtual or [constant.expand_as(x_TD) for constant in sparse.moe_blocks[2].router.virtual.constants]
+    effect_TN = torch.stack(
+        [(gradient_TD * y_TD).sum(-1) for y_TD in [*(expert(x_TD) for expert in record.experts), *virtual]], -1
+    )
+    expected = symmetry_gradient(*(part.item() for part in effect_spread(effect_TN, record.routing.probs_TE)))
+    assert value == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_symmetry_gradient_is_that_of_the_whole_model(llava):

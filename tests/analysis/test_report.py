@@ -27,7 +27,8 @@ def some_statistics(L: int, E: int, constant: bool = False) -> RoutingStatistics
 
     sample = [{"text": logits(0, 50), "image": logits(2, 80)} for _ in range(L)]
     counts_LME = (1000 * load_LME).round().long()
-    return RoutingStatistics(list(range(0, 2 * L, 2)), counts_LME, sample, *(torch.eye(E).expand(L, E, E) for _ in range(2)))
+    alike = [torch.eye(E).expand(L, E, E) for _ in range(2)]
+    return RoutingStatistics(list(range(0, 2 * L, 2)), counts_LME, torch.tensor([1000, 1000]), sample, *alike)
 
 
 def coloured(path) -> float:
@@ -169,7 +170,7 @@ def test_the_report_has_tables_and_pictures(tmp_path):
     text = path.read_text()
     for part in (
         "A note.", "Model `the-model`, data `the-data`, seed 0", "| scores |", "1,234,567", "1,240,000", "12.5", "expert3", "0.5",
-        "Measured on the probe.", "| text tokens", "| image tokens", "layer 2", "effective number of experts",
+        "Measured on the probe.", "| text tokens", "| image tokens", "layer 2", "effective number of real experts",
         "![expert load](expert_load.png)", "![router logits](router_logits.png)", "(distances.png)",
     ):  # fmt: skip
         assert part in text, part

@@ -48,7 +48,8 @@ def analyze(checkpoint: str, options: ProbeOptions, output: str | None = None, s
     options.check()
     config = check_sparse(checkpoint, options)
     probe = open_probe(checkpoint, config, options)
-    stage1 = stage1 or stage1_model(checkpoint)
+    if config.moe.expert_init != "partition":  # whose experts are parts of the dense model's FFNs, of another shape
+        stage1 = stage1 or stage1_model(checkpoint)
     model = load_sparse(checkpoint, options)
     try:
         statistics, losses = measure(model, probe), measure_losses(model, probe)
@@ -123,7 +124,7 @@ def check_sparse(checkpoint: str, options: ProbeOptions) -> EvoMoEConfig:
         )
     if not takes_pictures(config):
         raise ValueError(
-            f"{checkpoint} is text-only, and this compares image with text tokens: name a model made from a vision-language model."
+            f"{checkpoint} is text-only, and this looks at pictures too: name a model made from a vision-language model."
         )
     return config
 

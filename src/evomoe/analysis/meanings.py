@@ -71,13 +71,19 @@ MEANINGS = {
     "effective_experts": Meaning(
         "balance",
         "effective experts",
-        "the effective number of experts, exp(entropy of the load): all of them when each gets equally many tokens, 1 when one gets "
-        "all; near 1 is bad, for the others are idle",
+        "the effective number of real experts, exp(entropy of the load): all of them when each gets equally many tokens, 1 when one "
+        "gets all; near 1 is bad, for the others are idle",
         digits=2,
     ),
     "load_variation": Meaning(
         "balance", "variation of load", "standard deviation of the experts' loads over their mean: 0 when equal"
     ),
     "dead_experts": Meaning("balance", "dead experts", "how many experts get less than a tenth of an equal share", digits=0),
+    "experts_per_text_token": Meaning(
+        "balance", "experts per text token", "real experts that a text token has, on average", digits=2
+    ),
+    "experts_per_image_token": Meaning(
+        "balance", "experts per image token", "real experts that an image token has, on average", digits=2
+    ),
 }
 """By name, in the order of reports."""

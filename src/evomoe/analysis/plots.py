@@ -106,9 +106,9 @@ def plot_load(plt, named: Mapping[str, RoutingStatistics]):
             axis.set(title=f"{modality} tokens", xlabel="decoder layer", ylim=(0, 100))
             every = math.ceil(len(positions) / 10)
             axis.set_xticks(list(positions)[::every], [str(layer) for layer in statistics.layers[::every]])
-        axes[0].set_ylabel("share of tokens, %")
+        axes[0].set_ylabel("share of slots, %")
     handles, labels = figure.subfigs[0].axes[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside right center")
+    figure.legend(handles[::-1], labels[::-1], loc="outside right center", ncols=math.ceil(len(labels) / 12))
     return figure
 
 

@@ -65,15 +65,19 @@ class RoutingRecording:
 
     Attributes:
         counts: (M, E) int64 by layer, how many slots of each modality each expert got.
-        tokens: how many tokens came by.
+        tokens_M: (M,) int64, how many tokens of each modality came by; ``tokens``, of both.
         samples: a sample of the tokens, by modality.
     """
 
     def __init__(self, max_tokens: int, seed: int) -> None:
         generator = torch.Generator("cpu").manual_seed(seed)
         self.counts: dict[int, Tensor] = {}
-        self.tokens = 0
+        self.tokens_M = torch.zeros(len(MODALITIES), dtype=torch.int64)
         self.samples = {name: TokenSample(max_tokens, generator) for name in MODALITIES}
+
+    @property
+    def tokens(self) -> int:
+        return int(self.tokens_M.sum())
 
     @torch.no_grad()
     def add(self, records: Records) -> None:
@@ -82,7 +86,7 @@ class RoutingRecording:
             counts_ME = expert_counts(record).cpu()
             self.counts[layer] = self.counts[layer] + counts_ME if layer in self.counts else counts_ME
         modality = next(iter(records.values())).modality
-        self.tokens += len(modality.is_image_T)
+        self.tokens_M += torch.bincount(modality.is_image_T.long(), minlength=len(MODALITIES)).cpu()
         for name, tokens_N in zip(MODALITIES, (modality.text_tokens, modality.image_tokens), strict=True):
             self.samples[name].add(tokens_N, records)
 

@@ -31,6 +31,7 @@ class RoutingStatistics:
     Attributes:
         layers: decoder layer index of each MoE layer.
         counts_LME: how many of the modality's slots each expert got.
+        tokens_M: how many tokens of each modality there were.
         logits: per layer, a sample of router logits by modality, {"text": (n, E), "image": (n, E)}.
         cka_LEE: linear CKA of the experts' outputs on the same tokens.
         cosine_LEE: cosine of the same outputs, token by token.
@@ -39,6 +40,7 @@ class RoutingStatistics:
 
     layers: list[int]
     counts_LME: Tensor
+    tokens_M: Tensor
     logits: list[dict[str, Tensor]]
     cka_LEE: Tensor
     cosine_LEE: Tensor
@@ -50,9 +52,14 @@ class RoutingStatistics:
         return balance.load(self.counts_LME)
 
     @property
-    def total_load_LE(self) -> Tensor:
-        """The same for all tokens together."""
-        return balance.load(self.counts_LME.sum(1))
+    def real_load_LE(self) -> Tensor:
+        """Share of the slots of all tokens and real experts that each real expert got."""
+        return balance.load(self.counts_LME.sum(1)[:, : self.real_experts])
+
+    @property
+    def experts_per_token_LM(self) -> Tensor:
+        """Real experts of a token of each modality, on average; nan of a modality that was not there."""
+        return self.counts_LME[..., : self.real_experts].sum(-1).double() / self.tokens_M
 
     @cached_property
     def overlap_LE(self) -> Tensor:
@@ -68,9 +75,14 @@ class RoutingStatistics:
         return self.counts_LME.shape[-1]
 
     @property
+    def real_experts(self) -> int:
+        """How many of them are real."""
+        return self.cka_LEE.shape[-1]
+
+    @property
     def names(self) -> list[str]:
         """Of the experts, for reports."""
-        return expert_names(self.cka_LEE.shape[-1], self.experts)
+        return expert_names(self.real_experts, self.experts)
 
     def expert_load(self) -> dict[str, list[float]]:
         """Load of each expert by modality, averaged over the layers."""
@@ -78,16 +90,17 @@ class RoutingStatistics:
 
     def metrics(self) -> dict[str, list[float]]:
         """All numbers per layer, by their names in ``evomoe.analysis.meanings``; nan where one is not defined."""
-        total_LE = self.total_load_LE
+        real_LE, per_token_LM = self.real_load_LE, self.experts_per_token_LM
         return {
             "cka": [mean_of_pairs(cka_EE) for cka_EE in self.cka_LEE],
             "output_cosine": [mean_of_pairs(cosine_EE) for cosine_EE in self.cosine_LEE],
             "logit_overlap": self.overlap_LE.mean(-1).tolist(),
             "nmi": [rigidity.normalised_mutual_information(counts_ME) for counts_ME in self.counts_LME],
             "jensen_shannon": [rigidity.jensen_shannon(*load_ME) for load_ME in self.load_LME],
-            "effective_experts": balance.effective_experts(total_LE).tolist(),
-            "load_variation": balance.coefficient_of_variation(total_LE).tolist(),
-            "dead_experts": balance.dead_experts(total_LE).tolist(),
+            "effective_experts": balance.effective_experts(real_LE).tolist(),
+            "load_variation": balance.coefficient_of_variation(real_LE).tolist(),
+            "dead_experts": balance.dead_experts(real_LE).tolist(),
+            **{f"experts_per_{name}_token": per_token_LM[:, m].tolist() for m, name in enumerate(MODALITIES)},
             **self.added,
         }
 
@@ -140,6 +153,7 @@ def statistics_of(model: PreTrainedModel, recording: RoutingRecording) -> Routin
     return RoutingStatistics(
         layers=layers,
         counts_LME=torch.stack([recording.counts[layer] for layer in layers]),
+        tokens_M=recording.tokens_M.clone(),
         logits=[{name: sample.logits[layer].float() for name, sample in recording.samples.items()} for layer in layers],
         cka_LEE=torch.stack(cka),
         cosine_LEE=torch.stack(cosine),

@@ -21,7 +21,7 @@ from evomoe.modeling import EvoMoEBlock
 def symmetry_gradients(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> dict[int, float]:
     """``uniformity.symmetry_gradient`` of each MoE layer, by its index, over all tokens of some labelled batches.
 
-    The model runs as it is, in evaluation mode, and is not changed; every expert sees every token once more.
+    The model runs as it is, in evaluation mode, and is not changed; every expert, virtual ones too, sees every token once more.
     """
     sums: dict[int, Tensor] = {}
     with evaluation_mode(model):
@@ -33,7 +33,9 @@ def symmetry_gradients(model: PreTrainedModel, batches: Iterable[dict[str, Tenso
                 gradients = torch.autograd.grad(loss, list(taps.values()))
             with torch.no_grad():
                 for (layer, record), gradient_TD in zip(out["records"].items(), gradients, strict=True):
-                    outputs = (expert(record.x_TD) for expert in record.experts)
+                    scale_T1, virtual = record.routing.input_scale_T1, model.moe_blocks[layer].router.virtual_experts
+                    x_TD = record.x_TD if scale_T1 is None else record.x_TD * scale_T1.to(record.x_TD.dtype)
+                    outputs = [expert(x_TD) for expert in record.experts] + (virtual.outputs(x_TD) if virtual else [])
                     effect_TE = torch.stack([(gradient_TD.float() * out_TD.float()).sum(-1) for out_TD in outputs], dim=-1)
                     found = torch.stack(effect_spread(effect_TE, record.routing.probs_TE)).double().cpu()
                     sums[layer] = sums[layer] + found if layer in sums else found

@@ -221,6 +221,10 @@ class AnyExpertsRouter(VirtualRouter):
         name, how = "router 'anyexperts'", "give --router-options k_min=... k_max=..., or another --num-experts-per-tok"
         if not self.min_real <= low <= high:
             raise ValueError(f"{name}: tokens would have {low:g} to {high:g} slots, where min_real is {self.min_real}; {how}.")
+        if round(high) > self.num_experts and self.budget is not None:
+            largest = (1 - self.virtual_share) * (self.num_experts - (high - low) / 2)
+            raise ValueError(f"{name}: a budget of {self.budget:g} takes {low:g} to {high:g} slots, but there are only {self.num_experts} "
+                             f"real experts; with a range as wide as this the largest budget is {largest:g}.")  # fmt: skip
         if round(high) > self.num_experts:
             raise ValueError(f"{name}: k_max is {high:g}, but there are only {self.num_experts} real experts; {how}.")
         if round(high) > (within := self.open_groups * self.num_experts // self.groups):
@@ -232,11 +236,17 @@ class AnyExpertsRouter(VirtualRouter):
                 "'normalised' gives a token's only expert the weight 1, and its router no gradient. Choose --gate straight_through, or "
                 f"k_min=2{' min_real=2' if self.over == 'real' and len(self.virtual) else ''}."
             )
+        if gate == "normalised" and self.over == "real" and self.lam and set(self.virtual.kinds) == {"zero"}:
+            warnings.warn(
+                f"{name}: under gate 'normalised' importance has no gradient through lam, which moves all real experts alike, and zeros "
+                "weigh nothing; choose --gate straight_through, whose values are the same.",
+                stacklevel=2,
+            )
         if len(self.virtual) and self.cap_scope == "token" and math.floor(self.rho * round(high) + 1e-6) == 0:
             warnings.warn(
-                f"{name}: a share of {self.rho:g} of at most {round(high)} slots is less than one, so that no token ever has a virtual "
-                f"expert: below {math.ceil(1 / self.rho) if self.rho else 'any number of'} slots. Use more experts per token, a larger "
-                "rho, or cap_scope=expectation.",
+                f"{name}: with at most {round(high)} slots and rho={self.rho:g} no token can have a virtual expert; that takes "
+                f"{math.ceil(1 / self.rho) if self.rho else 'endlessly many'} slots. Use more experts per token, a larger rho, or "
+                "cap_scope=expectation.",
                 stacklevel=2,
             )  # fmt: skip
 

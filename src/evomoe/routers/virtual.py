@@ -3,7 +3,7 @@
 T tokens, D hidden, K slots per token, V virtual experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,16 @@ class VirtualExperts(nn.Module):
 
     def __len__(self) -> int:
         return len(self.kinds)
+
+    def outputs(self, x_TD: Tensor) -> list[Tensor]:
+        """What each virtual expert gives for each token, (T, D), in order."""
+        constants = iter(() if self.constants is None else self.constants)
+        give: dict[str, Callable[[], Tensor]] = {
+            "zero": lambda: torch.zeros_like(x_TD),
+            "identity": lambda: x_TD,
+            "constant": lambda: next(constants).to(x_TD.dtype).expand_as(x_TD),
+        }
+        return [give[kind]() for kind in self.kinds]
 
     def add(self, y_TD: Tensor, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         """Adds what the virtual slots give to the real experts' sum ``y_TD``."""
