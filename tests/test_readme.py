@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny import inputs_for, make_llava, write_workspace
 from transformers import AutoConfig, AutoProcessor
 
@@ -44,6 +45,18 @@ def test_the_python_of_the_concepts_records_what_is_generated(capsys):
     model = upcycle(make_llava(), router="linear")
     exec(code, {"model": model, "inputs": inputs_for(model, (1,))})
     assert "'nmi': " in capsys.readouterr().out
+
+
+def test_the_python_of_anyexperts_moves_the_budget(tmp_path):
+    workspace = write_workspace(tmp_path)
+    options = {"expert_init": "partition", "router": "anyexperts", "moe_layers": "all"}
+    upcycle(make_llava(), num_experts=16, num_experts_per_tok=8, **options).save_pretrained(workspace / "sparse")
+    AutoProcessor.from_pretrained(workspace / "model").save_pretrained(workspace / "sparse")
+    (code,) = blocks(ROOT / "docs" / "anyexperts.md", "python")
+    with Image.open(workspace / "images" / "0.png") as picture:
+        scope = {"prompts": ["<image> what color is the shape ?", "is there a circle ?"], "pictures": [[picture], []]}
+        exec(code.replace("out/trained/stage3_routing/model", str(workspace / "sparse")), scope)
+    assert 5 < scope["mean"] < 7 and "budget" in scope["model"].config.moe.router_options
 
 
 def test_the_message_that_the_readme_quotes_is_transformers(tmp_path):
