@@ -25,6 +25,7 @@ from evomoe.routers import ROUTERS
 from evomoe.small_vlm import Architecture
 
 TINY = MiniScale(evolution_steps=3, routing_steps=2, batch_size=2, router_options={"hypernet_width": 3, "rank": 2})
+LONGEST = measure.LONGEST
 SIZES = mini.TestSizes(2, 2, 4, 2, 2, 1, 3)
 
 
@@ -258,6 +259,7 @@ def test_tasks_side_by_side(base, world, tmp_path, monkeypatch):
     run(wanted, tmp_path / "two", jobs=2)
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert sorted(path.stem for path in (tmp_path / "two").glob("*.log")) == sorted(task.name for task in all_tasks(wanted))
+    monkeypatch.setattr(measure, "LONGEST", LONGEST)  # as in the other processes
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # as many as each of two processes has
     run(wanted, tmp_path / "one")
