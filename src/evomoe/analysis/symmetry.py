@@ -24,6 +24,7 @@ def symmetry_gradients(model: PreTrainedModel, batches: Iterable[dict[str, Tenso
     The model runs as it is, in evaluation mode, and is not changed; every expert, virtual ones too, sees every token once more.
     """
     sums: dict[int, Tensor] = {}
+    blocks = cast(dict[int, EvoMoEBlock], model.moe_blocks)
     with evaluation_mode(model):
         for batch in batches:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -33,7 +34,7 @@ def symmetry_gradients(model: PreTrainedModel, batches: Iterable[dict[str, Tenso
                 gradients = torch.autograd.grad(loss, list(taps.values()))
             with torch.no_grad():
                 for (layer, record), gradient_TD in zip(out["records"].items(), gradients, strict=True):
-                    scale_T1, virtual = record.routing.input_scale_T1, model.moe_blocks[layer].router.virtual_experts
+                    scale_T1, virtual = record.routing.input_scale_T1, blocks[layer].router.virtual_experts
                     x_TD = record.x_TD if scale_T1 is None else record.x_TD * scale_T1.to(record.x_TD.dtype)
                     outputs = [expert(x_TD) for expert in record.experts] + (virtual.outputs(x_TD) if virtual else [])
                     effect_TE = torch.stack([(gradient_TD.float() * out_TD.float()).sum(-1) for out_TD in outputs], dim=-1)
