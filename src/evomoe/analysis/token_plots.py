@@ -63,7 +63,8 @@ def _write_words(axis, words: Sequence[tuple[str, float]], colour) -> None:
     axis.set_ylim(_LINES, 0)
     x, y = 0, 0.5
     for piece, value in words:
-        shown = (piece.replace("\n", "⏎") or " ")[:_LINE]
+        shown = piece.replace("\n", "⏎") or " "
+        shown = shown if len(shown) <= _LINE else shown[: _LINE - 1] + "…"
         if x + len(shown) > _LINE:
             x, y = 0, y + 1
         if y > _LINES:
