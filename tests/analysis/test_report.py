@@ -31,6 +31,15 @@ def some_statistics(L: int, E: int, constant: bool = False) -> RoutingStatistics
     return RoutingStatistics(list(range(0, 2 * L, 2)), counts_LME, torch.tensor([1000, 1000]), sample, *alike)
 
 
+def test_of_many_experts_some_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot_logits({"": some_statistics(6, 20)}, tmp_path / "many.png", tmp_path / "many.svg")
+    shown = (tmp_path / "many.svg").read_text()
+    assert "expert 1<" in shown and "expert 20<" in shown and shown.count(">expert ") == 8 and shown.count(">layer ") == 4
+    with Image.open(tmp_path / "many.png") as picture:
+        assert picture.width < 2400
+
+
 def coloured(path) -> float:
     """The share of a picture's pixels that are neither white nor black nor grey: frames and letters are none."""
     with Image.open(path) as picture:

@@ -28,8 +28,8 @@ _STYLE = {
 }
 _SHOWN = (1, 99)
 """Percentiles of the router's logits that are drawn: a few tokens far out would squeeze the others together."""
-_MOST_ROWS, _MOST_POINTS = 4, 160
-"""Layers of which the router's logits are drawn, evenly spaced, for more are not readable; points of a curve."""
+_MOST_ROWS, _MOST_COLUMNS, _MOST_POINTS = 4, 8, 160
+"""Layers and experts of which the router's logits are drawn, evenly spaced, for more are not readable; points of a curve."""
 
 
 def load_pyplot():
@@ -116,20 +116,22 @@ def plot_load(plt, named: Mapping[str, RoutingStatistics]):
 def plot_logits(plt, named: Mapping[str, RoutingStatistics]):
     """Densities of the router's logits for text and image tokens, and their overlap: a row per MoE layer, a column per expert.
 
+    Of many layers and experts some are drawn, evenly spaced.
+
     Args:
         named: statistics by the name above them; an empty name is none.
     """
     rows = min(_MOST_ROWS, max(len(statistics.layers) for statistics in named.values()))
-    columns = sum(statistics.experts for statistics in named.values())
+    columns = sum(min(_MOST_COLUMNS, statistics.experts) for statistics in named.values())
     figure = plt.figure(figsize=(max(5.0, 1.75 * columns + 0.4), 1.35 * rows + 1.3), layout="constrained")
     titled = {_with_overlap(name, statistics): statistics for name, statistics in named.items()}
     for part, statistics in _side_by_side(figure, titled):
-        shown = min(_MOST_ROWS, len(statistics.layers))
-        chosen = [i * (len(statistics.layers) - 1) // max(shown - 1, 1) for i in range(shown)]
-        axes = part.subplots(shown, statistics.experts, squeeze=False, sharex="row")
+        chosen = _spaced(len(statistics.layers), _MOST_ROWS)
+        experts = _spaced(statistics.experts, _MOST_COLUMNS)
+        axes = part.subplots(len(chosen), len(experts), squeeze=False, sharex="row")
         for row, i in zip(axes, chosen, strict=True):
-            _draw_layer(row, statistics, i)
-        for e, axis in enumerate(axes[0]):
+            _draw_layer(row, statistics, i, experts)
+        for e, axis in zip(experts, axes[0], strict=True):
             axis.set_title(statistics.names[e], color=_expert_colour(plt, e + 1, statistics.experts), fontweight="bold")
     handles = {
         label: line for axis in figure.findobj(plt.Axes) for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
@@ -144,13 +146,19 @@ def _with_overlap(name: str, statistics: RoutingStatistics) -> str:
     return ": ".join(filter(None, [name, "" if math.isnan(mean) else f"mean overlap {mean:.2f}"]))
 
 
-def _draw_layer(axes: Sequence[Any], statistics: RoutingStatistics, i: int) -> None:
-    """One row of ``plot_logits``: the i-th MoE layer, an expert per axis."""
-    samples = [{name: statistics.logits[i][name][:, e] for name in MODALITIES} for e in range(len(axes))]
-    columns = [values for by_name in samples for values in by_name.values() if len(values)]
+def _spaced(count: int, most: int) -> list[int]:
+    """All of so many indices, or the ``most`` that are evenly spaced."""
+    shown = min(most, count)
+    return [i * (count - 1) // max(shown - 1, 1) for i in range(shown)]
+
+
+def _draw_layer(axes: Sequence[Any], statistics: RoutingStatistics, i: int, experts: Sequence[int]) -> None:
+    """One row of ``plot_logits``: the i-th MoE layer, one of the experts per axis."""
+    samples = {e: {name: statistics.logits[i][name][:, e] for name in MODALITIES} for e in experts}
+    columns = [values for by_name in samples.values() for values in by_name.values() if len(values)]
     limits, width = [percentiles(values, _SHOWN) for values in columns], linear_width(columns)
     low, high = min(pair[0] for pair in limits), max(pair[1] for pair in limits)
-    for e, axis in enumerate(axes):
+    for e, axis in zip(experts, axes, strict=True):
         found = densities(samples[e], width)
         if found:
             grid_G, by_name = found

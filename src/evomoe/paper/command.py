@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from evomoe.paper.table import Row, Table
 from evomoe.paper.tables import TABLES
+from evomoe.words import counted
 
 PROBED = 100
 """Questions of each benchmark that every expert answers alone before Stage III."""
@@ -49,6 +50,7 @@ def run_table(
     from evomoe.paper.results import collect, keep, render
     from evomoe.paper.scale import MINI
     from evomoe.paper.study import all_tasks, cells, experts_alone, run
+    from evomoe.paper.task import Training
 
     widths = dict.fromkeys(row.width for row in chosen)
     if dry_run:
@@ -63,7 +65,10 @@ def run_table(
         left = [task for task in tasks if not task.done(study)]
         lines = [f"{row.name} ({row.label}): {seeds} {'seed' if seeds == 1 else 'seeds'}" for row in chosen]
         lines += [f"{base.name}: the base model, not trained yet" for base in bases.values() if not base.is_dir()]
-        lines += [f"{len(tasks)} tasks, {len(left)} to be run:", *(f"- {task.name}" for task in left)]
+        trainings = sum(isinstance(task, Training) for task in left)
+        lines += [
+            f"{len(tasks)} tasks, {len(left)} to be run: {counted(trainings, 'training')}, {counted(len(left) - trainings, 'scoring')}"
+        ]
         return "\n".join(lines)
     run(probes, study, jobs)
     experts: dict[str, dict[str, Any]] = {}
