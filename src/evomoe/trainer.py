@@ -189,11 +189,13 @@ class RouterMeter:
     def update(self, outputs) -> None:
         for name, value in (outputs.get("aux_loss") or {}).items():
             self.losses.setdefault(name, []).append(value)
-        for record in (outputs.get("records") or {}).values():
+        records = [*(outputs.get("records") or {}).values()]
+        for record in records:
             counts_2E, self.real_experts = expert_counts(record), len(record.experts)
-            tokens_2 = torch.bincount(record.modality.is_image_T.long(), minlength=2)
             self.slots += record.routing.index_TK.numel()
             self.counts_2E = counts_2E if self.counts_2E is None else self.counts_2E + counts_2E
+        if records:  # all layers see the same tokens
+            tokens_2 = len(records) * torch.bincount(records[0].modality.is_image_T.long(), minlength=2)
             self.tokens_2 = tokens_2 if self.tokens_2 is None else self.tokens_2 + tokens_2
 
     def read(self) -> dict[str, float]:

@@ -82,10 +82,10 @@ SHIPPED = Path(__file__).with_name("bases")
 """The models that come with the package."""
 
 
-def folder(width: str = "", seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
+def folder(width: str = "", seed: int = 0) -> Path:
     """Where the base model of this width with this seed is, or will be: in the package, or in the cache folder."""
     shipped = SHIPPED / _name(width, seed)
-    return shipped if shipped.is_dir() else mini.cache(root) / _name(width, seed)
+    return shipped if shipped.is_dir() else mini.cache() / _name(width, seed)
 
 
 def ensure(width: str = "", seed: int = 0) -> Path:

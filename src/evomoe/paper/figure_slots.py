@@ -45,8 +45,12 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
     known: dict[str, object] = {}
     for name, checkpoint in checkpoints.items():
         model, tokens = load_sparse(checkpoint, options).eval(), image_token_ids(configs[name])
-        source, shown = (_records if options.data else _questions)(checkpoint, configs[name], model, options)
-        decode = getattr(processor := load_processor(checkpoint, options.trust_remote_code), "tokenizer", processor).decode
+        processor = load_processor(checkpoint, options.trust_remote_code)
+        if options.data:
+            source, shown = _records(checkpoint, configs[name], model, options)
+        else:
+            source, shown = _questions(processor, model, options)
+        decode = getattr(processor, "tokenizer", processor).decode
         named[name] = []
         for inputs, picture in shown:
             height, width = inputs["image_grid_thw"][0, 1:].tolist() if "image_grid_thw" in inputs else (1, 1)
@@ -70,9 +74,9 @@ def _records(checkpoint: str, config: EvoMoEConfig, model: PreTrainedModel, opti
     return probe.name, shown
 
 
-def _questions(checkpoint: str, config: EvoMoEConfig, model: PreTrainedModel, options: FigureOptions) -> tuple[str, list[Shown]]:
+def _questions(processor: Any, model: PreTrainedModel, options: FigureOptions) -> tuple[str, list[Shown]]:
     """As many questions of each benchmark as there is room for, drawn at random but always the same."""
-    processor, share = load_processor(checkpoint, options.trust_remote_code), max(1, MOST // len(options.benchmarks))
+    share = max(1, MOST // len(options.benchmarks))
     evaluation = replace(options.evaluation(), batch_size=1, limit=share)
 
     def of(name: str) -> Iterator[Shown]:
