@@ -294,13 +294,13 @@ def table(
     Args:
         name: the paper's number of the table, or anyexperts, a study of a variable number of experts per token.
         scale: mini runs here; paper says which models, data, steps and GPU hours it took, and writes the recipes to launch.
-        rows: some rows only; the one that the others are compared with is always run.
+        rows: some rows only; the one that the others are compared with is run too, unless --results has it.
         seeds: how many; 0 for as many as the table needs.
         jobs: how many pieces of work at once.
         split: test reports; validation is for choosing.
         limit: questions per benchmark; 0 asks all.
         study: folder of all runs: what is finished there is not run again, and tables share it.
-        results: folder in which the numbers are kept, as table<NAME>.json.
+        results: folder in which the numbers are kept, as table<NAME>.json, beside earlier ones of other rows and seeds.
         dry_run: say what would be run; write nothing.
     """
     from evomoe.paper.command import plan_table, run_table
