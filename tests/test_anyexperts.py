@@ -14,6 +14,7 @@ from evomoe.loading import load_model
 from evomoe.modality import Modality
 from evomoe.routers import ROUTERS
 from evomoe.routers.anyexperts import CAPS, AnyExpertsRouter, choose_capped, matched
+from evomoe.routers.base import RouterWarning
 from evomoe.routers.scores import ChoiceBias, hide_groups
 from evomoe.upcycling import upcycle
 
@@ -372,7 +373,7 @@ def test_what_is_refused(options, top_k, gate, message):
 
 def test_a_cap_that_admits_no_virtual_expert_is_told():
     with pytest.warns(
-        UserWarning, match="with at most 4 slots and rho=0.2 no token can have a virtual expert; that takes 5 slots"
+        RouterWarning, match="with at most 4 slots and rho=0.2 no token can have a virtual expert; that takes 5 slots"
     ):
         AnyExpertsRouter(D, R, k_min=2, k_max=4).check(2, "straight_through")
     with warnings.catch_warnings():
@@ -524,7 +525,9 @@ def test_the_bias_counts_the_tokens_of_all_processes(monkeypatch):
 
 
 def test_a_gate_under_which_importance_learns_nothing_from_its_shift_is_told():
-    with pytest.warns(UserWarning, match="under gate 'normalised' importance has no gradient .* choose --gate straight_through"):
+    with pytest.warns(
+        RouterWarning, match="under gate 'normalised' importance has no gradient .* choose --gate straight_through"
+    ):
         AnyExpertsRouter(D, R, k_min=5, k_max=6, min_real=2).check(4, "normalised")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

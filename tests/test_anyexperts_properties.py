@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomoe.modality import Modality
-from evomoe.routers.anyexperts import AnyExpertsRouter, choose_capped
+from evomoe.routers.anyexperts import AnyExpertsRouter, cap_by_batch, choose_capped
 
 D = 6
 quick = settings(max_examples=60, deadline=None)
@@ -42,6 +42,28 @@ def test_no_other_choice_that_the_cap_allows_has_a_larger_sum(choice):
         assert sum(logits_N[expert] for expert in chosen) == max(sum(logits_N[e] for e in some) for some in allowed)
 
 
+@quick
+@given(choices(), st.sampled_from([0.0, 0.2, 0.34, 0.5, 0.9]))
+def test_no_other_choice_that_the_cap_of_the_batch_allows_has_a_larger_sum(choice, rho):
+    logits_TN, real, slots_T, _ = choice
+    N = logits_TN.shape[1]
+    cap_T = cap_by_batch(logits_TN, real, slots_T, rho, min_real=1)
+    index_TK = choose_capped(logits_TN, real, slots_T, cap_T, most=int(slots_T.max()))
+    most = math.floor(rho * int(slots_T.sum()) + 1e-6)
+    assert ((index_TK >= real) & (index_TK < N)).sum() <= most
+    best = {0: 0.0}  # the largest sum of the tokens so far, by how many virtual experts they have
+    for logits_N, slots in zip(logits_TN.tolist(), slots_T.tolist(), strict=True):
+        sums: dict[int, float] = {}
+        for some in itertools.combinations(range(N), slots):
+            if (virtual := sum(expert >= real for expert in some)) < slots:  # one real expert at least
+                value = sum(logits_N[expert] for expert in some)
+                for before, total in best.items():
+                    sums[before + virtual] = max(sums.get(before + virtual, -math.inf), total + value)
+        best = sums
+    chosen = sum(logits_N[e] for logits_N, row in zip(logits_TN.tolist(), index_TK.tolist(), strict=True) for e in row if e < N)
+    assert chosen == max(total for virtual, total in best.items() if virtual <= most)
+
+
 def numbers(low: float, high: float):
     return st.floats(low, high, allow_subnormal=False)  # other tests have the processor flush these to zero
 
@@ -50,8 +72,11 @@ def numbers(low: float, high: float):
 def routers(draw):
     """A router that ``check`` passes, with K."""
     real = draw(st.integers(2, 12))
-    low = draw(numbers(1, real))
-    high = draw(numbers(low, real))
+    groups = draw(st.sampled_from([n for n in range(1, real + 1) if real % n == 0]))
+    open_groups = draw(st.integers(1, groups))
+    most = open_groups * real // groups
+    low = draw(numbers(1, most))
+    high = draw(numbers(low, most))
     options = {
         "k_min": low,
         "k_max": high,
@@ -65,6 +90,9 @@ def routers(draw):
         "over": draw(st.sampled_from(["real", "all"])),
         "importance_width": 4,
         "scores": draw(st.sampled_from(["softmax", "sigmoid"])),
+        "groups": groups,
+        "open_groups": open_groups,
+        "group_best": draw(st.integers(1, real // groups)),
         "biased": draw(st.booleans()),
     }
     torch.manual_seed(draw(st.integers(0, 100)))
@@ -95,6 +123,8 @@ def test_every_token_has_its_slots_within_range_and_cap_whatever_it_is_batched_w
     assert torch.equal((whole.index_TK < N).sum(-1), slots_T)
     assert round(router.k_min) <= slots_T.min() and slots_T.max() <= round(router.k_max)
     assert (slots_T - virtual_T >= router.min_real).all()
+    size = R // router.groups
+    assert all(len({expert // size for expert in row if expert < R}) <= router.open_groups for row in whole.index_TK.tolist())
     if router.cap_scope == "token":
         assert (virtual_T <= router.rho * slots_T + 1e-6).all()
     assert all(len(set(row) - {N}) == slots for row, slots in zip(whole.index_TK.tolist(), slots_T.tolist(), strict=True))

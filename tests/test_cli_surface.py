@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +20,7 @@ import pytest
 from evomoe.cli import main
 from evomoe.listing import TABLES
 from evomoe.recipes import RECIPES
+from evomoe.terminal import plain_warnings
 
 SNAPSHOT = Path(__file__).with_name("cli_surface.txt")
 
@@ -305,6 +307,17 @@ def test_what_is_not_there_is_refused_before_anything_slow_is_imported(arguments
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert result.stdout.strip() == "1 []" and result.stderr.startswith(f"evomoe: {message}"), result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_what_the_package_warns_of_is_one_line(workspace, capsys):
+    before = warnings.showwarning
+    options = ["--router", "anyexperts", "--num-experts", "4", "--num-experts-per-tok", "2", "--gate", "straight_through"]
+    assert main(["upcycle", str(workspace / "model"), str(workspace / "warned"), *options]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line.lower()]
+    assert len(said) == 1 and said[0].startswith("evomoe: warning: router 'anyexperts': with at most ")
+    with pytest.warns(UserWarning, match="^theirs$"), plain_warnings():
+        warnings.warn("theirs", stacklevel=1)
+    assert warnings.showwarning is before and capsys.readouterr().err == ""
 
 
 def test_the_version_is_told(capsys):

@@ -14,7 +14,7 @@ from evomoe.cli import main
 from evomoe.evaluation.average import mean_score
 from evomoe.loading import load_processor
 from evomoe.paper import FIGURES
-from evomoe.paper.experts_curve import point
+from evomoe.paper.experts_curve import against_fixed, point
 from evomoe.paper.figure_1a import PUBLISHED, read_scores
 from evomoe.paper.options import FigureOptions
 
@@ -114,6 +114,25 @@ def test_a_point_of_the_curve_by_hand():
              {"experts_per_token": {"mini-gqa": 5.0, "mini-mme": 7.0}, "scores": {"mini-gqa": 64.0, "mini-mme": 1000.0}}]  # fmt: skip
     found = point({"seeds": dict(enumerate(seeds))}, ["mini-gqa", "mini-mme"])
     assert found == pytest.approx((5.5, 56.0, 2**0.5))  # scores 55 and 57
+
+
+def test_rows_beside_a_fixed_top_k_with_as_many_experts():
+    def row(**points):
+        return {
+            "seeds": {seed[1:]: {"experts_per_token": {"a": k - 1, "b": k + 1}, "average": v} for seed, (k, v) in points.items()}
+        }
+
+    known = {
+        "top8": row(s0=(8, 60.0), s1=(8, 70.0)),
+        "top8-at7": row(s0=(7, 50.0), s1=(7, 68.0)),
+        "top8-at5": row(s0=(5, 20.0)),
+        "any8": row(s0=(8.15, 99.0), s1=(8.15, 99.0)),  # more than any fixed one
+        "any8-at8": row(s0=(8.02, 61.0), s1=(7.5, 71.0)),
+        "top5": row(s0=(5, 30.0), s1=(5, 30.0)),  # of seed 1 nothing fixed is so small
+        "batch": row(s2=(6, 30.0)),
+    }
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in against_fixed({"rows": known}).splitlines()[2:]]
+    assert lines == [["any8-at8", "2", "7.76", "+1.50 [-4.85, +7.85]"], ["top5", "1", "5.00", "+10.00"]]
 
 
 def test_figure_1a_scores_and_draws(sparse, capsys):

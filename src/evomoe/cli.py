@@ -3,11 +3,10 @@
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,6 +21,7 @@ from evomoe.paper.options import FigureOptions
 from evomoe.recipe import AttachOptions, ConversionOptions, MoEOptions, Recipe
 from evomoe.recipes import RECIPES
 from evomoe.run_folder import can_resume, check_paths
+from evomoe.terminal import RESUME, hide_loading_bars, plain_warnings, refuse, when_interrupted
 
 Flat = tyro.conf.arg(name="")
 
@@ -47,17 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"evomoe {__version__}")
         return 0
     try:
-        if arguments and arguments[0] in verbs:  # not through all verbs: an error shall point to the help of this one
-            verb = arguments[0]
-            tyro.cli(verbs[verb], prog=f"evomoe {verb}", args=arguments[1:], config=(tyro.conf.AvoidSubcommands,))
-        else:
-            tyro.extras.subcommand_cli_from_dict(
-                verbs,
-                prog="evomoe",
-                description="Turn a dense vision-language model into a mixture of experts. `evomoe --version` names the version.",
-                args=arguments,
-            )
-        sys.stdout.flush()  # here, so that a reader that has gone away is noticed here
+        with plain_warnings():
+            if arguments and arguments[0] in verbs:  # not through all verbs: an error shall point to the help of this one
+                verb = arguments[0]
+                tyro.cli(verbs[verb], prog=f"evomoe {verb}", args=arguments[1:], config=(tyro.conf.AvoidSubcommands,))
+            else:
+                tyro.extras.subcommand_cli_from_dict(
+                    verbs,
+                    prog="evomoe",
+                    description="Turn a dense vision-language model into a mixture of experts. `evomoe --version` names the version.",
+                    args=arguments,
+                )
+            sys.stdout.flush()  # here, so that a reader that has gone away is noticed here
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError) as error:
@@ -78,8 +79,8 @@ def demo(output: str = "runs/demo", resume: bool = True) -> None:
     """
     from evomoe.demo import run_demo
 
-    _hide_loading_bars()
-    with _when_interrupted(lambda: "The same command goes on where it stopped."):
+    hide_loading_bars()
+    with when_interrupted(lambda: "The same command goes on where it stopped."):
         print(run_demo(output, resume))
 
 
@@ -89,14 +90,14 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
     name = next((after for before, after in itertools.pairwise(parts) if before == "--recipe"), "evomoe")
     from_file = name.endswith(".json")
     if not from_file and name not in RECIPES:
-        _refuse(f"--recipe: there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json.")
+        refuse(f"--recipe: there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json.")
     if "--lr" in parts:  # what many will try, and too short for the parser to guess what is meant
-        _refuse("each stage has its own --lr: --stage1.learning-rate; see `evomoe train --help`.")
+        refuse("each stage has its own --lr: --stage1.learning-rate; see `evomoe train --help`.")
     if from_file:
         try:
             base = Recipe.load(name)
         except (ValueError, OSError) as error:
-            _refuse(f"--recipe: {error}")
+            refuse(f"--recipe: {error}")
     else:
         base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
 
@@ -117,8 +118,8 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
             return
         from evomoe.stages import run
 
-        _hide_loading_bars()
-        with _when_interrupted(lambda: _RESUME if can_resume(options.output) else "The same command starts anew."):
+        hide_loading_bars()
+        with when_interrupted(lambda: RESUME if can_resume(options.output) else "The same command starts anew."):
             print(f"Trained model: {run(options, resume)}\nReport: {Path(options.output) / 'report.md'}")
 
     return train
@@ -148,7 +149,7 @@ def upcycle(
     refuse_existing(out)
     from evomoe.upcycling import upcycle_folder
 
-    _hide_loading_bars()
+    hide_loading_bars()
     made = {"expert_init": expert_init, "moe_layers": moe_layers, "init_options": init_options}
     print(upcycle_folder(dense, out, **made, **asdict(options), **asdict(moe)))
 
@@ -171,7 +172,7 @@ def attach(
     refuse_existing(out)
     from evomoe.anyexperts import attach_folder
 
-    _hide_loading_bars()
+    hide_loading_bars()
     print(attach_folder(sparse, out, moe, **asdict(options)))
 
 
@@ -215,7 +216,7 @@ def compose(
     refuse_existing(out)
     from evomoe.composing import compose_folder
 
-    _hide_loading_bars()
+    hide_loading_bars()
     print(compose_folder(text, vision, out, seed=seed, trust_remote_code=trust_remote_code))
 
 
@@ -237,11 +238,11 @@ def evaluate(
     options.check(benchmarks)
     from evomoe.evaluation import command, processes
 
-    _hide_loading_bars()
+    hide_loading_bars()
     if dump_prompts:
         print(command.dump_prompts(checkpoint, benchmarks, options))
         return
-    with _when_interrupted(lambda: "The same command goes on where it stopped."):
+    with when_interrupted(lambda: "The same command goes on where it stopped."):
         if text := command.evaluate_checkpoint(checkpoint, benchmarks, options):
             print(text)
     processes.leave()
@@ -292,15 +293,15 @@ def table(
     """Run a table of the paper: its rows on the mini world, the published numbers beside them.
 
     Args:
-        name: the paper's number of the table, or anyexperts, a study of a variable number of experts per token.
+        name: the paper's number of the table, or a study of our own: readings (of Eq. 1), anyexperts (a variable number of experts).
         scale: mini runs here; paper says which models, data, steps and GPU hours it took, and writes the recipes to launch.
-        rows: some rows only; the one that the others are compared with is always run.
+        rows: some rows only; the one that the others are compared with is run too, unless --results has it.
         seeds: how many; 0 for as many as the table needs.
         jobs: how many pieces of work at once.
         split: test reports; validation is for choosing.
         limit: questions per benchmark; 0 asks all.
         study: folder of all runs: what is finished there is not run again, and tables share it.
-        results: folder in which the numbers are kept, as table<NAME>.json.
+        results: folder in which the numbers are kept, as table<NAME>.json, beside earlier ones of other rows and seeds.
         dry_run: say what would be run; write nothing.
     """
     from evomoe.paper.command import plan_table, run_table
@@ -308,7 +309,7 @@ def table(
     if scale == "paper":
         print(plan_table(name, rows, Path(study), dry_run))
         return
-    with _when_interrupted(lambda: "The same command goes on where it stopped."):
+    with when_interrupted(lambda: "The same command goes on where it stopped."):
         print(run_table(name, rows, seeds, jobs, split, limit, Path(study), Path(results) if results else None, dry_run))
 
 
@@ -332,7 +333,7 @@ def analyze(
         refuse_missing(stage1)
     from evomoe.analysis import command
 
-    _hide_loading_bars()
+    hide_loading_bars()
     print(command.analyze(checkpoint, options, output, stage1))
 
 
@@ -354,7 +355,7 @@ def plot(
     checkpoints = options.checkpoints(checkpoint)
     from importlib import import_module
 
-    _hide_loading_bars()
+    hide_loading_bars()
     print(import_module(FIGURES[figure]).draw(checkpoints, options))
 
 
@@ -369,31 +370,6 @@ def list_names(
     from evomoe.listing import describe_table
 
     print(describe_table(what))
-
-
-def _refuse(message: str) -> NoReturn:
-    """Ends as the parser does when it is given a wrong option."""
-    print(f"evomoe: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-_RESUME = "The same command with --resume goes on from the last checkpoint."
-
-
-@contextmanager
-def _when_interrupted(hint: Callable[[], str]) -> Iterator[None]:
-    """Lets Ctrl-C within the block say how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(hint()) from None
-
-
-def _hide_loading_bars() -> None:
-    """Leaves the screen to the bars that tell something: transformers draws one for every file it reads or writes."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

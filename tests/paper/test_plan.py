@@ -16,7 +16,7 @@ def test_every_table_s_commands_are_taken(number, tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr("evomoe.stages.run", lambda recipe, resume: started.append(recipe) or "model")
     monkeypatch.setattr(cli, "check_paths", lambda *args: None)
-    monkeypatch.setattr("evomoe.cli._hide_loading_bars", lambda: None)
+    monkeypatch.setattr("evomoe.cli.hide_loading_bars", lambda: None)
     text = plan_table(number, study=tmp_path)
     commands = re.findall(r"^accelerate launch --num_processes 8 -m evomoe.cli (train .*)$", text, flags=re.M)
     for command in commands:

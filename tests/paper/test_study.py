@@ -171,11 +171,26 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     where = kept["rows"]["evolution"]["seeds"]["0"]["run"]
     assert set(where) == {"date", "commit", "machine", "threads", "versions"} and "torch" in where["versions"]
     monkeypatch.setattr(base_model, "folder", lambda width: base)
-    assert run_table("2", **options, dry_run=True).splitlines()[1:] == [
+    assert run_table("2", **options, dry_run=True).splitlines() == [  # the baseline is known
         "evolution ((d) evolution, linear): 1 seed",
-        "9 tasks, 0 to be run: 0 trainings, 0 scorings",
+        "7 tasks, 0 to be run: 0 trainings, 0 scorings",
     ]
     assert "36 tasks, 27 to be run: 9 trainings, 18 scorings" in run_table("2", **options | {"seeds": 4}, dry_run=True)
+    again = options | {"study": tmp_path / "another"}  # where nothing is finished
+    planned = run_table("2", **again, dry_run=True)
+    assert "(a) dense" not in planned and "2 trainings, 5 scorings" in planned  # the kept baseline is good enough
+    text = run_table("2", **again | {"rows": ["dense-ffn"]})
+    assert "| (a) dense" in text and "(d) evolution" in text and len([*(tmp_path / "another").glob("warmup-*/")]) == 1
+    for other in (
+        {"seeds": 2},
+        {"limit": 2},
+        {"results": tmp_path / "empty"},
+        {"split": "validation"},
+        {"rows": ["dense", "evolution"]},
+    ):
+        assert "dense ((a) dense)" in run_table("2", **again | other, dry_run=True), other
+    monkeypatch.setattr("evomoe.paper.scale.MINI", replace(TINY, batch_size=3))
+    assert "dense ((a) dense)" in run_table("2", **again, dry_run=True)  # another recipe
     with pytest.raises(ValueError, match="table: there is no table 7 to run; choose from 2, 3"):
         run_table("7")
     with pytest.raises(ValueError, match="--rows: table 2 has no row 'moe'; choose from dense, moe-tuning"):
@@ -222,16 +237,25 @@ def test_differences_are_paired_by_seed():
     mean, half = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert mean == 2.0 and half == pytest.approx(4.303 * 1.0 / 3**0.5)  # s = 1, t(2) = 4.303
     assert paired_difference([5.0], [3.0]) == (2.0, float("inf"))
-    table = Table("2", "t", (Row("a", "A", rows.DENSE, (50.0,)), Row("b", "B", rows.EVOMOE)), columns=("GQA",), baseline="a")
-    scores = {"a": (1.0, 2.0, 3.0), "b": (2.0, 4.0, 6.0)}
+    three = (
+        Row("a", "A", rows.DENSE, (50.0,)),
+        Row("b", "B", rows.EVOMOE),
+        Row("c", "C", rows.EVOMOE),
+        Row("d", "D", rows.EVOMOE),
+    )
+    pairs = (("c", "b"), ("b", "d"))
+    table = Table("2", "t", three, columns=("GQA",), baseline="a", comparisons=pairs)
+    scores = {"a": (1.0, 2.0, 3.0), "b": (2.0, 4.0, 6.0), "c": (1.0, 2.0)}  # d was not run
     found = {
         "rows": {
             name: {"label": name, "seeds": {str(n): {"scores": {"mini-gqa": v}, "average": v} for n, v in enumerate(values)}}
             for name, values in scores.items()
         }
     }
-    first, second = render(table, found).splitlines()[2:]
-    assert "2.0 ± 1.0 (50)" in first and "+2.00 [-0.48, +4.48]" in second
+    first, second, third, *further = render(table, found).splitlines()[2:]
+    assert "2.0 ± 1.0 (50)" in first and "+2.00 [-0.48, +4.48]" in second and "-0.50" not in third
+    assert further[0] == "" and "| rows, by name" in further[1] and len(further) == 4
+    assert "| c - b " in further[3] and "-1.50 [-7.85, +4.85]" in further[3]  # t(1) = 12.706, s = 0.707
 
 
 def test_what_was_kept_stays_beside_what_is_new(tmp_path):

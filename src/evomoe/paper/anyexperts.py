@@ -61,6 +61,17 @@ TABLE = Table(
     ),
     average=True,
     baseline="top8",
+    comparisons=(
+        ("any8-at7.2", "any8-at8"),
+        ("any8-at4.8", "any8-at8"),
+        ("any8-shuffled", "any8-at8"),
+        ("any8-shuffled-at4.8", "any8-at4.8"),
+        ("top8-at5", "top5"),
+        ("any8-at4.8", "top5"),
+        ("any4.8", "top5"),
+        ("any8-at4.8", "any4.8"),
+        *((name, "any8") for name in ("identity", "constant", "expectation", "batch")),
+    ),
     notes=(
         "Each row trains for 300 steps.",
         "A budget is what a token of middling importance has if it uses its cap to the full. When it answers, the range is moved to where the "

@@ -28,12 +28,12 @@ def run_table(
     """Runs a table's rows in small, or goes on with them, and returns the table in Markdown.
 
     Args:
-        rows: names; all if empty. The baseline is always run.
+        rows: names; all if empty. The baseline is run too, unless ``results`` has it for these seeds.
         seeds: how many; 0 for the table's own number.
         jobs: tasks at once.
         limit: questions per benchmark; 0 for all.
         study: folder of all runs.
-        results: folder to keep the numbers in, as ``table<N>.json``.
+        results: folder to keep the numbers in, as ``table<N>.json``; what it holds of other rows is shown too.
         dry_run: say what would be run; train nothing.
 
     Raises:
@@ -47,7 +47,7 @@ def run_table(
     from evomoe.analysis.uniformity import disagreement
     from evomoe.data import mini
     from evomoe.paper import base_model
-    from evomoe.paper.results import collect, keep, render
+    from evomoe.paper.results import collect, is_kept, keep, render
     from evomoe.paper.scale import MINI
     from evomoe.paper.study import all_tasks, cells, experts_alone, run
     from evomoe.paper.task import Training
@@ -58,6 +58,8 @@ def run_table(
     else:
         world, bases = mini.ensure(0), {width: base_model.ensure(width) for width in widths}
     wanted = cells(chosen, range(seeds), MINI, bases, world, split, limit)
+    if rows and results and table.baseline not in rows and is_kept(table, wanted[:seeds], results):
+        chosen, wanted = chosen[1:], wanted[seeds:]  # the baseline was added as the first row
     alone = {(cell.row.name, cell.seed): experts_alone(cell, PROBED) for cell in wanted}
     probes = [scoring for scorings in alone.values() for scoring in scorings]
     if dry_run:
@@ -88,7 +90,10 @@ def run_table(
         print(said, flush=True)
     run([cell.scoring for cell in wanted], study, jobs)
     found = collect(table, wanted, study, experts)
-    kept = [f"Kept in {keep(found, results)}."] if results else []
+    kept = []
+    if results:
+        path, found = keep(found, results)
+        kept = [f"Kept in {path}."]
     return "\n\n".join([f"{table.heading} ({split} split)", render(table, found), *table.notes, *kept])
 
 

@@ -1,10 +1,13 @@
-"""The picture of the study of AnyExperts: score against real experts per token, in all and by kind of task."""
+"""The study of AnyExperts: score against real experts per token, as a picture by kind of task, and in numbers beside a fixed top-k."""
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from evomoe.analysis.plots import drawing
+from evomoe.paper.results import paired_difference, with_interval
+from evomoe.tables import markdown_table
 
 GROUPS = {
     "all seven": ("mini-vqav2", "mini-gqa", "mini-sqa", "mini-textvqa-ocr", "mini-pope", "mini-mme", "mini-mmbench"),
@@ -36,6 +39,44 @@ def point(row: Mapping[str, Any], group: Sequence[str]) -> tuple[float, float, f
     experts = statistics.mean(seed["experts_per_token"][name] for seed in seeds for name in group)
     scores = [statistics.mean(seed["scores"][name] / (20 if name == "mini-mme" else 1) for name in group) for seed in seeds]
     return experts, statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
+
+
+def against_fixed(found: Mapping[str, Any]) -> str:
+    """Each row's AVG less that of a fixed top-k with as many real experts, in Markdown: mean and 95 % interval over the seeds.
+
+    The fixed one is the line through the points of the top-k that was trained at 8, seed by seed; rows outside it are left out.
+
+    Args:
+        found: what ``evomoe table anyexperts --results`` kept.
+    """
+    rows, (moved, fixed) = found["rows"], CURVES.values()
+    lines = []
+    for name in (*moved, *(one for names in POINTS.values() for one in names)):
+        if name not in rows:
+            continue
+        ours, line = [], []
+        for seed, one in rows[name]["seeds"].items():
+            known = [rows[other]["seeds"].get(seed) for other in fixed if other in rows]
+            points = sorted((_experts(other), other["average"]) for other in known if other)
+            if points and points[0][0] <= _experts(one) <= points[-1][0] + 0.05:
+                ours.append(one["average"])
+                line.append(_interpolated(points, _experts(one)))
+        if ours:
+            experts = statistics.mean(_experts(seed) for seed in rows[name]["seeds"].values())
+            lines.append([name, str(len(ours)), f"{experts:.2f}", with_interval(*paired_difference(ours, line))])
+    return markdown_table(["row, by name", "seeds", "real experts", "AVG - fixed top-k"], lines)
+
+
+def _experts(seed: Mapping[str, Any]) -> float:
+    return statistics.mean(seed["experts_per_token"].values())
+
+
+def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float:
+    """Between the points, which are in order; beyond the last one, as there."""
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return points[-1][1]
 
 
 @drawing

@@ -11,7 +11,6 @@ from typing import Any
 from evomoe.files import write_text
 from evomoe.paper.study import Cell
 from evomoe.paper.table import SEVEN, Table
-from evomoe.paper.task import Scoring
 from evomoe.tables import markdown_table
 
 BENCHMARKS = dict(
@@ -37,27 +36,48 @@ def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[s
     rows: dict[str, Any] = {}
     for cell in cells:
         found = json.loads(cell.scoring.file(study).read_text())
-        recipe = asdict(cell.recipe) | {"model": "base", "output": "", "seed": "each"}
-        recipe |= {name: Path(recipe[name]).name for name in ("data", "image_root")}  # where they lay is of no interest
-        recipe["evolution"]["seed"] = "each"
-        row = rows.setdefault(cell.row.name, {"label": cell.row.label, "recipe": recipe, "seeds": {}})
+        row = rows.setdefault(cell.row.name, {"label": cell.row.label, "recipe": _recipe(cell), "seeds": {}})
         kept = ("scores", "average", "run", "experts_per_token") if table.counts_experts else ("scores", "average", "run")
         row["seeds"][str(cell.seed)] = {key: found[key] for key in kept}
-    scoring: Scoring = cells[0].scoring
-    return {
-        "table": table.name,
-        "scale": "mini",
-        "split": scoring.split,
-        "limit": scoring.limit,
-        "rows": rows,
-        "experts": dict(experts),
-    }
+    return _questions(table, cells[0]) | {"rows": rows, "experts": dict(experts)}
 
 
-def keep(found: Mapping[str, Any], folder: Path) -> Path:
+def _recipe(cell: Cell) -> dict[str, Any]:
+    """What is kept of a recipe: all but where its files lay, and the seed."""
+    recipe = asdict(cell.recipe) | {"model": "base", "output": "", "seed": "each"}
+    recipe |= {name: Path(recipe[name]).name for name in ("data", "image_root")}
+    recipe["evolution"]["seed"] = "each"
+    return recipe
+
+
+def _questions(table: Table, cell: Cell) -> dict[str, Any]:
+    """What numbers must have in common to stand in one table."""
+    return {"table": table.name, "scale": "mini", "split": cell.scoring.split, "limit": cell.scoring.limit}
+
+
+def is_kept(table: Table, cells: Sequence[Cell], folder: Path) -> bool:
+    """Whether ``keep`` wrote earlier what these cells of one row, with the same recipe, questions and seeds, have found."""
+    path = folder / f"table{table.name}.json"
+    if not path.is_file():
+        return False
+    earlier = json.loads(path.read_text())
+    row = earlier["rows"].get(cells[0].row.name)
+    same = all(earlier[key] == value for key, value in _questions(table, cells[0]).items())
+    return (
+        same
+        and row is not None
+        and row["recipe"] == _as_json(_recipe(cells[0]))
+        and {str(c.seed) for c in cells} <= {*row["seeds"]}
+    )
+
+
+def keep(found: Mapping[str, Any], folder: Path) -> tuple[Path, Mapping[str, Any]]:
     """Writes what was found, one file per table; what an earlier run found on the same questions stays, unless it is found again.
 
     A row whose recipe has changed loses its earlier seeds.
+
+    Returns:
+        The file, and all that it holds now.
     """
     path = folder / f"table{found['table']}.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,14 +88,18 @@ def keep(found: Mapping[str, Any], folder: Path) -> Path:
             rows = earlier["rows"] | {name: _joined(earlier["rows"].get(name), row) for name, row in found["rows"].items()}
             found = {**found, "rows": rows, "experts": earlier["experts"] | found["experts"]}
     write_text(path, json.dumps(found, indent=1) + "\n")
-    return path
+    return path, found
 
 
 def _joined(earlier: Mapping[str, Any] | None, row: Mapping[str, Any]) -> Mapping[str, Any]:
-    # Compared as JSON, which knows no tuples.
-    if earlier is None or earlier["recipe"] != json.loads(json.dumps(row["recipe"])):
+    if earlier is None or earlier["recipe"] != _as_json(row["recipe"]):
         return row
     return {**row, "seeds": earlier["seeds"] | row["seeds"]}
+
+
+def _as_json(recipe: Mapping[str, Any]) -> Any:
+    """JSON knows no tuples."""
+    return json.loads(json.dumps(recipe))
 
 
 def paired_difference(ours: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
@@ -88,7 +112,10 @@ def paired_difference(ours: Sequence[float], baseline: Sequence[float]) -> tuple
 
 
 def render(table: Table, found: Mapping[str, Any]) -> str:
-    """The table in Markdown: ours as mean ± standard deviation over the seeds, the paper's number in parentheses."""
+    """The table in Markdown: ours as mean ± standard deviation over the seeds, the paper's number in parentheses.
+
+    Below it stand the table's further comparisons.
+    """
     published = {row.name: row.published for row in table.rows}
     header = (
         ["row", "seeds"]
@@ -114,7 +141,13 @@ def render(table: Table, found: Mapping[str, Any]) -> str:
         if table.baseline:
             cells.append(_difference(seeds, found["rows"][table.baseline]["seeds"]) if row.name != table.baseline else "")
         lines.append(cells)
-    return markdown_table(header, lines)
+    further = [
+        [f"{one} - {other}", _difference(found["rows"][one]["seeds"], found["rows"][other]["seeds"])]
+        for one, other in table.comparisons
+        if one in found["rows"] and other in found["rows"]
+    ]
+    compared = [markdown_table(["rows, by name", "difference of AVG"], further)] * bool(further)
+    return "\n\n".join([markdown_table(header, lines), *compared])
 
 
 def _value(seed: Mapping[str, Any], heading: str) -> float:
@@ -130,5 +163,9 @@ def _difference(ours: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
     common = [seed for seed in ours if seed in baseline]
     if not common:
         return ""
-    mean, half = paired_difference([ours[s]["average"] for s in common], [baseline[s]["average"] for s in common])
+    return with_interval(*paired_difference([ours[s]["average"] for s in common], [baseline[s]["average"] for s in common]))
+
+
+def with_interval(mean: float, half: float) -> str:
+    """A difference and its interval, as a table has them."""
     return f"{mean:+.2f}" + (f" [{mean - half:+.2f}, {mean + half:+.2f}]" if math.isfinite(half) else "")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from evomoe.recipe import Recipe
 from evomoe.recipes import EVOMOE
@@ -52,6 +53,7 @@ class Table:
         columns: benchmarks.
         average: whether it has a column AVG.
         baseline: the row that the others are compared with.
+        comparisons: further pairs of rows, each less the other, where one row stands for a question about the other.
         notes: where the paper disagrees with itself, or we had to choose.
         seeds: how many are run by default.
         counts_experts: whether it says how many real experts a token had.
@@ -63,6 +65,7 @@ class Table:
     columns: tuple[str, ...] = SEVEN
     average: bool = False
     baseline: str = ""
+    comparisons: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     seeds: int = 1
     counts_experts: bool = False
@@ -70,6 +73,7 @@ class Table:
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
         assert len(set(names)) == len(names) and (not self.baseline or self.baseline in names), self.name
+        assert {*chain.from_iterable(self.comparisons)} <= {*names}, self.name
         assert all(len(row.published) in (0, len(self.headings)) for row in self.rows), self.name
 
     @property

@@ -36,5 +36,8 @@ TABLE = Table(
         for (method, recipe), numbers in zip(_METHODS.items(), _PUBLISHED[size], strict=True)
     ),
     average=True,
+    comparisons=tuple(
+        (f"{width or 'middle'}-{method}", f"{width or 'middle'}-dense") for width in WIDTHS for method in ("moe-tuning", "evomoe")
+    ),
     notes=("Three of the paper's five sizes stand beside our three widths; StableLM-1.6B and Phi-2 are in docs/parameters.md.",),
 )

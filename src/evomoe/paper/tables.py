@@ -2,6 +2,7 @@
 
 from evomoe.paper import (
     anyexperts,
+    readings,
     table_2,
     table_3,
     table_4,
@@ -19,6 +20,6 @@ from evomoe.paper.table import Table
 
 _MODULES = (
     *(table_2, table_3, table_4, table_5, table_6, table_9, table_10),
-    *(table_11, table_12, table_13, table_14, table_15, anyexperts),
+    *(table_11, table_12, table_13, table_14, table_15, readings, anyexperts),
 )
 TABLES: dict[str, Table] = {module.TABLE.name: module.TABLE for module in _MODULES}

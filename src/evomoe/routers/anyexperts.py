@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evomoe.modality import Modality
-from evomoe.routers.base import GATES, Float32Linear, Routing, VirtualRouter, in_float32
+from evomoe.routers.base import GATES, Float32Linear, RouterWarning, Routing, VirtualRouter, in_float32
 from evomoe.routers.scores import SCORES, ChoiceBias, hide_groups
 
 
@@ -240,6 +240,7 @@ class AnyExpertsRouter(VirtualRouter):
             warnings.warn(
                 f"{name}: under gate 'normalised' importance has no gradient through lam, which moves all real experts alike, and zeros "
                 "weigh nothing; choose --gate straight_through, whose values are the same.",
+                RouterWarning,
                 stacklevel=2,
             )
         if len(self.virtual) and self.cap_scope == "token" and math.floor(self.rho * round(high) + 1e-6) == 0:
@@ -247,6 +248,7 @@ class AnyExpertsRouter(VirtualRouter):
                 f"{name}: with at most {round(high)} slots and rho={self.rho:g} no token can have a virtual expert; that takes "
                 f"{math.ceil(1 / self.rho) if self.rho else 'endlessly many'} slots. Use more experts per token, a larger rho, or "
                 "cap_scope=expectation.",
+                RouterWarning,
                 stacklevel=2,
             )  # fmt: skip
 

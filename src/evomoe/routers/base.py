@@ -18,6 +18,10 @@ from evomoe.modality import Modality
 from evomoe.routers.virtual import VirtualExperts
 
 
+class RouterWarning(UserWarning):
+    """Options of a router do less than they seem to."""
+
+
 @dataclass(frozen=True)
 class Routing:
     """Where the tokens of one MoE layer went.

@@ -1,0 +1,47 @@
+"""How the command line speaks to people: errors, warnings, what to do after Ctrl-C."""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+RESUME = "The same command with --resume goes on from the last checkpoint."
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends as the parser does when it is given a wrong option."""
+    print(f"evomoe: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def when_interrupted(hint: Callable[[], str]) -> Iterator[None]:
+    """Lets Ctrl-C within the block say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(hint()) from None
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Within the block, what this package warns of is one line, without the place in the code; other warnings are as they were."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_plainly(message, category, filename, *more, **options):
+            if category.__module__.startswith("evomoe."):
+                print(f"evomoe: warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, filename, *more, **options)
+
+        warnings.showwarning = show_plainly
+        yield
+
+
+def hide_loading_bars() -> None:
+    """Leaves the screen to the bars that tell something: transformers draws one for every file it reads or writes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
