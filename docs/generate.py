@@ -161,10 +161,11 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
         runs = [seed["run"] for row in found["rows"].values() for seed in row["seeds"].values()]
         run = "; ".join(dict.fromkeys(", ".join(one[key] for key in ("date", "machine", "versions")) for one in runs))
         commits = ", ".join(dict.fromkeys(one["commit"] for one in runs))
-        experts = [
-            f"- {name}: alone {', '.join(f'{score:.1f}' for score in one['alone'])}; they disagree on {one['disagreement']:.1f} % of the answers"
-            for name, one in found["experts"].items()
-        ]
+        by_what = defaultdict(list)  # rows that share Stage II share these
+        for name, one in found["experts"].items():
+            alone = ", ".join(f"{score:.1f}" for score in one["alone"])
+            by_what[f"alone {alone}; they disagree on {one['disagreement']:.1f} % of the answers"].append(name)
+        experts = [f"- {', '.join(names)}: {what}" for what, names in by_what.items()]
         heading = "Experts of Stage II, each alone on a part of the validation split (row/seed, AVG):"
         listed = [f"{heading}\n\n" + "\n".join(experts)] * bool(experts)
         notes = [f"- {note}" for note in table.notes]
