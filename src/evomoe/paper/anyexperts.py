@@ -35,7 +35,7 @@ TABLE = Table(
     "A variable number of experts",
     (
         Row("top8", "top-8 of 16", _FINE_GRAINED),
-        *(Row(f"top8-at{k}", f"the same, {k} when it answers", _FINE_GRAINED, experts_per_token=k) for k in (7, 6, 5)),
+        *(Row(f"top8-at{k}", f"the same, {k} when it answers", _FINE_GRAINED, experts_per_token=k) for k in (7, 6, 5, 4)),
         Row("top5", "top-5", _FINE_GRAINED.but(num_experts_per_tok=5)),
         Row("any8", "AnyExperts, budget 8", _ANY),
         *(Row(f"any8-at{k:g}", f"the same, {k:g} when it answers", _ANY, experts_per_token=k) for k in (8.0, 7.2, 6.4, 5.6, 4.8)),

@@ -16,7 +16,7 @@ GROUPS = {
 }
 CURVES = {
     "AnyExperts, trained at 8": ("any8-at4.8", "any8-at5.6", "any8-at6.4", "any8-at7.2", "any8-at8", "any8"),
-    "top-k, trained at 8": ("top8-at5", "top8-at6", "top8-at7", "top8"),
+    "top-k, trained at 8": ("top8-at4", "top8-at5", "top8-at6", "top8-at7", "top8"),
 }
 POINTS = {
     "AnyExperts, importance shuffled": ("any8-shuffled", "any8-shuffled-at4.8"),
