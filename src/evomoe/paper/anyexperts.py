@@ -6,6 +6,7 @@ the paper's tables.
 
 from dataclasses import replace
 
+from evomoe.paper.experts_curve import against_fixed
 from evomoe.paper.table import FINE_TUNE, Row, Table
 from evomoe.recipes import RECIPES
 
@@ -72,6 +73,7 @@ TABLE = Table(
         ("any8-at4.8", "any4.8"),
         *((name, "any8") for name in ("identity", "constant", "expectation", "batch")),
     ),
+    supplement=against_fixed,
     notes=(
         "Each row trains for 300 steps.",
         "A budget is what a token of middling importance has if it uses its cap to the full. When it answers, the range is moved to where the "
