@@ -14,7 +14,7 @@ from evomoe.data import mini
 from evomoe.loading import load_model
 from evomoe.paper import base_model, in_memory, measure, rows
 from evomoe.paper.command import run_table
-from evomoe.paper.results import keep, paired_difference, render
+from evomoe.paper.results import collect, keep, paired_difference, render
 from evomoe.paper.scale import MiniScale
 from evomoe.paper.study import all_tasks, cells, experts_alone, run, trainings
 from evomoe.paper.table import Row, Table
@@ -208,6 +208,17 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
         run_table("7")
     with pytest.raises(ValueError, match="--rows: table 2 has no row 'moe'; choose from dense, moe-tuning"):
         run_table("2", rows=["moe"])
+
+
+def test_what_is_kept_names_no_folder_of_this_machine(base, world):
+    found = {"scores": {}, "average": 1.0, "run": {}}
+    for table in ("2", "5"):
+        chosen = cells(TABLES[table].rows, [0], TINY, {"": base}, world, "test")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "read_text", lambda path, **more: json.dumps(found))
+            kept = json.dumps(collect(TABLES[table], chosen, Path("study"), {}))
+        assert str(world.parent) not in kept and "mini-world/train/stage2.json" in kept
+        assert ("mini-world/train/stage1.json" in kept) == (table == "5")  # whose Stage II has other data in one row
 
 
 def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answers(base, world, tmp_path, monkeypatch):

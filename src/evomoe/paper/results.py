@@ -12,6 +12,7 @@ from evomoe.files import write_text
 from evomoe.paper.study import Cell
 from evomoe.paper.table import SEVEN, Table
 from evomoe.paper.task import identity, last_parts
+from evomoe.recipe import STAGES
 from evomoe.tables import markdown_table
 
 BENCHMARKS = dict(
@@ -47,6 +48,8 @@ def _recipe(cell: Cell) -> dict[str, Any]:
     """What is kept of a recipe: all but where its files lay, and the seed; of the base a hash of its weights too."""
     recipe = asdict(cell.recipe) | {"model": identity(cell.scoring.base), "output": "", "seed": "each"}
     recipe |= {name: last_parts(recipe[name]) for name in ("data", "image_root")}
+    for options in (recipe[f"stage{stage}"] for stage in STAGES):
+        options["data"] = options["data"] and last_parts(options["data"])
     recipe["evolution"]["seed"] = "each"
     return recipe
 
