@@ -221,6 +221,25 @@ def test_what_is_kept_names_no_folder_of_this_machine(base, world):
         assert ("mini-world/train/stage1.json" in kept) == (table == "5")  # whose Stage II has other data in one row
 
 
+def test_readings_that_leave_copies_of_expert_1_go_through(base, world, tmp_path):
+    table = TABLES["readings"]
+    read = {row.name: (row.recipe.evolution.rule, row.recipe.evolution.stop_fraction) for row in table.rows}
+    assert read == {
+        "scaled_update": ("scaled_update", 1.0),
+        "scaled_update-half": ("scaled_update", 0.5),
+        "ema": ("ema", 1.0),
+        "ema-half": ("ema", 0.5),
+        "lookback": ("lookback", 1.0),
+        "literal": ("literal", 1.0),
+    }
+    still = replace(TINY, learning_rates=TINY.learning_rates | {"ffn": 1e-30})  # then all evolved experts are copies
+    found = cells(table.chosen(["lookback", "ema"]), [0], still, {"": base}, world, "test")
+    run([cell.scoring.training for cell in found], tmp_path)
+    (evomoe,) = cells(table.chosen(["scaled_update"]), [0], still, {"": base}, world, "test")
+    with pytest.raises(ValueError, match="--allow-collapsed-experts"):
+        run([evomoe.scoring.training], tmp_path)
+
+
 def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answers(base, world, tmp_path, monkeypatch):
     monkeypatch.setattr(mini, "ensure", lambda seed: world)
     monkeypatch.setattr(base_model, "ensure", lambda width: base)
