@@ -150,7 +150,6 @@ def _place(name: str) -> tuple[int, str]:
 
 def results(folder: Path = ROOT / "docs" / "results") -> str:
     """The text of docs/results.md."""
-    from evomoe.paper.experts_curve import against_fixed
     from evomoe.paper.results import render
     from evomoe.paper.tables import TABLES
 
@@ -176,15 +175,7 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
                     f"{found['split']} split; {run}; commits {commits}",
                     render(table, found),
                     *listed,
-                    *(
-                        [
-                            "![Score against real experts per token](results/anyexperts.png)",
-                            "Beside a fixed top-k with as many real experts (the line through top-8 of 16 asked with 8, 7, 6 and 5):",
-                            against_fixed(found),
-                        ]
-                        if table.name == "anyexperts"
-                        else []
-                    ),
+                    *["![Score against real experts per token](results/anyexperts.png)"] * (table.name == "anyexperts"),
                     "\n".join(notes),
                 ]
             )

@@ -371,11 +371,22 @@ def test_what_is_refused(options, top_k, gate, message):
         AnyExpertsRouter(D, R, **options).check(top_k, gate)
 
 
+def test_a_cap_of_whole_slots_is_whole_though_the_product_is_not_quite():
+    for rho, slots, cap in ((0.84, 75, 63), (0.2, 5, 1), (0.2, 4, 0)):
+        logits_TN, slots_T = torch.randn(1, 200), torch.tensor([slots])
+        assert CAPS["token"](logits_TN, 100, slots_T, rho, 1).tolist() == [cap]
+    logits_TN = torch.cat([torch.zeros(1, 100), torch.ones(1, 100)], -1)
+    assert CAPS["batch"](logits_TN, 100, torch.tensor([50]), 0.58, 1).tolist() == [29]
+
+
 def test_a_cap_that_admits_no_virtual_expert_is_told():
     with pytest.warns(
-        RouterWarning, match="with at most 4 slots and rho=0.2 no token can have a virtual expert; that takes 5 slots"
+        RouterWarning, match="with at most 4 slots, min_real=1 and rho=0.2 no token can have a virtual expert; that takes 5 slots"
     ):
         AnyExpertsRouter(D, R, k_min=2, k_max=4).check(2, "straight_through")
+    for scope in ("token", "expectation"):
+        with pytest.warns(RouterWarning, match="with at most 6 slots, min_real=6 .* that takes 7 slots"):
+            AnyExpertsRouter(D, R, k_min=6, k_max=6, min_real=6, cap_scope=scope).check(2, "straight_through")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         AnyExpertsRouter(D, R, k_min=2, k_max=5).check(2, "straight_through")

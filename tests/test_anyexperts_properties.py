@@ -42,14 +42,14 @@ def test_no_other_choice_that_the_cap_allows_has_a_larger_sum(choice):
         assert sum(logits_N[expert] for expert in chosen) == max(sum(logits_N[e] for e in some) for some in allowed)
 
 
-@quick
+@settings(max_examples=300, deadline=None)
 @given(choices(), st.sampled_from([0.0, 0.2, 0.34, 0.5, 0.9]))
 def test_no_other_choice_that_the_cap_of_the_batch_allows_has_a_larger_sum(choice, rho):
     logits_TN, real, slots_T, _ = choice
     N = logits_TN.shape[1]
     cap_T = cap_by_batch(logits_TN, real, slots_T, rho, min_real=1)
     index_TK = choose_capped(logits_TN, real, slots_T, cap_T, most=int(slots_T.max()))
-    most = math.floor(rho * int(slots_T.sum()) + 1e-6)
+    most = math.floor(rho * int(slots_T.sum()) + 1e-4)
     assert ((index_TK >= real) & (index_TK < N)).sum() <= most
     best = {0: 0.0}  # the largest sum of the tokens so far, by how many virtual experts they have
     for logits_N, slots in zip(logits_TN.tolist(), slots_T.tolist(), strict=True):
@@ -126,7 +126,7 @@ def test_every_token_has_its_slots_within_range_and_cap_whatever_it_is_batched_w
     size = R // router.groups
     assert all(len({expert // size for expert in row if expert < R}) <= router.open_groups for row in whole.index_TK.tolist())
     if router.cap_scope == "token":
-        assert (virtual_T <= router.rho * slots_T + 1e-6).all()
+        assert (virtual_T <= router.rho * slots_T + 1e-4).all()
     assert all(len(set(row) - {N}) == slots for row, slots in zip(whole.index_TK.tolist(), slots_T.tolist(), strict=True))
     assert torch.equal(torch.cat([part.index_TK for part in parts]), whole.index_TK)
     torch.testing.assert_close(torch.cat([part.weight_TK for part in parts]), whole.weight_TK)

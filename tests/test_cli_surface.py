@@ -20,6 +20,7 @@ import pytest
 from evomoe.cli import main
 from evomoe.listing import TABLES
 from evomoe.recipes import RECIPES
+from evomoe.routers.base import RouterWarning
 from evomoe.terminal import plain_warnings
 
 SNAPSHOT = Path(__file__).with_name("cli_surface.txt")
@@ -316,8 +317,11 @@ def test_what_the_package_warns_of_is_one_line(workspace, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line.lower()]
     assert len(said) == 1 and said[0].startswith("evomoe: warning: router 'anyexperts': with at most ")
     with pytest.warns(UserWarning, match="^theirs$"), plain_warnings():
+        warnings.simplefilter("always")
         warnings.warn("theirs", stacklevel=1)
-    assert warnings.showwarning is before and capsys.readouterr().err == ""
+        for _ in range(2):
+            warnings.warn("ours", RouterWarning, stacklevel=1)
+    assert warnings.showwarning is before and capsys.readouterr().err == "evomoe: warning: ours\n"
 
 
 def test_the_version_is_told(capsys):

@@ -50,12 +50,13 @@ def test_experts_equal_one_token_at_a_time(implementation, T, K, empty_slots):
 
 @needs_grouped_mm
 @pytest.mark.parametrize("frozen", [True, False])
-def test_grouped_mm_has_the_gradients_of_the_loop(frozen):
+@pytest.mark.parametrize("empty_slots", [False, True])
+def test_grouped_mm_has_the_gradients_of_the_loop(frozen, empty_slots):
     results = []
     for implementation in ("loop", "grouped_mm"):
         experts = make_experts().requires_grad_(not frozen)
         experts.implementation = implementation
-        x_TD, index_TK, weight_TK = make_routing(33, 2)
+        x_TD, index_TK, weight_TK = make_routing(33, 2, empty_slots)
         leaves = [x_TD.requires_grad_(), weight_TK.requires_grad_(), *([] if frozen else experts.parameters())]
         results.append(torch.autograd.grad(experts(x_TD, index_TK, weight_TK).sin().sum(), leaves))
     for loop, grouped in zip(*results, strict=True):
@@ -99,11 +100,16 @@ def test_grouped_mm_refuses_experts_that_it_cannot_run():
 
 
 @pytest.mark.gpu
-def test_on_cuda_in_bfloat16_grouped_mm_is_chosen_and_equals_the_loop():
+@pytest.mark.parametrize("empty_slots", [False, True])
+def test_on_cuda_in_bfloat16_grouped_mm_is_chosen_and_equals_the_loop(empty_slots):
     experts = make_experts().requires_grad_(False).to("cuda", torch.bfloat16)
-    x_TD, index_TK, weight_TK = (t.cuda() for t in make_routing(64, 2))
-    x_TD = x_TD.bfloat16()
+    x_TD, index_TK, weight_TK = (t.cuda() for t in make_routing(64, 2, empty_slots))
+    x_TD = x_TD.bfloat16().requires_grad_()
     assert experts._grouped_mm_pays(x_TD)
-    fast = experts(x_TD, index_TK, weight_TK)
-    experts.implementation = "loop"
-    torch.testing.assert_close(fast, experts(x_TD, index_TK, weight_TK), atol=2e-2, rtol=2e-2)
+    results = []
+    for implementation in ("auto", "loop"):
+        experts.implementation = implementation
+        out_TD = experts(x_TD, index_TK, weight_TK)
+        results.append((out_TD, *torch.autograd.grad(out_TD.float().sin().sum(), x_TD)))
+    for fast, loop in zip(*results, strict=True):
+        torch.testing.assert_close(fast, loop, atol=2e-2, rtol=2e-2)

@@ -564,3 +564,17 @@ def test_anyexperts_goes_through_a_run_with_its_losses_and_a_cut_ffn(workspace, 
     assert all(1 <= entry[f"experts/{kind}"] <= 4 for kind in ("text", "image") for entry in logged if "aux/importance" in entry)
     assert "| expert 4 | virtual 1 |" in " ".join((workspace / "any" / "report.md").read_text().split())
     assert load_config(model).moe.router_options == {"rho": 0.5, "cap_scope": afterwards}
+
+
+def test_anyexperts_routes_evolved_experts_through_all_stages(workspace):
+    moe = MoEOptions(
+        num_experts=4, num_experts_per_tok=2, router="anyexperts", router_options={"rho": 0.5}, aux_losses={"budget": 0.1}
+    )
+    recipe = make_recipe(workspace, "all", stages=(1, 2, 3), moe=moe, moe_layers="all")
+    model = run(recipe)
+    trained, dense = weights(model), weights(stage_folder(recipe.output, 2).model)
+    experts = {name: tensor for name, tensor in trained.items() if ".experts.0." in name}
+    assert experts and all(torch.equal(tensor, dense[name.replace(".experts.0.", ".")]) for name, tensor in experts.items())
+    assert not any(torch.equal(tensor, trained[name.replace(".experts.0.", ".experts.3.")]) for name, tensor in experts.items())
+    assert any(tensor.any() for name, tensor in trained.items() if "importance.outer.weight" in name)
+    load_model(model)

@@ -106,13 +106,14 @@ class Experts(nn.ModuleList):
                 f"{type(self[0]).__name__} cannot run as grouped_mm (torch 2.10, gate/up/down without biases, widths in multiples of 8); "
                 "set Experts.implementation = 'loop'."
             )
-        x_SD, ends_E = x_TD[token_of_S], count_E.cumsum(0).to(torch.int32)
+        ends_E = count_E.cumsum(0).to(torch.int32)
+        has_expert_S1 = (torch.arange(len(token_of_S), device=x_TD.device) < ends_E[-1]).unsqueeze(-1)
+        # The kernel leaves rows beyond the last group unwritten, outputs here and gradients of inputs alike: neither may get out.
+        x_SD = torch.where(has_expert_S1, x_TD[token_of_S], 0)
         gate_SF = F.grouped_mm(x_SD, self._weights("gate_proj").mT, offs=ends_E)
         up_SF = F.grouped_mm(x_SD, self._weights("up_proj").mT, offs=ends_E)
         y_SD = F.grouped_mm(self[0].act_fn(gate_SF) * up_SF, self._weights("down_proj").mT, offs=ends_E)
-        # Rows beyond the last group are left unwritten by the kernel.
-        has_expert_S = torch.arange(x_SD.shape[0], device=x_SD.device) < ends_E[-1]
-        return torch.where(has_expert_S.unsqueeze(-1), y_SD, 0)
+        return torch.where(has_expert_S1, y_SD, 0)
 
     def _weights(self, name: str) -> Tensor:
         """One map's weights of all experts, stacked. Frozen experts become views of one storage: no copy stays."""

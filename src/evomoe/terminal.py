@@ -26,15 +26,17 @@ def when_interrupted(hint: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Within the block, what this package warns of is one line, without the place in the code; other warnings are as they were."""
+    """Within the block, what this package warns of is one line, once, without the place in the code; other warnings are as they were."""
+    said = set()
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def show_plainly(message, category, filename, *more, **options):
-            if category.__module__.startswith("evomoe."):
-                print(f"evomoe: warning: {message}", file=sys.stderr)
-            else:
+            if not category.__module__.startswith("evomoe."):
                 show(message, category, filename, *more, **options)
+            elif str(message) not in said:
+                said.add(str(message))
+                print(f"evomoe: warning: {message}", file=sys.stderr)
 
         warnings.showwarning = show_plainly
         yield

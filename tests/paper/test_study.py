@@ -14,12 +14,12 @@ from evomoe.data import mini
 from evomoe.loading import load_model
 from evomoe.paper import base_model, in_memory, measure, rows
 from evomoe.paper.command import run_table
-from evomoe.paper.results import keep, paired_difference, render
+from evomoe.paper.results import collect, keep, paired_difference, render
 from evomoe.paper.scale import MiniScale
 from evomoe.paper.study import all_tasks, cells, experts_alone, run, trainings
 from evomoe.paper.table import Row, Table
 from evomoe.paper.tables import TABLES
-from evomoe.paper.task import Scoring, Training
+from evomoe.paper.task import Scoring, Training, identity
 from evomoe.recipe import StageOptions
 from evomoe.routers import ROUTERS
 from evomoe.small_vlm import Architecture
@@ -160,13 +160,14 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     assert any(line.startswith("mini-base-narrow-v1") and "not trained yet" in line for line in planned)
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(mini, "folder", lambda seed: world)
-    options = {"rows": ["evolution"], "seeds": 1, "limit": 3, "study": tmp_path / "study", "results": tmp_path / "results"}
+    options = {"rows": ["evolution"], "seeds": 1, "study": tmp_path / "study", "results": tmp_path / "results"}
     text = run_table("2", **options)
-    assert "| (a) dense" in text and "(d) evolution" in text and "(77.5)" in text and "EvoMoE" not in text
+    assert "| `dense` (a) dense" in text and "(d) evolution" in text and "(77.5)" in text and "EvoMoE" not in text
     assert "they disagree on" in capsys.readouterr().out
     kept = json.loads((tmp_path / "results" / "table2.json").read_text())
     assert set(kept["rows"]) == {"dense", "evolution"} and kept["experts"].keys() == {"evolution/0"}
-    assert kept["rows"]["evolution"]["recipe"]["model"] == "base" and "data" in kept["rows"]["evolution"]["recipe"]
+    recipe = kept["rows"]["evolution"]["recipe"]
+    assert recipe["model"] == identity(base) and recipe["data"] == "mini-world/train/stage2.json"
     assert str(tmp_path) not in json.dumps(kept) and str(world.parent) not in json.dumps(kept)
     where = kept["rows"]["evolution"]["seeds"]["0"]["run"]
     assert set(where) == {"date", "commit", "machine", "threads", "versions"} and "torch" in where["versions"]
@@ -180,7 +181,7 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     planned = run_table("2", **again, dry_run=True)
     assert "(a) dense" not in planned and "2 trainings, 5 scorings" in planned  # the kept baseline is good enough
     text = run_table("2", **again | {"rows": ["dense-ffn"]})
-    assert "| (a) dense" in text and "(d) evolution" in text and len([*(tmp_path / "another").glob("warmup-*/")]) == 1
+    assert "(a) dense" in text and "(d) evolution" in text and len([*(tmp_path / "another").glob("warmup-*/")]) == 1
     for other in (
         {"seeds": 2},
         {"limit": 2},
@@ -191,10 +192,52 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
         assert "dense ((a) dense)" in run_table("2", **again | other, dry_run=True), other
     monkeypatch.setattr("evomoe.paper.scale.MINI", replace(TINY, batch_size=3))
     assert "dense ((a) dense)" in run_table("2", **again, dry_run=True)  # another recipe
+    monkeypatch.setattr("evomoe.paper.scale.MINI", TINY)
+    assert "dense ((a) dense)" in run_table("2", **again | {"rows": ()}, dry_run=True)  # all rows are asked for
+    path = tmp_path / "results" / "table2.json"
+    kept = json.loads(path.read_text())
+    kept["rows"]["dense"]["seeds"]["1"] = kept["rows"]["dense"]["seeds"]["0"]
+    path.write_text(json.dumps(kept))
+    assert "(a) dense" not in run_table("2", **again, dry_run=True)  # one seed more than is asked for
+    other_base = shutil.copytree(base, tmp_path / base.name)
+    weights = load_file(other_base / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, other_base / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(base_model, "folder", lambda width: other_base)
+    assert "dense ((a) dense)" in run_table("2", **again, dry_run=True)  # another base by the same name
     with pytest.raises(ValueError, match="table: there is no table 7 to run; choose from 2, 3"):
         run_table("7")
     with pytest.raises(ValueError, match="--rows: table 2 has no row 'moe'; choose from dense, moe-tuning"):
         run_table("2", rows=["moe"])
+
+
+def test_what_is_kept_names_no_folder_of_this_machine(base, world):
+    found = {"scores": {}, "average": 1.0, "run": {}}
+    for table in ("2", "5"):
+        chosen = cells(TABLES[table].rows, [0], TINY, {"": base}, world, "test")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "read_text", lambda path, **more: json.dumps(found))
+            kept = json.dumps(collect(TABLES[table], chosen, Path("study"), {}))
+        assert str(world.parent) not in kept and "mini-world/train/stage2.json" in kept
+        assert ("mini-world/train/stage1.json" in kept) == (table == "5")  # whose Stage II has other data in one row
+
+
+def test_readings_that_leave_copies_of_expert_1_go_through(base, world, tmp_path):
+    table = TABLES["readings"]
+    read = {row.name: (row.recipe.evolution.rule, row.recipe.evolution.stop_fraction) for row in table.rows}
+    assert read == {
+        "scaled_update": ("scaled_update", 1.0),
+        "scaled_update-half": ("scaled_update", 0.5),
+        "ema": ("ema", 1.0),
+        "ema-half": ("ema", 0.5),
+        "lookback": ("lookback", 1.0),
+        "literal": ("literal", 1.0),
+    }
+    still = replace(TINY, learning_rates=TINY.learning_rates | {"ffn": 1e-30})  # then all evolved experts are copies
+    found = cells(table.chosen(["lookback", "ema"]), [0], still, {"": base}, world, "test")
+    run([cell.scoring.training for cell in found], tmp_path)
+    (evomoe,) = cells(table.chosen(["scaled_update"]), [0], still, {"": base}, world, "test")
+    with pytest.raises(ValueError, match="--allow-collapsed-experts"):
+        run([evomoe.scoring.training], tmp_path)
 
 
 def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answers(base, world, tmp_path, monkeypatch):
@@ -237,14 +280,14 @@ def test_differences_are_paired_by_seed():
     mean, half = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert mean == 2.0 and half == pytest.approx(4.303 * 1.0 / 3**0.5)  # s = 1, t(2) = 4.303
     assert paired_difference([5.0], [3.0]) == (2.0, float("inf"))
-    three = (
+    four = (
         Row("a", "A", rows.DENSE, (50.0,)),
         Row("b", "B", rows.EVOMOE),
         Row("c", "C", rows.EVOMOE),
         Row("d", "D", rows.EVOMOE),
     )
-    pairs = (("c", "b"), ("b", "d"))
-    table = Table("2", "t", three, columns=("GQA",), baseline="a", comparisons=pairs)
+    pairs = (("c", "b"), ("b", "d"), ("d", "b"))
+    table = Table("2", "t", four, columns=("GQA",), baseline="a", comparisons=pairs)
     scores = {"a": (1.0, 2.0, 3.0), "b": (2.0, 4.0, 6.0), "c": (1.0, 2.0)}  # d was not run
     found = {
         "rows": {
@@ -254,7 +297,7 @@ def test_differences_are_paired_by_seed():
     }
     first, second, third, *further = render(table, found).splitlines()[2:]
     assert "2.0 ± 1.0 (50)" in first and "+2.00 [-0.48, +4.48]" in second and "-0.50" not in third
-    assert further[0] == "" and "| rows, by name" in further[1] and len(further) == 4
+    assert further[0] == "" and "| rows " in further[1] and len(further) == 4
     assert "| c - b " in further[3] and "-1.50 [-7.85, +4.85]" in further[3]  # t(1) = 12.706, s = 0.707
 
 
@@ -271,8 +314,12 @@ def test_what_was_kept_stays_beside_what_is_new(tmp_path):
     assert set(kept()) == {"a", "b"}
     keep({**one, "rows": {"a": row((1,), s1=3), "b": row((4,), s1=5)}}, tmp_path)
     assert kept()["a"]["seeds"] == {"s0": 1, "s1": 3} and kept()["b"]["seeds"] == {"s1": 5}  # b has another recipe now
-    keep({**one, "rows": {"b": row((4,), s0=6)}, "limit": 5}, tmp_path)
-    assert kept() == {"b": {"recipe": {"rates": [4]}, "seeds": {"s0": 6}}}
+    before = kept()
+    for other, name in (({"limit": 5}, "table2-limit5"), ({"split": "validation", "limit": 5}, "table2-validation-limit5")):
+        path, found = keep({**one, "rows": {"b": row((4,), s0=6)}, **other}, tmp_path)
+        written = json.loads(path.read_text())
+        assert path == tmp_path / f"{name}.json" and written["rows"] == {"b": {"recipe": {"rates": [4]}, "seeds": {"s0": 6}}}
+        assert found["rows"].keys() == {"b"} and kept() == before
 
 
 @pytest.mark.slow

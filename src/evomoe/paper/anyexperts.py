@@ -6,6 +6,7 @@ the paper's tables.
 
 from dataclasses import replace
 
+from evomoe.paper.experts_curve import against_fixed
 from evomoe.paper.table import FINE_TUNE, Row, Table
 from evomoe.recipes import RECIPES
 
@@ -35,7 +36,7 @@ TABLE = Table(
     "A variable number of experts",
     (
         Row("top8", "top-8 of 16", _FINE_GRAINED),
-        *(Row(f"top8-at{k}", f"the same, {k} when it answers", _FINE_GRAINED, experts_per_token=k) for k in (7, 6, 5)),
+        *(Row(f"top8-at{k}", f"the same, {k} when it answers", _FINE_GRAINED, experts_per_token=k) for k in (7, 6, 5, 4)),
         Row("top5", "top-5", _FINE_GRAINED.but(num_experts_per_tok=5)),
         Row("any8", "AnyExperts, budget 8", _ANY),
         *(Row(f"any8-at{k:g}", f"the same, {k:g} when it answers", _ANY, experts_per_token=k) for k in (8.0, 7.2, 6.4, 5.6, 4.8)),
@@ -72,6 +73,7 @@ TABLE = Table(
         ("any8-at4.8", "any4.8"),
         *((name, "any8") for name in ("identity", "constant", "expectation", "batch")),
     ),
+    supplement=against_fixed,
     notes=(
         "Each row trains for 300 steps.",
         "A budget is what a token of middling importance has if it uses its cap to the full. When it answers, the range is moved to where the "

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from evomoe.analysis.plots import drawing
-from evomoe.paper.results import paired_difference, with_interval
+from evomoe.paper.results import paired_difference, real_experts, with_interval
 from evomoe.tables import markdown_table
 
 GROUPS = {
@@ -14,9 +14,10 @@ GROUPS = {
     "image-heavy: VQAv2, GQA, POPE, MME": ("mini-vqav2", "mini-gqa", "mini-pope", "mini-mme"),
     "text-dense: TextVQA, ScienceQA": ("mini-textvqa-ocr", "mini-sqa"),
 }
+ANY, FIXED = "AnyExperts, trained at 8", "top-k, trained at 8"
 CURVES = {
-    "AnyExperts, trained at 8": ("any8-at4.8", "any8-at5.6", "any8-at6.4", "any8-at7.2", "any8-at8", "any8"),
-    "top-k, trained at 8": ("top8-at5", "top8-at6", "top8-at7", "top8"),
+    ANY: ("any8-at4.8", "any8-at5.6", "any8-at6.4", "any8-at7.2", "any8-at8", "any8"),
+    FIXED: ("top8-at4", "top8-at5", "top8-at6", "top8-at7", "top8"),
 }
 POINTS = {
     "AnyExperts, importance shuffled": ("any8-shuffled", "any8-shuffled-at4.8"),
@@ -30,7 +31,9 @@ POINTS = {
     "zero-computation": ("zero_computation",),
 }
 MARKS = {4.8: "-40 %", 7.2: "-10 %"}
-"""Real experts that the paper's full model does without: on images and video, on text in pictures."""
+"""Real experts of the paper's full model, and the share that it does without: on images and video, on text in pictures."""
+NEAR = 0.05
+"""How near a number of real experts comes to the one that was asked for."""
 
 
 def point(row: Mapping[str, Any], group: Sequence[str]) -> tuple[float, float, float]:
@@ -42,33 +45,29 @@ def point(row: Mapping[str, Any], group: Sequence[str]) -> tuple[float, float, f
 
 
 def against_fixed(found: Mapping[str, Any]) -> str:
-    """Each row's AVG less that of a fixed top-k with as many real experts, in Markdown: mean and 95 % interval over the seeds.
+    """Each row's AVG less that of the top-k that was trained at 8 and is asked with as many real experts: mean and 95 % interval.
 
-    The fixed one is the line through the points of the top-k that was trained at 8, seed by seed; rows outside it are left out.
+    Between its points, and up to NEAR beyond the last one, that is the line through them, seed by seed; seeds of a row that
+    lie outside are left out.
 
     Args:
         found: what ``evomoe table anyexperts --results`` kept.
     """
-    rows, (moved, fixed) = found["rows"], CURVES.values()
-    lines = []
-    for name in (*moved, *(one for names in POINTS.values() for one in names)):
-        if name not in rows:
-            continue
-        ours, line = [], []
+    rows, lines = found["rows"], []
+    compared = [name for names in (CURVES[ANY], *POINTS.values()) for name in names if name in rows]
+    for name in compared:
+        pairs = []
         for seed, one in rows[name]["seeds"].items():
-            known = [rows[other]["seeds"].get(seed) for other in fixed if other in rows]
-            points = sorted((_experts(other), other["average"]) for other in known if other)
-            if points and points[0][0] <= _experts(one) <= points[-1][0] + 0.05:
-                ours.append(one["average"])
-                line.append(_interpolated(points, _experts(one)))
-        if ours:
-            experts = statistics.mean(_experts(seed) for seed in rows[name]["seeds"].values())
-            lines.append([name, str(len(ours)), f"{experts:.2f}", with_interval(*paired_difference(ours, line))])
-    return markdown_table(["row, by name", "seeds", "real experts", "AVG - fixed top-k"], lines)
-
-
-def _experts(seed: Mapping[str, Any]) -> float:
-    return statistics.mean(seed["experts_per_token"].values())
+            known = [rows[other]["seeds"].get(seed) for other in CURVES[FIXED] if other in rows]
+            points = sorted((real_experts(other), other["average"]) for other in known if other)
+            if points and points[0][0] <= real_experts(one) <= points[-1][0] + NEAR:
+                pairs.append((real_experts(one), one["average"], _interpolated(points, real_experts(one))))
+        if pairs:
+            experts, ours, line = zip(*pairs, strict=True)
+            difference = with_interval(*paired_difference(ours, line))
+            lines.append([name, str(len(pairs)), f"{statistics.mean(experts):.2f}", difference])
+    title = "Beside the top-k that was trained at 8 and is asked with as many real experts:"
+    return f"{title}\n\n" + markdown_table(["row", "seeds", "real experts", "AVG - top-k"], lines)
 
 
 def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float:

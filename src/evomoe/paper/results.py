@@ -11,6 +11,8 @@ from typing import Any
 from evomoe.files import write_text
 from evomoe.paper.study import Cell
 from evomoe.paper.table import SEVEN, Table
+from evomoe.paper.task import identity, last_parts
+from evomoe.recipe import STAGES
 from evomoe.tables import markdown_table
 
 BENCHMARKS = dict(
@@ -43,9 +45,11 @@ def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[s
 
 
 def _recipe(cell: Cell) -> dict[str, Any]:
-    """What is kept of a recipe: all but where its files lay, and the seed."""
-    recipe = asdict(cell.recipe) | {"model": "base", "output": "", "seed": "each"}
-    recipe |= {name: Path(recipe[name]).name for name in ("data", "image_root")}
+    """What is kept of a recipe: all but where its files lay, and the seed; of the base a hash of its weights too."""
+    recipe = asdict(cell.recipe) | {"model": identity(cell.scoring.base), "output": "", "seed": "each"}
+    recipe |= {name: last_parts(recipe[name]) for name in ("data", "image_root")}
+    for options in (recipe[f"stage{stage}"] for stage in STAGES):
+        options["data"] = options["data"] and last_parts(options["data"])
     recipe["evolution"]["seed"] = "each"
     return recipe
 
@@ -55,38 +59,34 @@ def _questions(table: Table, cell: Cell) -> dict[str, Any]:
     return {"table": table.name, "scale": "mini", "split": cell.scoring.split, "limit": cell.scoring.limit}
 
 
+def _file(questions: Mapping[str, Any], folder: Path) -> Path:
+    """A file for each table, and others for its other questions."""
+    others = [questions["split"]] * (questions["split"] != "test") + [f"limit{questions['limit']}"] * bool(questions["limit"])
+    return folder / ("-".join([f"table{questions['table']}", *others]) + ".json")
+
+
 def is_kept(table: Table, cells: Sequence[Cell], folder: Path) -> bool:
     """Whether ``keep`` wrote earlier what these cells of one row, with the same recipe, questions and seeds, have found."""
-    path = folder / f"table{table.name}.json"
-    if not path.is_file():
-        return False
-    earlier = json.loads(path.read_text())
-    row = earlier["rows"].get(cells[0].row.name)
-    same = all(earlier[key] == value for key, value in _questions(table, cells[0]).items())
-    return (
-        same
-        and row is not None
-        and row["recipe"] == _as_json(_recipe(cells[0]))
-        and {str(c.seed) for c in cells} <= {*row["seeds"]}
-    )
+    path = _file(_questions(table, cells[0]), folder)
+    row = json.loads(path.read_text())["rows"].get(cells[0].row.name) if path.is_file() else None
+    same = row is not None and row["recipe"] == _as_json(_recipe(cells[0]))
+    return same and {str(cell.seed) for cell in cells} <= {*row["seeds"]}
 
 
 def keep(found: Mapping[str, Any], folder: Path) -> tuple[Path, Mapping[str, Any]]:
-    """Writes what was found, one file per table; what an earlier run found on the same questions stays, unless it is found again.
+    """Writes what was found, one file per table and questions; what an earlier run found stays, unless it is found again.
 
-    A row whose recipe has changed loses its earlier seeds.
+    A row whose recipe or base has changed loses its earlier seeds.
 
     Returns:
         The file, and all that it holds now.
     """
-    path = folder / f"table{found['table']}.json"
+    path = _file(found, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    same = ("table", "scale", "split", "limit")
     if path.is_file():
         earlier = json.loads(path.read_text())
-        if all(earlier[key] == found[key] for key in same):
-            rows = earlier["rows"] | {name: _joined(earlier["rows"].get(name), row) for name, row in found["rows"].items()}
-            found = {**found, "rows": rows, "experts": earlier["experts"] | found["experts"]}
+        rows = earlier["rows"] | {name: _joined(earlier["rows"].get(name), row) for name, row in found["rows"].items()}
+        found = {**found, "rows": rows, "experts": earlier["experts"] | found["experts"]}
     write_text(path, json.dumps(found, indent=1) + "\n")
     return path, found
 
@@ -130,9 +130,9 @@ def render(table: Table, found: Mapping[str, Any]) -> str:
             continue
         seeds = kept["seeds"]
         numbers = published[row.name] or (None,) * len(table.headings)
-        cells = [row.label, str(len(seeds))]
+        cells = [f"`{row.name}` {row.label}", str(len(seeds))]
         if table.counts_experts:
-            cells.append(_spread([statistics.mean(seed["experts_per_token"].values()) for seed in seeds.values()], digits=2))
+            cells.append(_spread([real_experts(seed) for seed in seeds.values()], digits=2))
         for heading, paper in zip(table.headings, numbers, strict=True):
             values = [_value(seed, heading) for seed in seeds.values()]
             cells.append(_spread(values) + (f" ({paper:g})" if paper is not None else ""))
@@ -146,8 +146,13 @@ def render(table: Table, found: Mapping[str, Any]) -> str:
         for one, other in table.comparisons
         if one in found["rows"] and other in found["rows"]
     ]
-    compared = [markdown_table(["rows, by name", "difference of AVG"], further)] * bool(further)
-    return "\n\n".join([markdown_table(header, lines), *compared])
+    compared = [markdown_table(["rows", "difference of AVG"], further)] * bool(further)
+    return "\n\n".join([markdown_table(header, lines), *compared, *([table.supplement(found)] if table.supplement else [])])
+
+
+def real_experts(seed: Mapping[str, Any]) -> float:
+    """Of a token in an MoE layer, on average over the benchmarks."""
+    return statistics.mean(seed["experts_per_token"].values())
 
 
 def _value(seed: Mapping[str, Any], heading: str) -> float:

@@ -1,8 +1,9 @@
 """What a table of the paper, or a study like one, is: rows that are recipes, with the published numbers beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from evomoe.recipe import Recipe
 from evomoe.recipes import EVOMOE
@@ -54,6 +55,7 @@ class Table:
         average: whether it has a column AVG.
         baseline: the row that the others are compared with.
         comparisons: further pairs of rows, each less the other, where one row stands for a question about the other.
+        supplement: what else is made of the numbers that were kept, in Markdown, below the table.
         notes: where the paper disagrees with itself, or we had to choose.
         seeds: how many are run by default.
         counts_experts: whether it says how many real experts a token had.
@@ -66,6 +68,7 @@ class Table:
     average: bool = False
     baseline: str = ""
     comparisons: tuple[tuple[str, str], ...] = ()
+    supplement: Callable[[Mapping[str, Any]], str] | None = None
     notes: tuple[str, ...] = ()
     seeds: int = 1
     counts_experts: bool = False

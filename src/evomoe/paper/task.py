@@ -51,9 +51,9 @@ class Training:
             if name not in ("model", "output", "workers", *(f"stage{n}" for n in STAGES if n != self.stage))
             and (name not in _ONLY_FOR or self.stage in _ONLY_FOR[name])
         }
-        kept["data"], kept["image_root"] = (_last_parts(path) for path in (self.recipe.data, self.recipe.image_root))
+        kept["data"], kept["image_root"] = (last_parts(path) for path in (self.recipe.data, self.recipe.image_root))
         own = kept[f"stage{self.stage}"]
-        kept[f"stage{self.stage}"] = own | {"data": _last_parts(own["data"])}
+        kept[f"stage{self.stage}"] = own | {"data": last_parts(own["data"])}
         source = self.source.key if isinstance(self.source, Training) else identity(self.source)
         return _hash([kept, source])
 
@@ -164,7 +164,7 @@ def _digest(file: Path, changed: int) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _last_parts(path: str | None) -> str:
+def last_parts(path: str | None) -> str:
     """A file by its name and that of the world it is in, wherever that is."""
     return "/".join(Path(path or "").parts[-3:])
 

@@ -67,9 +67,13 @@ class Importance(nn.Module):
         return self.outer(F.silu(self.inner(x_TD))).squeeze(-1)
 
 
+_ROUNDING = 1e-4
+"""In float32, 0.84 * 75 is not quite 63."""
+
+
 def cap_by_token(logits_TN: Tensor, num_real: int, slots_T: Tensor, rho: float, min_real: int) -> Tensor:
     """At most a share rho of each token's slots is virtual."""
-    return torch.minimum((rho * slots_T + 1e-6).floor().long(), slots_T - min_real)  # 0.2 * 5 is a little less than 1
+    return torch.minimum((rho * slots_T + _ROUNDING).floor().long(), slots_T - min_real)
 
 
 def cap_by_batch(logits_TN: Tensor, num_real: int, slots_T: Tensor, rho: float, min_real: int) -> Tensor:
@@ -81,7 +85,7 @@ def cap_by_batch(logits_TN: Tensor, num_real: int, slots_T: Tensor, rho: float, 
     place_TV = slots_T.unsqueeze(-1) - 1 - torch.arange(V, device=slots_T.device)
     gain_TV = best_TV - real_TR.gather(1, place_TV.clamp(0, num_real - 1))
     gain_TV = gain_TV.masked_fill(place_TV < min_real, float("-inf"))
-    allowed = min(int(rho * int(slots_T.sum()) + 1e-6), gain_TV.numel())
+    allowed = min(int(rho * int(slots_T.sum()) + _ROUNDING), gain_TV.numel())
     gains, cells = gain_TV.reshape(-1).topk(allowed)
     chosen = torch.zeros_like(gain_TV, dtype=torch.bool).reshape(-1)
     chosen[cells[gains.isfinite()]] = True
@@ -243,23 +247,27 @@ class AnyExpertsRouter(VirtualRouter):
                 RouterWarning,
                 stacklevel=2,
             )
-        if len(self.virtual) and self.cap_scope == "token" and math.floor(self.rho * round(high) + 1e-6) == 0:
+        if len(self.virtual) and self._most_virtual(round(high)) == 0:
+            wanted = self.min_real + 1
+            if self.cap_scope == "token":
+                wanted = max(wanted, math.ceil(1 / self.rho)) if self.rho else "endlessly many"
             warnings.warn(
-                f"{name}: with at most {round(high)} slots and rho={self.rho:g} no token can have a virtual expert; that takes "
-                f"{math.ceil(1 / self.rho) if self.rho else 'endlessly many'} slots. Use more experts per token, a larger rho, or "
-                "cap_scope=expectation.",
+                f"{name}: with at most {round(high)} slots, min_real={self.min_real} and rho={self.rho:g} no token can have a virtual "
+                f"expert; that takes {wanted} slots. Use more experts per token, a larger rho, or cap_scope=expectation.",
                 RouterWarning,
                 stacklevel=2,
-            )  # fmt: skip
+            )
+
+    def _most_virtual(self, slots: int) -> int:
+        """How many of a token's so many slots may be virtual."""
+        most = slots - self.min_real
+        if self.cap_scope == "token":
+            most = min(math.floor(self.rho * slots + _ROUNDING), most)
+        return min(len(self.virtual), most)
 
     def _fewest_counted(self, slots: int) -> int:
         """How many of so many slots the gate's sum is over, at least."""
-        if self.over == "all":
-            return slots
-        most_virtual = slots - self.min_real
-        if self.cap_scope == "token":
-            most_virtual = min(math.floor(self.rho * slots + 1e-6), most_virtual)
-        return slots - min(len(self.virtual), most_virtual)
+        return slots if self.over == "all" else slots - self._most_virtual(slots)
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         """Scores of the real, then the virtual experts: (T, N)."""
