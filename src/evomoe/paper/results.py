@@ -69,8 +69,9 @@ def is_kept(table: Table, cells: Sequence[Cell], folder: Path) -> bool:
     """Whether ``keep`` wrote earlier what these cells of one row, with the same recipe, questions and seeds, have found."""
     path = _file(_questions(table, cells[0]), folder)
     row = json.loads(path.read_text())["rows"].get(cells[0].row.name) if path.is_file() else None
-    same = row is not None and row["recipe"] == _as_json(_recipe(cells[0]))
-    return same and {str(cell.seed) for cell in cells} <= {*row["seeds"]}
+    if row is None or row["recipe"] != _as_json(_recipe(cells[0])):
+        return False
+    return {str(cell.seed) for cell in cells} <= {*row["seeds"]}
 
 
 def keep(found: Mapping[str, Any], folder: Path) -> tuple[Path, Mapping[str, Any]]:
