@@ -133,6 +133,7 @@ def test_rows_beside_a_fixed_top_k_with_as_many_experts():
     }
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in against_fixed({"rows": known}).splitlines()[4:]]
     assert lines == [["any8-at8", "2", "7.76", "+1.50 [-4.85, +7.85]"], ["top5", "1", "5.00", "+10.00"]]
+    assert against_fixed({"rows": {"top8": known["top8"], "any8": known["any8"]}}) == ""
 
 
 def test_figure_1a_scores_and_draws(sparse, capsys):

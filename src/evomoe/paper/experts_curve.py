@@ -52,6 +52,9 @@ def against_fixed(found: Mapping[str, Any]) -> str:
 
     Args:
         found: what ``evomoe table anyexperts --results`` kept.
+
+    Returns:
+        Markdown; empty if no row can be compared.
     """
     rows, lines = found["rows"], []
     compared = [name for names in (CURVES[ANY], *POINTS.values()) for name in names if name in rows]
@@ -66,6 +69,8 @@ def against_fixed(found: Mapping[str, Any]) -> str:
             experts, ours, line = zip(*pairs, strict=True)
             difference = with_interval(*paired_difference(ours, line))
             lines.append([name, str(len(pairs)), f"{statistics.mean(experts):.2f}", difference])
+    if not lines:
+        return ""
     title = "Beside the top-k that was trained at 8 and is asked with as many real experts:"
     return f"{title}\n\n" + markdown_table(["row", "seeds", "real experts", "AVG - top-k"], lines)
 

@@ -147,8 +147,9 @@ def render(table: Table, found: Mapping[str, Any]) -> str:
         for one, other in table.comparisons
         if one in found["rows"] and other in found["rows"]
     ]
-    compared = [markdown_table(["rows", "difference of AVG"], further)] * bool(further)
-    return "\n\n".join([markdown_table(header, lines), *compared, *([table.supplement(found)] if table.supplement else [])])
+    compared = markdown_table(["rows", "difference of AVG"], further) if further else ""
+    supplement = table.supplement(found) if table.supplement else ""
+    return "\n\n".join(part for part in (markdown_table(header, lines), compared, supplement) if part)
 
 
 def real_experts(seed: Mapping[str, Any]) -> float:
