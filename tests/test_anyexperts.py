@@ -258,6 +258,18 @@ def test_calibration_finds_the_budget_whose_mean_is_wanted(llava):
         assert abs(found - wanted) < 0.3 and real_experts_per_token(model, lambda model: model(**inputs)) == found
 
 
+def test_a_mean_that_cannot_be_had_is_told_and_budgets_that_are_only_tried_are_not(llava):
+    model, inputs = fine_grained(llava), inputs_for(llava)
+    with pytest.warns(RouterWarning) as said:
+        found = calibrate(model, 7.9, lambda model: model(**inputs))
+    assert [str(one.message).split(":")[0] for one in said] == [
+        f"7.9 real experts per token cannot be had, {found:.2f} is the nearest mean"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibrate(model, found, lambda model: model(**inputs))
+
+
 def test_calibrating_to_what_is_there_changes_nothing(llava):
     model, inputs = fine_grained(llava, rho=0.15, k_min=2, k_max=7, min_real=2), inputs_for(llava)
     before = model(**inputs).logits
@@ -339,8 +351,13 @@ def test_padding_costs_and_counts_nothing(llava):
 @pytest.mark.parametrize(
     ("options", "top_k", "gate", "message"),
     [
-        ({"k_min": 0.4, "k_max": 2}, 1, "straight_through", "0.4 to 2 slots, where min_real is 1; give --router-options k_min"),
-        ({"k_min": 2, "k_max": 9}, 1, "straight_through", "k_max is 9, but there are only 8 real experts"),
+        ({"k_min": 0.4, "k_max": 2}, 1, "straight_through", "0.4 to 2 slots, where min_real is 1; give k_min and k_max"),
+        (
+            {"k_min": 2, "k_max": 9},
+            1,
+            "straight_through",
+            "2 to 9 slots, k_min to k_max, but there are only 8 real experts; give k_min and k_max",
+        ),
         (
             {"k_min": 1, "k_max": 4},
             1,
@@ -356,7 +373,12 @@ def test_padding_costs_and_counts_nothing(llava):
         ({"k_min": 4, "k_max": 8, "cap_scope": "expectation", "num_virtual": 6}, 4, "normalised", "may have 1 real expert; gate"),
         ({"k_min": 1, "k_max": 4, "over": "all"}, 1, "normalised", "may have 1 slot; gate"),
         ({"k_min": 3, "k_max": 2}, 1, "straight_through", "3 to 2 slots"),
-        ({}, 8, "straight_through", "k_max is 12, but there are only 8 real experts"),
+        (
+            {},
+            8,
+            "straight_through",
+            "8 to 12 slots, .* only 8 real experts; with this cap --num-experts-per-tok can be at most 5, or give k_min",
+        ),
         ({"k_min": 2}, 1, "straight_through", "give both k_min and k_max, or neither"),
         ({"rho": 1.0}, 1, "straight_through", "rho is 1.0; the share of virtual slots must lie in"),
         ({"cap_scope": "sample"}, 1, "straight_through", "no cap_scope 'sample'; choose from token, batch, expectation"),

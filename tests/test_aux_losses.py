@@ -1,13 +1,15 @@
 """Every row of the loss table, with known answers."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from evomoe.aux_losses import AUX_LOSSES, LayerRecord
+from evomoe.aux_losses import AUX_LOSSES, NEEDS, LayerRecord
+from evomoe.configuration import MoEConfig
 from evomoe.modality import Modality
 from evomoe.routers.base import Routing
 
@@ -97,3 +99,14 @@ def test_budget_by_hand_and_only_where_there_is_one():
         AUX_LOSSES["budget"](record)
     routing = replace(record.routing, excess=torch.tensor(-0.5))
     assert AUX_LOSSES["budget"](replace(record, routing=routing)) == 0.25
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_loss_of_what_a_router_does_not_give_is_refused_with_the_configuration(name):
+    layers = {"moe_layers": [0], "num_experts": 4, "num_experts_per_tok": 2, "aux_losses": {"balance": 0.1, name: 0.1}}
+    for router in ("linear", "dtr+shared", "top_p"):
+        with pytest.raises(
+            ValueError, match=f"--aux-losses: '{name}' is for router anyexperts, not for '{re.escape(router)}'; leave"
+        ):
+            MoEConfig(router=router, **layers)
+    assert MoEConfig(router="anyexperts", **layers).aux_losses[name] == 0.1

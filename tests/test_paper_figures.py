@@ -119,7 +119,10 @@ def test_a_point_of_the_curve_by_hand():
 def test_rows_beside_a_fixed_top_k_with_as_many_experts():
     def row(**points):
         return {
-            "seeds": {seed[1:]: {"experts_per_token": {"a": k - 1, "b": k + 1}, "average": v} for seed, (k, v) in points.items()}
+            "seeds": {
+                seed[1:]: {"experts_per_token": {"a": k - 1, "b": k + 1, "c": k}, "scores": {"a": v - 5, "b": v + 5, "c": 2 * v}}
+                for seed, (k, v) in points.items()
+            }
         }
 
     known = {
@@ -131,9 +134,16 @@ def test_rows_beside_a_fixed_top_k_with_as_many_experts():
         "top5": row(s0=(5, 30.0), s1=(5.5, 30.0)),  # of seed 1 nothing fixed is so small
         "batch": row(s2=(6, 30.0)),
     }
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in against_fixed({"rows": known}).splitlines()[4:]]
-    assert lines == [["any8-at8", "2", "7.76", "+1.50 [-4.85, +7.85]"], ["top5", "1", "5.00", "+10.00"]]
-    assert against_fixed({"rows": {"top8": known["top8"], "any8": known["any8"]}}) == ""
+    groups = {"both": ("a", "b"), "one": ("c",)}
+    header, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in against_fixed({"rows": known}, groups).splitlines()[2:]
+    ]
+    assert header == ["row", "real experts", "both", "one"]
+    assert lines == [
+        ["any8-at8", "7.76", "+1.50 [-4.85, +7.85]", "+3.00 [-9.71, +15.71]"],
+        ["top5", "5.25", "+10.00", "+20.00"],
+    ]
+    assert against_fixed({"rows": {"top8": known["top8"], "any8": known["any8"]}}, groups) == ""
 
 
 def test_figure_1a_scores_and_draws(sparse, capsys):

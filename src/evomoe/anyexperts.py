@@ -1,5 +1,6 @@
 """AnyExperts on a whole model: attached to one that is sparse already; how many experts it uses, moved and measured after training."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -9,7 +10,7 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.analysis.recording import RoutingRecording, record_routing
 from evomoe.attaching import attach, attach_folder
 from evomoe.routers.anyexperts import CAPS, AnyExpertsRouter
-from evomoe.routers.base import Router
+from evomoe.routers.base import Router, RouterWarning
 
 __all__ = [
     "attach",
@@ -111,7 +112,8 @@ def calibrate(
         tries: how often ``run`` is called, at most.
 
     Returns:
-        The mean that was measured, of all that were tried the nearest: slots are whole, so that not every mean can be had.
+        The mean that was measured, of all that were tried the nearest: slots are whole, so that not every mean can be had. A
+        ``RouterWarning`` says so if it is farther away than a twentieth.
 
     Raises:
         ValueError: the model has no AnyExperts router.
@@ -127,7 +129,9 @@ def calibrate(
     ):
         budget = (least + most) / 2
         try:
-            set_budget(model, budget)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RouterWarning)  # of budgets that are only tried
+                set_budget(model, budget)
         except ValueError:  # beyond what the router can choose
             least, most = (budget, most) if budget < before else (least, budget)
             continue
@@ -135,6 +139,13 @@ def calibrate(
         least, most = (least, budget) if measured[budget] > real else (budget, most)
     best = min(measured, key=lambda budget: abs(measured[budget] - real))
     set_budget(model, best)
+    if abs(measured[best] - real) > real / 20:
+        warnings.warn(
+            f"{real:g} real experts per token cannot be had, {measured[best]:.2f} is the nearest mean: a range as wide as this one must lie "
+            f"between 1 slot and as many as there are real experts ({router.num_experts}).",
+            RouterWarning,
+            stacklevel=2,
+        )
     return measured[best]
 
 

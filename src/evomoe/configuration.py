@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from evomoe.aux_losses import AUX_LOSSES
+from evomoe.aux_losses import AUX_LOSSES, NEEDS
 from evomoe.expert_init import INITS
 from evomoe.options import check_options
 from evomoe.placement import moe_layers, parse_placement
@@ -47,6 +47,12 @@ class MoEConfig(MoEOptions):
             if name not in table:
                 own = "" if option == "aux_reduction" else " If it is your own, import the file that registers it first."
                 raise ValueError(f"{option}: there is no '{name}'; choose from {', '.join(table)}.{own}")
+        for name in self.aux_losses:
+            able = [router for router, kind in ROUTERS.items() if NEEDS.get(name) in (None, *getattr(kind, "gives", ()))]
+            if self.router not in able:
+                raise ValueError(
+                    f"--aux-losses: '{name}' is for router {', '.join(able)}, not for '{self.router}'; leave it out."
+                )
 
     @classmethod
     def for_model(cls, config: PreTrainedConfig, placement: str | Sequence[int], **fields) -> "MoEConfig":

@@ -43,8 +43,7 @@ def plot_experts_per_token(plt, named: Mapping[str, Sequence[ShownQuestion]]):
         for row, question in enumerate(questions):
             plain, heat, words = (figure.add_subplot(grid[row, 3 * column + part]) for part in range(3))
             plain.imshow(question.picture)
-            heat.imshow(question.picture, extent=(0, 1, 1, 0))
-            drawn = heat.imshow(question.experts.patches_HW.numpy(), cmap=colours, norm=scale, alpha=0.85, extent=(0, 1, 1, 0))
+            drawn = heat.imshow(question.experts.patches_HW.numpy(), cmap=colours, norm=scale, extent=(0, 1, 1, 0))
             _write_words(words, question.experts.words, lambda value: colours(scale(value)))
             for axis in (plain, heat, words):
                 axis.set_axis_off()

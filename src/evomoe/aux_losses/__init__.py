@@ -19,4 +19,7 @@ AUX_LOSSES: dict[str, AuxLoss] = {
     "local": local,
 }
 
-__all__ = ["AUX_LOSSES", "AuxLoss", "LayerRecord"]
+NEEDS = {"budget": "excess", "importance": "importance_T"}
+"""Losses of what only some routers give, see ``evomoe.routers.base.Router.gives``."""
+
+__all__ = ["AUX_LOSSES", "NEEDS", "AuxLoss", "LayerRecord"]

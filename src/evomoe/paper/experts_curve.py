@@ -38,41 +38,53 @@ NEAR = 0.05
 
 def point(row: Mapping[str, Any], group: Sequence[str]) -> tuple[float, float, float]:
     """Mean real experts per token, mean score (MME / 20) and its standard deviation over the seeds, of a row on some benchmarks."""
-    seeds = row["seeds"].values()
-    experts = statistics.mean(seed["experts_per_token"][name] for seed in seeds for name in group)
-    scores = [statistics.mean(seed["scores"][name] / (20 if name == "mini-mme" else 1) for name in group) for seed in seeds]
-    return experts, statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
+    experts, scores = zip(*(_point(seed, group) for seed in row["seeds"].values()), strict=True)
+    return statistics.mean(experts), statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0
 
 
-def against_fixed(found: Mapping[str, Any]) -> str:
-    """Each row's AVG less that of the top-k that was trained at 8 and is asked with as many real experts: mean and 95 % interval.
+def _point(seed: Mapping[str, Any], group: Sequence[str]) -> tuple[float, float]:
+    experts = statistics.mean(seed["experts_per_token"][name] for name in group)
+    return experts, statistics.mean(seed["scores"][name] / (20 if name == "mini-mme" else 1) for name in group)
+
+
+def against_fixed(found: Mapping[str, Any], groups: Mapping[str, Sequence[str]] = GROUPS) -> str:
+    """Each row's score less that of the top-k that was trained at 8 and is asked with as many real experts: mean and 95 % interval.
 
     Between its points, and up to NEAR beyond the last one, that is the line through them, seed by seed; seeds of a row that
     lie outside are left out.
 
     Args:
         found: what ``evomoe table anyexperts --results`` kept.
+        groups: benchmarks by what they are called; each is a column.
 
     Returns:
         Markdown; empty if no row can be compared.
     """
     rows, lines = found["rows"], []
-    compared = [name for names in (CURVES[ANY], *POINTS.values()) for name in names if name in rows]
-    for name in compared:
-        pairs = []
-        for seed, one in rows[name]["seeds"].items():
-            known = [rows[other]["seeds"].get(seed) for other in CURVES[FIXED] if other in rows]
-            points = sorted((real_experts(other), other["average"]) for other in known if other)
-            if points and points[0][0] <= real_experts(one) <= points[-1][0] + NEAR:
-                pairs.append((real_experts(one), one["average"], _interpolated(points, real_experts(one))))
-        if pairs:
-            experts, ours, line = zip(*pairs, strict=True)
-            difference = with_interval(*paired_difference(ours, line))
-            lines.append([name, str(len(pairs)), f"{statistics.mean(experts):.2f}", difference])
+    for name in (name for names in (CURVES[ANY], *POINTS.values()) for name in names if name in rows):
+        compared = [_beside_line(rows, rows[name], group) for group in groups.values()]
+        if any(compared):
+            cells = [with_interval(*paired_difference(*zip(*pairs, strict=True))) if pairs else "" for pairs in compared]
+            lines.append([name, f"{statistics.mean(map(real_experts, rows[name]['seeds'].values())):.2f}", *cells])
     if not lines:
         return ""
-    title = "Beside the top-k that was trained at 8 and is asked with as many real experts:"
-    return f"{title}\n\n" + markdown_table(["row", "seeds", "real experts", "AVG - top-k"], lines)
+    title = (
+        "Less the top-k that was trained at 8 and is asked with as many real experts, which between two whole numbers is taken to lie "
+        "on the line from one to the other:"
+    )
+    return f"{title}\n\n" + markdown_table(["row", "real experts", *groups], lines)
+
+
+def _beside_line(rows: Mapping[str, Any], row: Mapping[str, Any], group: Sequence[str]) -> list[tuple[float, float]]:
+    """By seed, a row's score and the fixed top-k's with as many real experts."""
+    pairs = []
+    for seed, one in row["seeds"].items():
+        experts, score = _point(one, group)
+        known = [rows[other]["seeds"].get(seed) for other in CURVES[FIXED] if other in rows]
+        points = sorted(_point(other, group) for other in known if other)
+        if points and points[0][0] <= experts <= points[-1][0] + NEAR:
+            pairs.append((score, _interpolated(points, experts)))
+    return pairs
 
 
 def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float:

@@ -151,6 +151,8 @@ class AnyExpertsRouter(VirtualRouter):
             1 - rho of all slots; 0 leaves it as it is.
     """
 
+    gives = ("importance_T", "input_scale_T1", "excess")
+
     def __init__(
         self,
         hidden_size: int,
@@ -222,15 +224,20 @@ class AnyExpertsRouter(VirtualRouter):
 
     def check(self, top_k: int, gate: str) -> None:
         low, high = self.slots(top_k)
-        name, how = "router 'anyexperts'", "give --router-options k_min=... k_max=..., or another --num-experts-per-tok"
+        name, how = "router 'anyexperts'", "give k_min and k_max (--router-options k_min=... k_max=...)"
         if not self.min_real <= low <= high:
             raise ValueError(f"{name}: tokens would have {low:g} to {high:g} slots, where min_real is {self.min_real}; {how}.")
         if round(high) > self.num_experts and self.budget is not None:
             largest = (1 - self.virtual_share) * (self.num_experts - (high - low) / 2)
             raise ValueError(f"{name}: a budget of {self.budget:g} takes {low:g} to {high:g} slots, but there are only {self.num_experts} "
-                             f"real experts; with a range as wide as this the largest budget is {largest:g}.")  # fmt: skip
+                             f"real experts; with a range as wide as this the largest budget is {largest:g}, span=... makes it narrower.")  # fmt: skip
         if round(high) > self.num_experts:
-            raise ValueError(f"{name}: k_max is {high:g}, but there are only {self.num_experts} real experts; {how}.")
+            fits = [number for number in range(1, top_k) if round(self.slots(number)[1]) <= self.num_experts]
+            how = (
+                f"with this cap --num-experts-per-tok can be at most {fits[-1]}, or {how}" if self.k_max is None and fits else how
+            )
+            raise ValueError(f"{name}: tokens would have {low:g} to {high:g} slots, k_min to k_max, but there are only {self.num_experts} "
+                             f"real experts; {how}.")  # fmt: skip
         if round(high) > (within := self.open_groups * self.num_experts // self.groups):
             raise ValueError(f"{name}: k_max is {high:g}, but a token's experts come from {self.open_groups} of {self.groups} groups, "
                              f"which have {within}; {how}.")  # fmt: skip

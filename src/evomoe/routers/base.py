@@ -81,7 +81,12 @@ class Router(nn.Module):
     Args:
         hidden_size: D.
         num_experts: E, real ones.
+
+    Attributes:
+        gives: the fields of a ``Routing`` that it fills in beyond the first four.
     """
+
+    gives: tuple[str, ...] = ()
 
     def __init__(self, hidden_size: int, num_experts: int) -> None:
         super().__init__()
