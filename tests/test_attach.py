@@ -9,6 +9,7 @@ from torch import nn
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
 from evomoe.accounting import count_parameters
+from evomoe.analysis.command import describe
 from evomoe.analysis.recording import record_routing
 from evomoe.anyexperts import attach, calibrate, real_experts_per_token, set_budget, set_experts_per_token
 from evomoe.cli import main
@@ -384,7 +385,9 @@ def test_a_folder_is_attached_from_the_command_line_and_trained_further(tmp_path
     steps = ["--stage3.steps", "2", "--stage3.batch-size", "2", "--stage3.accumulation", "1"]
     assert main(["train", "--stages", "3", "--model", str(tmp_path / "any"), "--data", str(folder / "words.json"),
                  "--output", str(tmp_path / "run"), *steps]) == 0  # fmt: skip
+    assert "16 experts (the base model's own), 4 per token" in (tmp_path / "run/report.md").read_text()
     before, after = load_model(tmp_path / "any", "float32"), load_model(next((tmp_path / "run").glob("*/model")), "float32")
+    assert describe(after).startswith("EvoMoEQwen3MoeForCausalLM, 16 experts (the base model's own), 4 per token")
     changed = {n for n, w in before.state_dict().items() if not torch.equal(w, after.state_dict()[n])}
     assert changed and all(".experts.router." in name for name in changed)
     assert main(arguments) == 1 and "exists already" in capsys.readouterr().err

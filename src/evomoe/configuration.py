@@ -54,6 +54,11 @@ class MoEConfig(MoEOptions):
                     f"--aux-losses: '{name}' is for router {', '.join(able)}, not for '{self.router}'; leave it out."
                 )
 
+    @property
+    def origin(self) -> str:
+        """Where the experts came from, in words."""
+        return "the base model's own" if self.attached else self.expert_init
+
     @classmethod
     def for_model(cls, config: PreTrainedConfig, placement: str | Sequence[int], **fields) -> "MoEConfig":
         """The MoE part for a dense model's ``config``; ``placement`` as in ``evomoe.placement``."""

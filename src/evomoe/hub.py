@@ -99,7 +99,7 @@ def model_card(
         ("class", class_name),
         ("experts", f"{moe.num_experts}, {moe.num_experts_per_tok} per token" + (", one shared" if moe.shared_expert else "")),
         ("MoE layers", ", ".join(map(str, moe.moe_layers))),
-        ("experts made by", "the base model's own" if moe.attached else moe.expert_init),
+        ("experts made by", moe.origin),
         ("router, gate", f"{moe.router}, {moe.gate}"),
         *facts,
         ("licence", licence or "that of the base model"),

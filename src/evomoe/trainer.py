@@ -211,8 +211,8 @@ class RouterMeter:
                 logs |= {f"load/{kind}/{name}": share.item() for name, share in zip(names, share_E, strict=True)}
             real_2 = counts_2E[:, : self.real_experts].sum(1)
             if int(real_2.sum()) < self.slots and self.tokens_2 is not None:
-                means = (real_2 / self.tokens_2.cpu().clamp(min=1)).tolist()
-                logs |= {f"experts/{kind}": mean for kind, mean in zip(MODALITIES, means, strict=True)}
+                counted = zip(MODALITIES, real_2.tolist(), self.tokens_2.tolist(), strict=True)
+                logs |= {f"experts/{kind}": real / tokens for kind, real, tokens in counted if tokens}
             logs["effective_experts"] = balance.effective_experts(balance.load(counts_2E[:, : self.real_experts].sum(0))).item()
         self.losses, self.counts_2E, self.tokens_2, self.slots = {}, None, None, 0
         return logs

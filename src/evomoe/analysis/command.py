@@ -152,7 +152,7 @@ def load_sparse(checkpoint: str, options: ProbeOptions) -> PreTrainedModel:
 def describe(model: PreTrainedModel) -> str:
     """What a sparse model is, in one line."""
     moe = model.config.moe
-    return f"{type(model).__name__}, {moe.num_experts} experts ({moe.expert_init}), {moe.num_experts_per_tok} per token, router {moe.router}"
+    return f"{type(model).__name__}, {moe.num_experts} experts ({moe.origin}), {moe.num_experts_per_tok} per token, router {moe.router}"
 
 
 _LOSSES_MEANING = (

@@ -24,6 +24,7 @@ class ReportInput:
         probe: what the statistics were measured on.
         scores: a Markdown table, or nothing.
         notes: paragraphs for the top.
+        origin: where the experts came from; by the recipe's ``expert_init`` if empty.
     """
 
     parameters: dict[str, ParameterCounts]
@@ -31,13 +32,14 @@ class ReportInput:
     probe: str
     scores: str = ""
     notes: str = ""
+    origin: str = ""
 
 
 def write_report(folder: Path, recipe: Recipe, given: ReportInput) -> Path:
     """Writes report.md and its pictures into the run folder; returns its path."""
     metrics_file = folder / "metrics.jsonl"
     metrics = [json.loads(line) for line in metrics_file.read_text().splitlines()] if metrics_file.is_file() else []
-    parts = ["# EvoMoE run", *_alarms(recipe, metrics), given.notes, _settings(recipe)]
+    parts = ["# EvoMoE run", *_alarms(recipe, metrics), given.notes, _settings(recipe, given.origin or recipe.expert_init)]
     if given.scores:
         parts += ["## Scores", given.scores]
     parts += ["## Parameters", _parameters(given.parameters), "## Time", _seconds(folder, recipe)]
@@ -65,14 +67,13 @@ def _alarms(recipe: Recipe, metrics: list[dict]) -> list[str]:
     return alarms
 
 
-def _settings(recipe: Recipe) -> str:
+def _settings(recipe: Recipe, origin: str) -> str:
     moe, evolution = recipe.moe, recipe.evolution
     stages = ", ".join(f"{stage} ({STAGES[stage]})" for stage in recipe.stages)
     lines = [f"Model `{recipe.model}`, data `{recipe.data}`, seed {recipe.seed}, stages {stages}; everything is in recipe.json."]
     if 3 in recipe.stages:
         lines.append(
-            f"{moe.num_experts} experts ({recipe.expert_init}), {moe.num_experts_per_tok} per token, router {moe.router}, "
-            f"gate {moe.gate}."
+            f"{moe.num_experts} experts ({origin}), {moe.num_experts_per_tok} per token, router {moe.router}, gate {moe.gate}."
         )
     if 2 in recipe.stages:
         lines.append(f"Evolution rule {evolution.rule}, stop_fraction {evolution.stop_fraction}.")

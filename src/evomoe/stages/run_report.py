@@ -34,10 +34,11 @@ def report_run(recipe: Recipe, final: Path, dataset: ConversationDataset) -> Pat
         layers = moe_layers(recipe.placement(), text_config(model.config).num_hidden_layers)
         trained = set_trainable(model, recipe.stage(stage).train, layers)
         counts[f"stage {stage} ({STAGES[stage]})"] = count_parameters(model, trained)
-    statistics, probe = None, ""
+    statistics, probe, origin = None, "", ""
     model = load_model(final, recipe.dtype, recipe.trust_remote_code)
     if isinstance(model, EvoMoEMixin):
         looked_at = Probe(dataset, "the last stage's training data", image_token_ids(model.config), PROBE_RECORDS)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         statistics, probe = routing_statistics(model, looked_at.unlabelled(model)), looked_at.name
-    return write_report(Path(recipe.output), recipe, ReportInput(counts, statistics, probe))
+        origin = model.config.moe.origin
+    return write_report(Path(recipe.output), recipe, ReportInput(counts, statistics, probe, origin=origin))
