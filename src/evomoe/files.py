@@ -77,6 +77,12 @@ def check_folder(option: str, path: str | Path) -> None:
         raise ValueError(f"{option}: {path} is not a folder.")
 
 
+def check_output_folder(path: str | Path) -> None:
+    """Raises ValueError if ``--output`` names a file."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ValueError(f"--output: {path} is a file; name a folder.")
+
+
 def refuse_existing(path: str | Path, kind: str = "folder") -> None:
     """Raises ValueError if there is something of that name already; ``kind`` is what was to be written there."""
     if Path(path).exists():

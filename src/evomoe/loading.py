@@ -69,6 +69,11 @@ def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool 
         return auto.from_pretrained(source, dtype=precision, trust_remote_code=trust_remote_code)
     except SafetensorError as error:
         raise ValueError(f"{source}: its weights cannot be read ({error}); the file is truncated or damaged.") from error
+    except OSError as error:
+        if not Path(source).is_dir():
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{source}: its weights cannot be loaded: {reason} Name a folder that save_pretrained wrote.") from error
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:

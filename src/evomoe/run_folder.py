@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomoe.data.sources import split_name
-from evomoe.files import check_folder, refuse_missing
+from evomoe.files import check_folder, check_output_folder, refuse_missing
 from evomoe.recipe import STAGES, Recipe
 
 
@@ -93,8 +93,7 @@ def check_output(recipe: Recipe, resume: bool) -> None:
     if not is_main_process():  # it would meet the folder that the main process makes
         return
     output, written = Path(recipe.output), Path(recipe.output) / "recipe.json"
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output: {output} is a file; name a folder.")
+    check_output_folder(output)
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not written.is_file():

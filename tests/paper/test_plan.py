@@ -24,8 +24,16 @@ def test_every_table_s_commands_are_taken(number, tmp_path, monkeypatch):
     sizes = len({row.width for row in TABLES[number].rows})
     assert len(started) == len(commands) == len(TABLES[number].rows) + sizes
     for recipe in started[1:]:
-        assert all(8 * recipe.stage(n).batch_size * recipe.stage(n).accumulation in (64, 256) for n in recipe.stages[-1:])
+        assert all(8 * recipe.stage(n).batch_size * recipe.stage(n).accumulation in (64, 256) for n in recipe.stages)
         assert recipe.trainer["bf16"] is True
+
+
+def test_evolution_on_the_warm_up_mix_has_the_steps_and_batches_of_stage_1(tmp_path):
+    text = " ".join(plan_table("5", ["v-evo"], tmp_path).split())
+    assert "MIMIC-IT, LRV, SViT, LVIS, then LLaVA-FT: LLaVA-mix-665k | II: 5,200, III: 10,395 |" in text
+    recipe = Recipe.load(tmp_path / "paper" / "table5" / "Qwen-1.8B" / "v-evo.json")
+    batches = {n: 8 * recipe.stage(n).batch_size * recipe.stage(n).accumulation for n in recipe.stages}
+    assert batches == {2: 256, 3: 64} and recipe.stage2.data == "hybrid_pt.json"
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):

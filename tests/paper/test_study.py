@@ -3,15 +3,17 @@
 import json
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from evomoe.data import mini
-from evomoe.loading import load_model
+from evomoe.loading import load_model, load_processor
 from evomoe.paper import base_model, in_memory, measure, rows
 from evomoe.paper.command import run_table
 from evomoe.paper.results import collect, keep, paired_difference, render
@@ -19,10 +21,12 @@ from evomoe.paper.scale import MiniScale
 from evomoe.paper.study import all_tasks, cells, experts_alone, run, trainings
 from evomoe.paper.table import Row, Table
 from evomoe.paper.tables import TABLES
-from evomoe.paper.task import Scoring, Training, identity
+from evomoe.paper.task import Scoring, Training, identity, run_once
 from evomoe.recipe import StageOptions
 from evomoe.routers import ROUTERS
+from evomoe.run_folder import stage_folder
 from evomoe.small_vlm import Architecture
+from evomoe.upcycling import upcycle
 
 TINY = MiniScale(evolution_steps=3, routing_steps=2, batch_size=2, router_options={"hypernet_width": 3, "rank": 2})
 LONGEST = measure.LONGEST
@@ -74,7 +78,8 @@ def test_every_table_has_rows_that_can_be_planned(world):
             moe = cell.recipe.moe
             if 3 in cell.recipe.stages:
                 ROUTERS[moe.router](8, moe.num_experts, **moe.router_options).check(moe.num_experts_per_tok, moe.gate)
-            steps = sum(cell.recipe.stage(stage).steps for stage in cell.recipe.stages)
+            on = {stage: cell.recipe.stage(stage).data or cell.recipe.data for stage in cell.recipe.stages}
+            steps = sum(cell.recipe.stage(stage).steps for stage, data in on.items() if data.endswith("stage2.json"))
             assert steps == 600 * (2 if cell.row.name == "two" and number == "13" else 0.5 if number == "anyexperts" else 1)
             assert {cell.recipe.stage(stage).batch_size for stage in cell.recipe.stages} == {32}
 
@@ -125,6 +130,98 @@ def test_a_study_trains_scores_and_goes_on(base, world, tmp_path, monkeypatch):
         run([alone[1]], study)
 
 
+def test_a_stage_that_another_row_left_unfinished_is_gone_on_with(base, world, tmp_path):
+    """Rows that share Stage II differ in the options of Stage III, which are written beside it."""
+    evomoe, linear = (trainings(cell.recipe)[0] for cell in some(["evomoe", "evolution"], base, world))
+    assert evomoe.name == linear.name and evomoe.recipe != linear.recipe
+
+    def stop(step: int):
+        def step_end(self, args, state, control, **more):
+            if state.global_step == step:
+                raise KeyboardInterrupt
+
+        return step_end
+
+    save = {"trainer": {"save_steps": 1, "train_sampling_strategy": "random"}}
+    evomoe, linear = (replace(one, recipe=one.recipe.but(**save)) for one in (evomoe, linear))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evomoe.trainer.ProgressBar.on_step_end", stop(2))
+        with pytest.raises(KeyboardInterrupt):
+            evomoe.run(tmp_path)
+    checkpoint = stage_folder(evomoe.folder(tmp_path), 2).last_checkpoint()
+    assert checkpoint is not None and not evomoe.done(tmp_path)
+    steps: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "evomoe.trainer.ProgressBar.on_step_end", lambda self, args, state, *more, **options: steps.append(state.global_step)
+        )
+        linear.run(tmp_path)
+    assert evomoe.done(tmp_path) and steps and min(steps) == int(checkpoint.name.rpartition("-")[2]) + 1
+    (where,) = linear.provenance(tmp_path)
+    assert where["threads"] == str(torch.get_num_threads())
+    broken = trainings(some(["dense"], base, world)[0].recipe)[0]  # a folder that another version began
+    broken.folder(tmp_path).mkdir()
+    (broken.folder(tmp_path) / "recipe.json").write_text("{}")
+    broken.run(tmp_path)
+    assert broken.done(tmp_path)
+
+
+def test_a_task_that_another_process_is_at_is_waited_for(base, world, tmp_path, monkeypatch):
+    scoring, ran = some(["dense"], base, world)[0].scoring, threading.Event()
+    other = FileLock(tmp_path / ".locks" / scoring.name)
+    (tmp_path / ".locks").mkdir()
+    monkeypatch.setattr(Scoring, "run", lambda self, study: ran.set())
+    other.acquire()
+    waiting = threading.Thread(target=run_once, args=(scoring, tmp_path))
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive() and not ran.is_set()
+    scoring.file(tmp_path).write_text("{}")  # the other one has finished
+    other.release()
+    waiting.join(20)
+    assert not waiting.is_alive() and not ran.is_set()
+    scoring.file(tmp_path).unlink()
+    run_once(scoring, tmp_path)
+    assert ran.is_set()
+
+
+def test_each_scoring_asks_the_model_that_it_names(base, world, tmp_path, monkeypatch):
+    """Experts alone against models all of whose experts are that one; shuffles; splits and limits."""
+    monkeypatch.setattr(measure, "LONGEST", 8)
+    torch.manual_seed(0)
+    options = {"num_experts": 4, "router": "linear", "moe_layers": "all", "expert_init": "noise", "init_options": {"std": 2.0}}
+
+    def written(only: int | None = None) -> Path:
+        model = upcycle(load_model(base), **options)
+        if only is not None:
+            for block in model.moe_blocks.values():
+                for expert in block.experts:
+                    expert.load_state_dict(block.experts[only].state_dict())
+        folder = tmp_path / f"expert{only}"
+        model.save_pretrained(folder)
+        load_processor(base).save_pretrained(folder)
+        return folder
+
+    def answers(model: Path, **asked) -> dict:
+        return measure.score_model(Scoring(model, world, **{"split": "test"} | asked), tmp_path)["answers"]
+
+    whole = written()
+    own, alone = answers(whole), [answers(whole, expert=number) for number in range(4)]
+    for number, given in enumerate(alone):
+        assert given == answers(written(number)) and given not in alone[:number] and given != own
+    first, second = (answers(whole, shuffle=seed) for seed in (1, 2))
+    assert own != first != second != own
+    assert answers(whole, shuffle=1) == first
+    few, other = answers(whole, limit=1), answers(whole, split="validation")
+    for name, given in own.items():
+        assert {*few[name]} < {*given} and len(few[name]) >= 1, name
+        assert not {*other[name]} & {*given} or other[name] != given, name
+    assert other != own
+    plain = Scoring(whole, world, "test")
+    changes = ({"split": "validation"}, {"limit": 1}, {"expert": 0}, {"expert": 1}, {"shuffle": 1}, {"experts_per_token": 1.0})
+    assert len({plain.name, *(replace(plain, **change).name for change in changes)}) == len(changes) + 1
+
+
 def test_tasks_in_one_process_share_data_and_questions(base, world, tmp_path, monkeypatch):
     in_memory._training_data.cache_clear()
     in_memory.benchmarks.cache_clear()
@@ -171,6 +268,7 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     assert str(tmp_path) not in json.dumps(kept) and str(world.parent) not in json.dumps(kept)
     where = kept["rows"]["evolution"]["seeds"]["0"]["run"]
     assert set(where) == {"date", "commit", "machine", "threads", "versions"} and "torch" in where["versions"]
+    assert kept["rows"]["evolution"]["seeds"]["0"]["trained"] == [where, where]  # Stages II and III
     monkeypatch.setattr(base_model, "folder", lambda width: base)
     assert run_table("2", **options, dry_run=True).splitlines() == [  # the baseline is known
         "evolution ((d) evolution, linear): 1 seed",
@@ -204,7 +302,7 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     save_file({name: tensor + 1 for name, tensor in weights.items()}, other_base / "model.safetensors", {"format": "pt"})
     monkeypatch.setattr(base_model, "folder", lambda width: other_base)
     assert "dense ((a) dense)" in run_table("2", **again, dry_run=True)  # another base by the same name
-    with pytest.raises(ValueError, match="table: there is no table 7 to run; choose from 2, 3"):
+    with pytest.raises(ValueError, match="table: there is no table 7 to run; choose from 2, 3.* --scale paper"):
         run_table("7")
     with pytest.raises(ValueError, match="--rows: table 2 has no row 'moe'; choose from dense, moe-tuning"):
         run_table("2", rows=["moe"])
@@ -216,9 +314,19 @@ def test_what_is_kept_names_no_folder_of_this_machine(base, world):
         chosen = cells(TABLES[table].rows, [0], TINY, {"": base}, world, "test")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "read_text", lambda path, **more: json.dumps(found))
-            kept = json.dumps(collect(TABLES[table], chosen, Path("study"), {}))
+            found_rows = collect(TABLES[table], chosen, Path("study"), {})
+        kept = json.dumps(found_rows)
         assert str(world.parent) not in kept and "mini-world/train/stage2.json" in kept
         assert ("mini-world/train/stage1.json" in kept) == (table == "5")  # whose Stage II has other data in one row
+
+
+def test_rows_that_differ_only_in_how_they_are_asked_have_recipes_of_their_own(base, world):
+    found = {"scores": {}, "average": 1.0, "run": {}}
+    chosen = cells(TABLES["10"].rows, [0], TINY, {"": base}, world, "test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda path, **more: json.dumps(found))
+        kept = collect(TABLES["10"], chosen, Path("study"), {})["rows"]
+    assert kept["shuffle2"]["recipe"] == kept["moe-tuning"]["recipe"] | {"shuffle": 2}
 
 
 def test_readings_that_leave_copies_of_expert_1_go_through(base, world, tmp_path):
@@ -262,7 +370,7 @@ def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answ
     assert mean["any8-shuffled"] == pytest.approx(8, abs=0.7)
 
 
-def test_a_stage_that_began_with_its_files_elsewhere_begins_anew(base, world, tmp_path):
+def test_a_stage_that_began_with_its_files_elsewhere_goes_on(base, world, tmp_path):
     (cell,) = some(["dense"], base, world)
     training = cell.scoring.training
     begun = training.recipe.but(model="/elsewhere/base", output=str(training.folder(tmp_path)))
@@ -280,6 +388,10 @@ def test_differences_are_paired_by_seed():
     mean, half = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert mean == 2.0 and half == pytest.approx(4.303 * 1.0 / 3**0.5)  # s = 1, t(2) = 4.303
     assert paired_difference([5.0], [3.0]) == (2.0, float("inf"))
+    stats = pytest.importorskip("scipy.stats")
+    for n in range(2, 17):
+        _, half = paired_difference(range(n), [0.0] * n)
+        assert half == pytest.approx(stats.sem(range(n)) * stats.t.ppf(0.975, n - 1), rel=5e-4)
     four = (
         Row("a", "A", rows.DENSE, (50.0,)),
         Row("b", "B", rows.EVOMOE),
@@ -312,6 +424,7 @@ def test_what_was_kept_stays_beside_what_is_new(tmp_path):
     keep(one, tmp_path)
     keep({**one, "rows": {"b": row((2,), s0=2)}}, tmp_path)
     assert set(kept()) == {"a", "b"}
+    keep({**one, "rows": {"a": row((1,), s1=2)}}, tmp_path)
     keep({**one, "rows": {"a": row((1,), s1=3), "b": row((4,), s1=5)}}, tmp_path)
     assert kept()["a"]["seeds"] == {"s0": 1, "s1": 3} and kept()["b"]["seeds"] == {"s1": 5}  # b has another recipe now
     before = kept()
@@ -341,6 +454,7 @@ def test_tasks_side_by_side(base, world, tmp_path, monkeypatch):
     broken = replace(wanted[0].training, source=tmp_path / "nowhere")
     with pytest.raises(ValueError, match=rf"{broken.name} failed: .*nowhere: there is no such folder.*log: "):
         run([broken], tmp_path / "two", jobs=2)
+    assert "Traceback" in (tmp_path / "two" / f"{broken.name}.log").read_text()
 
 
 def test_a_failed_task_is_named(base, world, tmp_path):

@@ -23,7 +23,7 @@ from evomoe.analysis.symmetry import symmetry_gradients
 from evomoe.configuration import EvoMoEConfig
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.records import load_records
-from evomoe.files import write_text
+from evomoe.files import check_output_folder, write_text
 from evomoe.loading import load_config, load_model, load_processor, takes_pictures
 from evomoe.run_folder import results_folder, stage1_model
 from evomoe.structure import image_token_ids
@@ -43,13 +43,17 @@ def analyze(checkpoint: str, options: ProbeOptions, output: str | None = None, s
         The averages as a table in Markdown, and where the report is.
 
     Raises:
-        ValueError: the model is dense or text-only, the probe has no pictures, or an option is wrong.
+        ValueError: the model is dense, it takes pictures and the probe has none, or an option is wrong.
     """
     options.check()
     config = check_sparse(checkpoint, options)
     probe = open_probe(checkpoint, config, options)
     if config.moe.expert_init != "partition":  # whose experts are parts of the dense model's FFNs, of another shape
         stage1 = stage1 or stage1_model(checkpoint)
+    if stage1 and isinstance(load_config(stage1, options.trust_remote_code), EvoMoEConfig):
+        raise ValueError(f"--stage1: {stage1} is a sparse model; name the dense one that the experts came from.")
+    folder = results_folder("analyze", checkpoint, output)
+    check_output_folder(folder)
     model = load_sparse(checkpoint, options)
     try:
         statistics, losses = measure(model, probe), measure_losses(model, probe)
@@ -58,7 +62,6 @@ def analyze(checkpoint: str, options: ProbeOptions, output: str | None = None, s
     if stage1:
         dense = load_model(stage1, options.dtype, options.trust_remote_code)
         statistics = statistics.with_added(task_vector_cosine=task_vector_cosines(model, dense))
-    folder = results_folder("analyze", checkpoint, output)
     folder.mkdir(parents=True, exist_ok=True)
     about = {"checkpoint": checkpoint, "stage1": stage1, "probe": probe.name, "model": describe(model)}
     written = about | numbers(statistics) | {"language_loss": losses, "evomoe": __version__, "date": date.today().isoformat()}
@@ -111,10 +114,10 @@ def numbers(statistics: RoutingStatistics) -> dict[str, Any]:
 
 
 def check_sparse(checkpoint: str, options: ProbeOptions) -> EvoMoEConfig:
-    """The configuration of a sparse model that takes pictures.
+    """The configuration of a sparse model.
 
     Raises:
-        ValueError: the model is dense, or text-only.
+        ValueError: the model is dense.
     """
     config = load_config(checkpoint, options.trust_remote_code)
     if not isinstance(config, EvoMoEConfig):
@@ -122,9 +125,19 @@ def check_sparse(checkpoint: str, options: ProbeOptions) -> EvoMoEConfig:
             f"{checkpoint} is a dense model and has no routers: name a sparse one, such as a run's stage3_routing/model, or make "
             "one with `evomoe upcycle`."
         )
+    return config
+
+
+def check_takes_pictures(checkpoint: str, options: ProbeOptions) -> EvoMoEConfig:
+    """The configuration of a sparse model that takes pictures.
+
+    Raises:
+        ValueError: the model is dense, or text-only.
+    """
+    config = check_sparse(checkpoint, options)
     if not takes_pictures(config):
         raise ValueError(
-            f"{checkpoint} is text-only, and this looks at pictures too: name a model made from a vision-language model."
+            f"{checkpoint} is text-only, and this figure is about pictures too: name a model made from a vision-language model."
         )
     return config
 
@@ -133,13 +146,14 @@ def open_probe(checkpoint: str, config: EvoMoEConfig, options: ProbeOptions) -> 
     """The probe, as the checkpoint's processor makes it.
 
     Raises:
-        ValueError: the data cannot be read, or no record has a picture.
+        ValueError: the data cannot be read, or no record has a picture for a model that takes them.
     """
     records = load_records(options.data, options.image_root)
     processor = load_processor(checkpoint, options.trust_remote_code)
     dataset = ConversationDataset(records, processor, options.max_length, image_aspect=options.image_aspect)
     probe = Probe(dataset, options.data, image_token_ids(config), options.records, options.batch_size)
-    probe.check_pictures()
+    if takes_pictures(config):
+        probe.check_pictures()
     return probe
 
 

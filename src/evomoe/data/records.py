@@ -193,7 +193,7 @@ def bad_summary(name: str, bad: Sequence[str], total: int, remedy: str = "") -> 
             f"{name}: {len(bad):,} of {counted(total, 'record')} {'is' if len(bad) == 1 else 'are'} bad:",
             *(f"  {message}" for message in bad[:_LISTED]),
             *([f"  and {more:,} more"] if more > 0 else []),
-            remedy or f"Repair {them}, or leave {them} out with --on-bad-record skip.",
+            remedy or f"Repair {them}; training can leave {them} out: --on-bad-record skip.",
         ]
     )
 

@@ -10,6 +10,11 @@ from evomoe.paper.table import Row, Table
 from evomoe.paper.tables import TABLES
 from evomoe.words import counted
 
+_ELSEWHERE = {
+    "1": "Table 1 compares with models of others; score any of them with `evomoe eval`.",
+    "7": "Table 7 is what --scale paper takes its data, steps and hours from.",
+    "8": "Table 8 is computed, not trained: docs/parameters.md, or `evomoe params MODEL`.",
+}
 PROBED = 100
 """Questions of each benchmark that every expert answers alone before Stage III."""
 
@@ -114,7 +119,8 @@ def plan_table(name: str, rows: Sequence[str] = (), study: Path = Path("runs/stu
 def find(name: str) -> Table:
     """Raises ValueError if there is no such table."""
     if name not in TABLES:
-        raise ValueError(f"table: there is no table {name} to run; choose from {', '.join(TABLES)}.")
+        elsewhere = f" {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        raise ValueError(f"table: there is no table {name} to run; choose from {', '.join(TABLES)}.{elsewhere}")
     return TABLES[name]
 
 

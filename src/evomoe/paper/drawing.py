@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evomoe.analysis.command import check_sparse, load_sparse, numbers, open_probe
+from evomoe.analysis.command import check_takes_pictures, load_sparse, numbers, open_probe
 from evomoe.analysis.plots import load_pyplot
 from evomoe.analysis.routing import RoutingStatistics, routing_statistics
 from evomoe.files import write_text
@@ -35,7 +35,7 @@ def draw_routing(
         ImportError: matplotlib is not installed.
     """
     load_pyplot()  # before the models are loaded
-    configs = {name: check_sparse(checkpoint, options) for name, checkpoint in checkpoints.items()}
+    configs = {name: check_takes_pictures(checkpoint, options) for name, checkpoint in checkpoints.items()}
     named: dict[str, RoutingStatistics] = {}
     probe = ""
     for name, checkpoint in checkpoints.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.analysis.command import check_sparse, load_sparse
+from evomoe.analysis.command import check_takes_pictures, load_sparse
 from evomoe.analysis.interventions import shuffle_test
 from evomoe.analysis.plots import ShuffleScores, load_pyplot, plot_shuffles
 from evomoe.evaluation.average import mean_score
@@ -47,7 +47,7 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
         )
     for checkpoint in new.values():
         refuse_missing(checkpoint)
-        check_sparse(checkpoint, options)
+        check_takes_pictures(checkpoint, options)
     known |= {checkpoint: score_shuffles(checkpoint, name, options) for name, checkpoint in new.items()}
     label = _label(options.benchmarks) if new else label or "score"
     drawn = {name: known[checkpoint] for name, checkpoint in checkpoints.items()}
@@ -92,6 +92,9 @@ def read_scores(path: str | Path) -> tuple[str, dict[str, ShuffleScores]]:
     try:
         written: Any = json.loads(Path(path).read_text(encoding="utf-8"))
         label, entries = (written["score"], written["scores"]) if "scores" in written else ("", written)
-        return label, {name: ShuffleScores(float(one["own"]), [*map(float, one["shuffled"])]) for name, one in entries.items()}
+        scores = {name: ShuffleScores(float(one["own"]), [*map(float, one["shuffled"])]) for name, one in entries.items()}
+        if not all(one.shuffled for one in scores.values()):
+            raise ValueError("no shuffles")
+        return label, scores
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f'--scores: {path} does not hold {{checkpoint: {{"own": 65.5, "shuffled": [65.3, ...]}}}}.') from error

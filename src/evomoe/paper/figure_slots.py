@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.analysis.command import check_sparse, load_sparse, open_probe
+from evomoe.analysis.command import check_takes_pictures, load_sparse, open_probe
 from evomoe.analysis.experts_per_token import real_experts_by_token, split_by_place
 from evomoe.analysis.plots import load_pyplot
 from evomoe.analysis.token_plots import ShownQuestion, plot_experts_per_token
@@ -40,7 +40,7 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
         ImportError: matplotlib is not installed.
     """
     load_pyplot()  # before the models are loaded
-    configs = {name: check_sparse(checkpoint, options) for name, checkpoint in checkpoints.items()}
+    configs = {name: check_takes_pictures(checkpoint, options) for name, checkpoint in checkpoints.items()}
     named: dict[str, list[ShownQuestion]] = {}
     known: dict[str, object] = {}
     for name, checkpoint in checkpoints.items():

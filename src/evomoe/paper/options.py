@@ -5,7 +5,7 @@ from pathlib import Path
 
 from evomoe.analysis.options import ProbeOptions
 from evomoe.evaluation.options import Options as EvaluationOptions
-from evomoe.files import refuse_missing
+from evomoe.files import check_output_folder, refuse_missing
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class FigureOptions(ProbeOptions):
                 raise ValueError(f"--scores: there is no file {self.scores}.")
         else:
             self.check()
+        check_output_folder(self.output)
         if self.against is not None and self.scores is None:
             refuse_missing(self.against)
 

@@ -4,7 +4,7 @@ Implements: Table 7 (data, steps and hours).
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,7 +42,8 @@ DATA = {
     WARM_UP: ("Hybrid-PT: MIMIC-IT, LRV, SViT, LVIS", "hybrid_pt.json"),
     FINE_TUNE: ("LLaVA-FT: LLaVA-mix-665k", "llava_v1_5_mix665k.json"),
 }
-STEPS = {1: 5200, 2: 10395, 3: 10395}
+STEPS = {WARM_UP: 5200, FINE_TUNE: 10395}
+BATCH = {WARM_UP: 256, FINE_TUNE: 64}
 HOURS = {1: 6.0, 2: 12.0, 3: 7.0}
 
 
@@ -52,11 +53,8 @@ def paper_recipe(row: Row, output: Path, stage1: str) -> Recipe:
     stages = {}
     for stage in recipe.stages:
         options = recipe.stage(stage)
-        whole = options.batch_size * options.accumulation
-        # Table 7's batch of 256 is Stage I's own; on the fine-tuning mix the dense model has that of the other stages.
-        wanted = 64 if recipe.data == FINE_TUNE else whole
-        data = DATA[options.data][1] if options.data else None
-        stages[f"stage{stage}"] = replace(options, accumulation=wanted // (options.batch_size * GPUS), data=data)
+        accumulation = BATCH[_mix(recipe, stage)] // (options.batch_size * GPUS)
+        stages[f"stage{stage}"] = replace(options, accumulation=accumulation, data=options.data and DATA[options.data][1])
     return recipe.but(
         model=stage1,
         data=DATA[recipe.data][1],
@@ -74,7 +72,9 @@ def describe_plan(table: Table, rows: Sequence[Row], output: Path, write: bool =
         name, model = WIDTHS[width], MODELS[WIDTHS[width]]
         home = output / name
         stage1 = home / "stage1" / "stage1_warmup" / "model"
-        lines.append(_line("Stage I, shared by all rows", name, model.activated["dense"], WARM_UP, {1: STEPS[1]}, HOURS[1]))
+        lines.append(
+            _line("Stage I, shared by all rows", name, model.activated["dense"], [WARM_UP], {1: STEPS[WARM_UP]}, HOURS[1])
+        )
         commands += [
             f"# {name}: the dense model, its projector (stage 0) and Stage I",
             f"evomoe compose {home / 'composed'} --text {model.source} --vision {TOWER}",
@@ -89,9 +89,9 @@ def describe_plan(table: Table, rows: Sequence[Row], output: Path, write: bool =
             if write:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 recipe.save(path)
-            steps = {stage: round(_steps(stage) * recipe.stage(stage).epochs) for stage in recipe.stages}
-            data = recipe.stage(recipe.stages[0]).data and WARM_UP or FINE_TUNE
-            lines.append(_line(row.label, name, model.activated.get(_method(recipe), ""), data, steps, _hours(recipe)))
+            mixes = {stage: _mix(row.recipe, stage) for stage in recipe.stages}
+            steps = {stage: round(STEPS[mix] * recipe.stage(stage).epochs) for stage, mix in mixes.items()}
+            lines.append(_line(row.label, name, model.activated.get(_method(recipe), ""), mixes.values(), steps, _hours(recipe)))
             commands += [f"# {row.label}", _launch(f"--recipe {path}")]
     header = ["row", "language model", "activated", "data", "steps by stage", "GPU hours"]
     return "\n\n".join(
@@ -104,8 +104,9 @@ def describe_plan(table: Table, rows: Sequence[Row], output: Path, write: bool =
     )
 
 
-def _steps(stage: int) -> int:
-    return STEPS[2] if stage == 1 else STEPS[stage]  # a dense row's own stage is on the fine-tuning mix
+def _mix(recipe: Recipe, stage: int) -> str:
+    """What a row's stage trains on."""
+    return recipe.stage(stage).data or recipe.data
 
 
 def _method(recipe: Recipe) -> str:
@@ -123,9 +124,10 @@ def _hours(recipe: Recipe) -> float | None:
     return sum(HOURS[stage] * recipe.stage(stage).epochs for stage in recipe.stages)
 
 
-def _line(label: str, model: str, activated: str, data: str, steps: dict[int, int], hours: float | None) -> list[str]:
+def _line(label: str, model: str, activated: str, mixes: Iterable[str], steps: dict[int, int], hours: float | None) -> list[str]:
+    data = ", then ".join(DATA[mix][0] for mix in dict.fromkeys(mixes))
     by_stage = ", ".join(f"{'I' * stage}: {count:,}" for stage, count in steps.items())
-    return [label, model, activated, DATA[data][0], by_stage, f"{hours * GPUS:.0f}" if hours else ""]
+    return [label, model, activated, data, by_stage, f"{hours * GPUS:.0f}" if hours else ""]
 
 
 def _launch(arguments: str) -> str:

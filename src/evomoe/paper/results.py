@@ -39,19 +39,20 @@ def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[s
     for cell in cells:
         found = json.loads(cell.scoring.file(study).read_text())
         row = rows.setdefault(cell.row.name, {"label": cell.row.label, "recipe": _recipe(cell), "seeds": {}})
-        kept = ("scores", "average", "run", "experts_per_token") if table.counts_experts else ("scores", "average", "run")
-        row["seeds"][str(cell.seed)] = {key: found[key] for key in kept}
+        kept = ("scores", "average", "run", "trained", *["experts_per_token"] * table.counts_experts)
+        row["seeds"][str(cell.seed)] = {key: found[key] for key in kept if key in found}
     return _questions(table, cells[0]) | {"rows": rows, "experts": dict(experts)}
 
 
 def _recipe(cell: Cell) -> dict[str, Any]:
-    """What is kept of a recipe: all but where its files lay, and the seed; of the base a hash of its weights too."""
+    """What is kept of a recipe: all but where its files lay, and the seed; of the base a hash of its weights too, and how it was asked."""
     recipe = asdict(cell.recipe) | {"model": identity(cell.scoring.base), "output": "", "seed": "each"}
     recipe |= {name: last_parts(recipe[name]) for name in ("data", "image_root")}
     for options in (recipe[f"stage{stage}"] for stage in STAGES):
         options["data"] = options["data"] and last_parts(options["data"])
     recipe["evolution"]["seed"] = "each"
-    return recipe
+    asked = {name: getattr(cell.scoring, name) for name in ("expert", "shuffle", "experts_per_token", "shuffle_importance")}
+    return recipe | {name: value for name, value in asked.items() if value is not None}
 
 
 def _questions(table: Table, cell: Cell) -> dict[str, Any]:

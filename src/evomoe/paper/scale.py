@@ -14,8 +14,8 @@ from evomoe.recipe import NamedValues, Recipe, StageOptions
 class MiniScale:
     """The study that runs on a laptop: the mini world, and the base model that was trained on it.
 
-    Every row takes ``evolution_steps`` + ``routing_steps`` optimiser steps: a row with Stages II and III the former in II and
-    the latter in III, a row with one stage all of them there.
+    Every row takes ``evolution_steps`` + ``routing_steps`` optimiser steps on the fine-tuning mix: a row with Stages II and III the
+    former in II and the latter in III, a row with one stage there all of them.
 
     Attributes:
         learning_rates: peak by what trains; chosen on the validation split, see docs/log.md.
@@ -40,10 +40,13 @@ class MiniScale:
         """The row's recipe with everything but the output folder."""
         data = {WARM_UP: str(world / "train" / "stage1.json"), FINE_TUNE: str(world / "train" / "stage2.json")}
         recipe = row.recipe
-        both = len(recipe.stages) > 1
-        steps = {2: self.evolution_steps, 3: self.routing_steps} if both else {}
-        whole = self.evolution_steps + self.routing_steps
-        stages = {f"stage{stage}": self._options(recipe.stage(stage), steps.get(stage, whole), data) for stage in recipe.stages}
+        steps = dict.fromkeys(recipe.stages, self.evolution_steps + self.routing_steps)
+        # Evolution on the warm-up mix stands for a part of Stage I, and takes no steps from the fine-tuning mix.
+        early = [stage for stage in recipe.stages if recipe.stage(stage).data == WARM_UP]
+        steps |= dict.fromkeys(early, self.evolution_steps)
+        if len(recipe.stages) - len(early) > 1:
+            steps |= {2: self.evolution_steps, 3: self.routing_steps}
+        stages = {f"stage{stage}": self._options(recipe.stage(stage), steps[stage], data) for stage in recipe.stages}
         moe = recipe.moe
         if moe.router.startswith("dtr") and not moe.router_options:
             moe = replace(moe, router_options=self.router_options)

@@ -3,17 +3,19 @@
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from tqdm import tqdm
 
 from evomoe.paper.scale import MiniScale
 from evomoe.paper.table import Row
-from evomoe.paper.task import Scoring, Task, Training, source_of
+from evomoe.paper.task import Scoring, Task, Training, run_once, source_of
 from evomoe.recipe import Recipe
 
 
@@ -100,13 +102,13 @@ def run(wanted: Sequence[Task], study: Path, jobs: int = 1) -> None:
 def _one_by_one(left: dict[str, Task], study: Path, bar: tqdm) -> Iterator[None]:
     for task in left.values():
         bar.set_postfix_str(task.name)
-        task.run(study)
+        run_once(task, study)
         yield
 
 
 def _side_by_side(left: dict[str, Task], study: Path, jobs: int, bar: tqdm) -> Iterator[None]:
     waiting, running = dict(left), dict[Future[None], Task]()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads, others = max(1, (os.cpu_count() or 1) // jobs), {*active_children()}
     with _threads(threads), ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         try:
             while waiting or running:
@@ -117,12 +119,20 @@ def _side_by_side(left: dict[str, Task], study: Path, jobs: int, bar: tqdm) -> I
                 bar.set_postfix_str(", ".join(task.name for task in running.values()))
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     task = running.pop(future)
-                    if (error := future.exception()) is not None:
+                    if isinstance(error := future.exception(), BrokenProcessPool):
+                        at = ", ".join(sorted(one.name for one in (task, *running.values())))
+                        raise ValueError(
+                            f"A process ended before its time, at {at} (logs in {study}). If the system was short of memory, take a "
+                            "smaller --jobs; the same command goes on from there."
+                        ) from error
+                    if error is not None:
                         raise ValueError(f"{task.name} failed: {error} (log: {study / task.name}.log)") from error
                     del left[task.name]
                     yield
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in {*active_children()} - others:
+                process.terminate()  # its task goes on from its last checkpoint another time
             raise
 
 
@@ -134,9 +144,14 @@ def _run(task: Task, study: Path, threads: int) -> None:
     with open(study / f"{task.name}.log", "a", encoding="utf-8") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
-        task.run(study)
-        sys.stdout.flush()  # before the next task's log takes its place
-        sys.stderr.flush()
+        try:
+            run_once(task, study)
+        except BaseException:
+            traceback.print_exc()
+            raise
+        finally:
+            sys.stdout.flush()  # before the next task's log takes its place
+            sys.stderr.flush()
 
 
 @contextlib.contextmanager

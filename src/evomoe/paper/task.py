@@ -6,11 +6,12 @@ A task is named by a hash of all that decides its result, so that rows share wha
 import dataclasses
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from evomoe.files import write_text
 from evomoe.recipe import STAGES, Recipe
@@ -18,6 +19,10 @@ from evomoe.run_folder import stage_folder
 
 _ONLY_FOR = {"evolution": (2,), "moe": (3,), "expert_init": (3,), "init_options": (3,)}
 """Fields of a recipe that one stage or another reads; the others every stage reads."""
+
+
+PROVENANCE = "provenance.json"
+"""In the folder of a training: when, where and with what code it was."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Training:
     def run(self, study: Path) -> None:
         """Trains the stage, or goes on with it."""
         from evomoe.paper.in_memory import training_data
+        from evomoe.paper.provenance import provenance
         from evomoe.stages import run
         from evomoe.stages.stage2_evolution import EXPERTS
 
@@ -84,11 +90,19 @@ class Training:
             source = source.model(study)
         folder = self.folder(study)
         recipe = recipe.but(model=str(source), output=str(folder))
-        begun = (folder / "recipe.json").is_file()
-        if begun and Recipe.load(folder / "recipe.json") != recipe:  # the same files lay elsewhere then
-            shutil.rmtree(folder)
-            begun = False
+        if begun := (folder / "recipe.json").is_file():
+            # By another row, with other options for other stages, or when the same files lay elsewhere: the folder's name says that
+            # this stage is the same.
+            recipe.save(folder / "recipe.json")
+        here = provenance()
         run(recipe, resume=begun, report=False, label=self.name, datasets={self.stage: training_data(recipe, self.base)})
+        write_text(folder / PROVENANCE, json.dumps(here) + "\n")
+
+    def provenance(self, study: Path) -> list[dict[str, str]]:
+        """Where and with what code each stage up to this one was trained, as far as that was written down."""
+        before = self.source.provenance(study) if isinstance(self.source, Training) else []
+        written = self.folder(study) / PROVENANCE
+        return before + ([json.loads(written.read_text())] if written.is_file() else [])
 
 
 @dataclass(frozen=True)
@@ -137,14 +151,25 @@ class Scoring:
         return self.file(study).is_file()
 
     def run(self, study: Path) -> None:
-        """Answers and scores; writes scores, answers, and when and where that was."""
+        """Answers and scores; writes scores, answers, and when and where that was, and the training before."""
         from evomoe.paper.measure import score_model
         from evomoe.paper.provenance import provenance
 
-        write_text(self.file(study), json.dumps(score_model(self, study) | {"run": provenance()}) + "\n")
+        trained = self.training.provenance(study) if isinstance(self.training, Training) else []
+        found = score_model(self, study) | {"run": provenance(), "trained": trained}
+        write_text(self.file(study), json.dumps(found) + "\n")
 
 
 Task = Training | Scoring
+
+
+def run_once(task: Task, study: Path) -> None:
+    """Runs a task unless it is done; one that another process is at is waited for, and then is done."""
+    locks = study / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / task.name):  # the system lets go of it when the process ends, however that happens
+        if not task.done(study):
+            task.run(study)
 
 
 def source_of(task: Task) -> "Training | None":

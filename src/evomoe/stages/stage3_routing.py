@@ -40,12 +40,12 @@ def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: Conver
 
 def _assemble(recipe: Recipe, source: Path | str) -> PreTrainedModel:
     init_options = dict(recipe.init_options)
-    if recipe.expert_init == "evolved" and 2 in recipe.stages and "experts" not in init_options:
-        stage2 = stage_folder(recipe.output, 2)
-        init_options["experts"] = str(stage2.path / EXPERTS)
-        if not recipe.allow_collapsed_experts:
-            schedule = trainer_options(recipe, 2).get("lr_scheduler_type", "cosine")
-            check_not_collapsed(json.loads((stage2.path / "diversity.json").read_text()), schedule)
+    if recipe.expert_init == "evolved":
+        experts = Path(init_options.setdefault("experts", str(stage_folder(recipe.output, 2).path / EXPERTS)))
+        report = experts.with_name("diversity.json")  # as Stage II leaves it beside them
+        if report.is_file() and not recipe.allow_collapsed_experts:
+            schedule = trainer_options(recipe, 2).get("lr_scheduler_type", "cosine") if 2 in recipe.stages else "falling"
+            check_not_collapsed(json.loads(report.read_text()), schedule)
     return upcycle(
         load_dense(recipe, source),
         moe_layers=recipe.placement(),
