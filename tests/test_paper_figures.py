@@ -2,10 +2,11 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import IMAGE_TOKEN, make_llava
+from tiny import IMAGE_TOKEN, make_language_model, make_llava
 
 from evomoe import upcycle
 from evomoe.analysis.command import open_probe
@@ -15,7 +16,7 @@ from evomoe.evaluation.average import mean_score
 from evomoe.loading import load_processor
 from evomoe.paper import FIGURES
 from evomoe.paper.experts_curve import against_fixed, point
-from evomoe.paper.figure_1a import PUBLISHED, read_scores
+from evomoe.paper.figure_1a import PUBLISHED, read_scores, score_shuffles
 from evomoe.paper.options import FigureOptions
 
 TINY = {"expert_init": "noise", "init_options": {"std": 0.1}}
@@ -158,6 +159,22 @@ def test_figure_1a_scores_and_draws(sparse, capsys):
     assert "MoE-tuning" in (sparse / "out" / "figure_1a.svg").read_text()
 
 
+def test_figure_1a_s_bars_are_the_scores_of_the_model_and_of_each_shuffle(sparse, monkeypatch):
+    pytest.importorskip("easy_vqa")
+    given = []
+
+    def score(model, *asked) -> SimpleNamespace:
+        router = next(iter(model.moe_blocks.values())).router
+        given.append(type(router).__name__)
+        return SimpleNamespace(score=10.0 * len(given))
+
+    monkeypatch.setattr("evomoe.paper.figure_1a.evaluate", score)
+    options = FigureOptions(benchmarks=("easy-vqa",), limit=2)
+    scores = score_shuffles(str(sparse / "linear"), "a", options)
+    assert scores.own == 10.0 and list(scores.shuffled) == [10.0 * n for n in range(2, 10)]
+    assert given == ["LinearRouter"] + ["ShuffledRouter"] * 8
+
+
 def test_figure_1a_takes_scores_that_are_known(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("evomoe.paper.figure_1a.load_sparse", lambda *args: pytest.fail("scored anew"))
@@ -210,6 +227,9 @@ def test_every_figure_has_a_module_that_claims_it():
 def test_what_cannot_be_drawn_is_refused_in_one_sentence(sparse, capsys):
     scores = sparse / "scores.json"
     scores.write_text('{"a": {"own": "x"}}')
+    none = sparse / "none.json"
+    none.write_text('{"a": {"own": 1, "shuffled": []}}')
+    upcycle(make_language_model(), **TINY).save_pretrained(sparse / "words")
     for command, message in (
         (arguments(sparse, "5"), "--data: name the records to look at"),
         (with_data(sparse, "1b", "--against", str(sparse / "model")), "model is a dense model and has no routers"),
@@ -218,6 +238,12 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(sparse, capsys):
         (arguments(sparse, "1a", "--benchmarks", "vqa"), "benchmarks: there is no 'vqa'"),
         (arguments(sparse, "1a", "--scores", "none.json"), "--scores: there is no file none.json."),
         (arguments(sparse, "1a", "--scores", str(scores)), 'scores.json does not hold {checkpoint: {"own": 65.5'),
+        (arguments(sparse, "1a", "--scores", str(none)), 'none.json does not hold {checkpoint: {"own": 65.5'),
+        ([*with_data(sparse, "1b"), "--output", str(scores)], f"--output: {scores} is a file; name a folder."),
+        (
+            with_data(sparse, "1b", "--against", str(sparse / "words")),
+            "words is text-only, and this figure is about pictures too",
+        ),
     ):
         assert main(command) == 1
         error = capsys.readouterr().err

@@ -347,6 +347,15 @@ def test_collapsed_experts_stop_stage_3_unless_allowed(workspace):
     assert run(allowed).is_dir()
 
 
+def test_collapsed_experts_of_another_run_are_refused_too(workspace):
+    first = make_recipe(workspace, stages=(2,), evolution=EvolutionOptions(beta_ranges=((1e-6, 1e-6),) * 3))
+    experts = run(first).parent / "evolved_experts.safetensors"
+    recipe = make_recipe(workspace, stages=(3,)).but(output=str(workspace / "third"), init_options={"experts": str(experts)})
+    with pytest.raises(ValueError, match="copies of expert 1"):
+        run(recipe)
+    assert run(recipe.but(allow_collapsed_experts=True)).is_dir()
+
+
 def a_sparse_folder(workspace: Path) -> str:
     from tiny import make_processor
 

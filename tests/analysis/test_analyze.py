@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -91,17 +92,14 @@ def test_without_a_stage_1_model_there_are_no_task_vectors(sparse):
 
 
 def test_what_cannot_be_analyzed_is_refused_in_one_sentence(sparse, capsys):
-    tokenizer = make_tokenizer()
-    upcycle(make_language_model(), **TINY).save_pretrained(sparse / "words")
-    tokenizer.save_pretrained(sparse / "words")
     (sparse / "text.json").write_text(json.dumps([record for record in make_records() if "image" not in record]))
+    shutil.copytree(sparse / "sparse", sparse / "hollow", ignore=shutil.ignore_patterns("*.safetensors"))
     no_pictures = [*arguments(sparse)[:2], "--data", str(sparse / "text.json"), "--output", str(sparse / "out")]
     for command, message in (
         (arguments(sparse, model="model"), "model is a dense model and has no routers: name a sparse one"),
-        (
-            arguments(sparse, model="words"),
-            "words is text-only, and this looks at pictures too: name a model made from",
-        ),
+        (arguments(sparse, "--stage1", str(sparse / "sparse")), "--stage1: "),
+        ([*arguments(sparse), "--output", str(sparse / "data.json")], "data.json is a file; name a folder."),
+        (arguments(sparse, model="hollow"), "hollow: its weights cannot be loaded: "),
         (no_pictures, "--data: there is no picture in all 6 records of"),
         (arguments(sparse, "--records", "1"), "--data: there is no picture in 1 of the 24 records of"),
         (arguments(sparse, "--records", "0"), "--records is 0; it must be at least 1."),
@@ -113,6 +111,21 @@ def test_what_cannot_be_analyzed_is_refused_in_one_sentence(sparse, capsys):
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
     assert not (sparse / "out").exists()
+
+
+def test_a_text_only_model_is_analyzed_without_pictures(sparse):
+    model = make_language_model()
+    model.resize_token_embeddings(len(make_tokenizer()))
+    upcycle(model, expert_init="noise", init_options={"std": 0.1}, **TINY).save_pretrained(sparse / "words")
+    make_tokenizer().save_pretrained(sparse / "words")
+    records = [record for record in make_records() if "image" not in record]
+    (sparse / "text.json").write_text(json.dumps(records))
+    analyze(str(sparse / "words"), ProbeOptions(str(sparse / "text.json")), str(sparse / "out"))
+    numbers = json.loads((sparse / "out" / "numbers.json").read_text())
+    assert numbers["mean"]["cka"] < 0.999 and numbers["mean"]["effective_experts"] > 1
+    assert numbers["mean"]["nmi"] is None and len(numbers["language_loss"]["shuffled"]) == 8
+    assert "changed_text" not in numbers["mean"] and "n/a" in (sparse / "out" / "report.md").read_text()
+    assert all(sum(layer["load"]["image"]) == 0 for layer in numbers["layers"].values())
 
 
 def test_a_probe_is_spread_over_the_data_and_fits_the_model_s_precision(sparse):
