@@ -20,6 +20,7 @@ from evomoe.paper.results import collect, keep, paired_difference, render
 from evomoe.paper.scale import MiniScale
 from evomoe.paper.study import all_tasks, cells, experts_alone, run, trainings
 from evomoe.paper.table import Row, Table
+from evomoe.paper.table_10 import mean_of_shuffles
 from evomoe.paper.tables import TABLES
 from evomoe.paper.task import Scoring, Training, identity, run_once
 from evomoe.recipe import StageOptions
@@ -411,6 +412,19 @@ def test_differences_are_paired_by_seed():
     assert "2.0 ± 1.0 (50)" in first and "+2.00 [-0.48, +4.48]" in second and "-0.50" not in third
     assert further[0] == "" and "| rows " in further[1] and len(further) == 4
     assert "| c - b " in further[3] and "-1.50 [-7.85, +4.85]" in further[3]  # t(1) = 12.706, s = 0.707
+
+
+def test_shuffles_are_compared_by_their_mean_seed_by_seed():
+    def row(*averages):
+        return {"seeds": {str(seed): {"average": value} for seed, value in enumerate(averages)}}
+
+    found = {"moe-tuning": row(60.0, 70.0), "shuffle1": row(58.0, 70.0), "shuffle2": row(58.0, 66.0), "evomoe": row(50.0)}
+    (line,) = mean_of_shuffles({"rows": found}).splitlines()[2:]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == ["moe-tuning", "2", "-2.00 [-2.00, -2.00]", "3 of 4"]
+    found["evomoe-shuffle1"], found["shuffle2"] = row(51.0), row(58.0)
+    moe, evomoe = mean_of_shuffles({"rows": found}).splitlines()[2:]
+    assert " -2.00 " in moe and "2 of 2" in moe and " +1.00 " in evomoe and "0 of 1" in evomoe
+    assert mean_of_shuffles({"rows": {"moe-tuning": row(60.0)}}) == ""
 
 
 def test_what_was_kept_stays_beside_what_is_new(tmp_path):

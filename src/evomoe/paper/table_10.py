@@ -3,8 +3,14 @@
 Implements: Table 10 (all rows).
 """
 
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
 from evomoe.paper import rows
+from evomoe.paper.results import paired_difference, with_interval
 from evomoe.paper.table import Row, Table
+from evomoe.tables import markdown_table
 
 _SHUFFLES = (
     (76.2, 60.0, 62.3, 48.2, 86.4, 1288.5, 59.6, 65.3),
@@ -16,6 +22,38 @@ _SHUFFLES = (
     (76.1, 60.7, 62.6, 47.9, 86.3, 1286.9, 59.3, 65.4),
     (76.0, 60.1, 62.2, 47.9, 86.4, 12887.1, 59.2, 65.2),
 )
+
+_OWN = {"moe-tuning": "shuffle", "evomoe": "evomoe-shuffle"}
+"""What the names of a row's shuffles begin with."""
+
+
+def mean_of_shuffles(found: Mapping[str, Any]) -> str:
+    """AVG under shuffled routers, as the mean of a seed's shuffles, less that with its own: mean over seeds and 95 % interval.
+
+    Args:
+        found: what ``evomoe table 10 --results`` kept.
+
+    Returns:
+        Markdown; empty if nothing can be compared.
+    """
+    lines = []
+    for own, prefix in _OWN.items():
+        shuffles = [row["seeds"] for name, row in found["rows"].items() if name.startswith(prefix)]
+        seeds = [seed for seed in found["rows"].get(own, {"seeds": {}})["seeds"] if all(seed in row for row in shuffles)]
+        if not shuffles or not seeds:
+            continue
+        changes = {
+            seed: [row[seed]["average"] - found["rows"][own]["seeds"][seed]["average"] for row in shuffles] for seed in seeds
+        }
+        all_changes = [change for of_seed in changes.values() for change in of_seed]
+        interval = with_interval(
+            *paired_difference([statistics.mean(of_seed) for of_seed in changes.values()], [0.0] * len(seeds))
+        )
+        below = sum(change < 0 for change in all_changes)
+        lines.append([own, str(len(shuffles)), interval, f"{below} of {len(all_changes)}"])
+    header = ["row", "shuffles", "their mean, less own routers", "below own"]
+    return markdown_table(header, lines) if lines else ""
+
 
 TABLE = Table(
     "10",
@@ -32,6 +70,7 @@ TABLE = Table(
     average=True,
     baseline="moe-tuning",
     comparisons=tuple((f"evomoe-shuffle{n}", "evomoe") for n in (1, 2, 3)),
+    supplement=mean_of_shuffles,
     notes=(
         "MME of the eighth shuffle is printed as 12887.1.",
         "The paper shuffles MoE-tuning alone; the rows of EvoMoE are ours.",
