@@ -7,7 +7,7 @@ import ast
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -136,8 +136,8 @@ def paper_map(docstrings: Mapping[str, str]) -> str:
 RESULTS_HEADER = """# Results
 
 Written by `make docs` from the numbers in [results](results), which `evomoe table N --results docs/results` keeps; do not edit it by
-hand. Every row starts from the same small dense model and takes the same number of optimiser steps; see [mini.md](mini.md) for the
-world that it sees. Ours: mean ± standard deviation over the seeds; the paper's number, of a model a thousand times as large on other
+hand. Every row starts from the same small dense model and takes as many optimiser steps on the fine-tuning mix, unless the text below its
+table says otherwise; see [mini.md](mini.md) for the world that it sees. Ours: mean ± standard deviation over the seeds; the paper's number, of a model a thousand times as large on other
 data, in parentheses. The last column is the difference of AVG from the baseline, seed by seed, with its 95 % confidence interval.
 
 """
@@ -146,6 +146,10 @@ data, in parentheses. The last column is the difference of AVG from the baseline
 def _place(name: str) -> tuple[int, str]:
     """The paper's tables in order, then the others."""
     return (int(name), "") if name.isdigit() else (1000, name)
+
+
+def _commits(runs: Iterable[Mapping[str, str]]) -> str:
+    return ", ".join(dict.fromkeys(one["commit"] for one in runs))
 
 
 def results(folder: Path = ROOT / "docs" / "results") -> str:
@@ -157,9 +161,10 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
     for path in sorted(folder.glob("table*.json"), key=lambda path: _place(path.stem.removeprefix("table"))):
         found = json.loads(path.read_text(encoding="utf-8"))
         table = TABLES[found["table"]]
-        runs = [seed["run"] for row in found["rows"].values() for seed in row["seeds"].values()]
+        seeds = [seed for row in found["rows"].values() for seed in row["seeds"].values()]
+        runs, trained = [seed["run"] for seed in seeds], [one for seed in seeds for one in seed.get("trained", ())]
         run = "; ".join(dict.fromkeys(", ".join(one[key] for key in ("date", "machine", "versions")) for one in runs))
-        commits = ", ".join(dict.fromkeys(one["commit"] for one in runs))
+        commits = f"scored at commits {_commits(runs)}" + f", trained at {_commits(trained)}" * bool(trained)
         by_what = defaultdict(list)  # rows that share Stage II share these
         for name, one in found["experts"].items():
             alone = ", ".join(f"{score:.1f}" for score in one["alone"])
@@ -171,8 +176,8 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
         parts.append(
             "\n\n".join(
                 [
-                    f"## {table.heading}",
-                    f"{found['split']} split; {run}; commits {commits}",
+                    f"## {table.heading}" + f" ({found['split']} split)" * (found["split"] != "test"),
+                    f"{found['split']} split; {run}; {commits}",
                     render(table, found),
                     *listed,
                     *["![Score against real experts per token](results/anyexperts.png)"] * (table.name == "anyexperts"),

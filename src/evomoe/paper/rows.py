@@ -6,7 +6,7 @@ from evomoe.paper.table import FINE_TUNE, FROM_STAGE1
 from evomoe.recipes import RECIPES
 
 DENSE = FROM_STAGE1.but(stages=(1,))
-"""The dense model, fine-tuned for as many steps as the others take in all their stages."""
+"""The dense model, fine-tuned: in small for as many steps as the others take in all their stages, at the paper's scale once, as there."""
 
 DENSE_FFN = DENSE.but(stage1=replace(DENSE.stage1, train="ffn"))
 """The same, but what Stage II trains is trained alone."""
@@ -24,5 +24,5 @@ EVOMOE_ALL = FROM_STAGE1.but(
     stage2=replace(FROM_STAGE1.stage2, train=DENSE.stage1.train, epochs=1.375),
     stage3=replace(FROM_STAGE1.stage3, epochs=0.25),
 )
-"""What did best on the validation split: Stage II trains all that the dense row trains, and takes 11 of 12 steps; every layer is
-sparse and two experts run."""
+"""What trials of the mini study led to (docs/log.md): Stage II trains all that the dense row trains and takes, in small, 11 of 12
+steps; every layer is sparse and two experts run."""

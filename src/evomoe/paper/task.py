@@ -1,6 +1,7 @@
 """One piece of a study, in a process of its own: train a stage, or score a model.
 
-A task is named by a hash of all that decides its result, so that rows share what they have in common, and what is finished is kept.
+A task is named by a hash of its options, its data's name and the weights that it starts from, so that rows share what they have in common,
+and what is finished is kept.
 """
 
 import dataclasses
