@@ -57,6 +57,15 @@ def test_a_figure_of_two_checkpoints_on_a_probe(sparse, figure, capsys):
     assert "linear" in svg and "dtr" in svg and "text tokens" in svg
 
 
+def test_a_figure_without_an_output_goes_to_a_folder_of_the_checkpoint_s_name(sparse, monkeypatch):
+    monkeypatch.chdir(sparse)
+    for checkpoint in ("linear", "dtr"):
+        command = ["plot", "5", checkpoint, "--data", "data.json", "--image-root", "images", "--records", "12"]
+        assert main(command) == 0
+    assert len([*(sparse / "runs" / "plot").glob("*-linear/figure_5.png")]) == 1
+    assert len([*(sparse / "runs" / "plot").glob("*-dtr/figure_5.png")]) == 1
+
+
 def test_experts_per_token_stand_where_the_tokens_are(sparse, capsys):
     options = {"num_experts": 16, "num_experts_per_tok": 8, "router_options": {"importance_width": 4}}
     model = upcycle(make_llava(), expert_init="partition", router="anyexperts", **options)

@@ -20,7 +20,7 @@ from evomoe.paper import FIGURES
 from evomoe.paper.options import FigureOptions
 from evomoe.recipe import AttachOptions, ConversionOptions, MoEOptions, Recipe
 from evomoe.recipes import RECIPES
-from evomoe.run_folder import can_resume, check_paths
+from evomoe.run_folder import can_resume, check_paths, results_folder
 from evomoe.terminal import RESUME, hide_loading_bars, plain_warnings, refuse, when_interrupted
 
 Flat = tyro.conf.arg(name="")
@@ -356,6 +356,7 @@ def plot(
     from importlib import import_module
 
     hide_loading_bars()
+    options = replace(options, output=str(results_folder("plot", checkpoint, options.output or None)))
     print(import_module(FIGURES[figure]).draw(checkpoints, options))
 
 

@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 CARD = "README.md"
 REMOTE_MODULE = "evomoe_auto"
 _AUTO_MAP = {"AutoConfig": f"{REMOTE_MODULE}.AnyEvoMoEConfig"}
-_REMOTE_CODE = '''"""Lets transformers load this EvoMoE model where evomoe is installed but not imported; pip install evomoe."""
+_REMOTE_CODE = '''"""Lets transformers load this EvoMoE model where evomoe is installed but not imported."""
 
 from evomoe.families import AnyEvoMoEConfig  # noqa: F401  (importing it registers EvoMoE's model classes)
 '''
 _USE = """```python
-import evomoe  # pip install evomoe; registers the model's class
+import evomoe  # installed from its clone; registers the model's class
 from transformers import {auto}, AutoProcessor
 
 model = {auto}.from_pretrained("<this repository or folder>")

@@ -96,8 +96,7 @@ class EvoMoETrainer(Trainer):
             del self.model.save_pretrained
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        """Going on from weights of which some were not found would train another model; the Trainer would only warn."""
-        super()._issue_warnings_after_load(load_result)
+        """Going on from weights of which some were not found would train another model; the Trainer would only warn, of tied ones too."""
         tied = set(self.model._keys_to_ignore_on_save or ()) | set(self.model.all_tied_weights_keys or ())
         missing = [key for key in load_result.missing_keys if key not in tied]
         if missing or load_result.unexpected_keys:
@@ -105,6 +104,7 @@ class EvoMoETrainer(Trainer):
                 f"The checkpoint to resume from belongs to another model: {len(missing)} tensors of this one are missing in it and "
                 f"{len(load_result.unexpected_keys)} are unknown, e.g. {[*missing, *load_result.unexpected_keys][0]}."
             )
+        self.model.tie_weights()
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any):
         """Trains; Ctrl-C saves a checkpoint first and then raises KeyboardInterrupt."""

@@ -167,7 +167,7 @@ def test_a_stage_that_another_row_left_unfinished_is_gone_on_with(base, world, t
     assert broken.done(tmp_path)
 
 
-def test_a_task_that_another_process_is_at_is_waited_for(base, world, tmp_path, monkeypatch):
+def test_a_task_that_another_process_is_at_is_waited_for(base, world, tmp_path, monkeypatch, capsys):
     scoring, ran = some(["dense"], base, world)[0].scoring, threading.Event()
     other = FileLock(tmp_path / ".locks" / scoring.name)
     (tmp_path / ".locks").mkdir()
@@ -177,6 +177,7 @@ def test_a_task_that_another_process_is_at_is_waited_for(base, world, tmp_path, 
     waiting.start()
     waiting.join(0.3)
     assert waiting.is_alive() and not ran.is_set()
+    assert f"{scoring.name}: another command is at it" in capsys.readouterr().err
     scoring.file(tmp_path).write_text("{}")  # the other one has finished
     other.release()
     waiting.join(20)
@@ -262,6 +263,7 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     text = run_table("2", **options)
     assert "| `dense` (a) dense" in text and "(d) evolution" in text and "(77.5)" in text and "EvoMoE" not in text
     assert "they disagree on" in capsys.readouterr().out
+    assert text.startswith("Table 2: Ablation of the parts (test split)\n") and "A trial" not in text
     kept = json.loads((tmp_path / "results" / "table2.json").read_text())
     assert set(kept["rows"]) == {"dense", "evolution"} and kept["experts"].keys() == {"evolution/0"}
     recipe = kept["rows"]["evolution"]["recipe"]
@@ -270,6 +272,11 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     where = kept["rows"]["evolution"]["seeds"]["0"]["run"]
     assert set(where) == {"date", "commit", "machine", "threads", "versions"} and "torch" in where["versions"]
     assert kept["rows"]["evolution"]["seeds"]["0"]["trained"] == [where, where]  # Stages II and III
+    model = kept["rows"]["evolution"]["seeds"]["0"]["model"]
+    assert (tmp_path / "study" / model / "model.safetensors").is_file()
+    assert f"`evolution`, seed 0: {tmp_path / 'study' / model}" in text
+    few = run_table("2", **options | {"limit": 1, "results": None})
+    assert few.startswith("Table 2: Ablation of the parts (test split, 1 question per benchmark)\n") and "A trial: MME" in few
     monkeypatch.setattr(base_model, "folder", lambda width: base)
     assert run_table("2", **options, dry_run=True).splitlines() == [  # the baseline is known
         "evolution ((d) evolution, linear): 1 seed",

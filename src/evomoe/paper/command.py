@@ -86,20 +86,25 @@ def run_table(
                 "alone": [one["average"] for one in found],
                 "disagreement": 100 * disagreement([[*chain(*map(dict.values, one["answers"].values()))] for one in found]),
             }
-    said = "\n".join(
+    before = "\n".join(
         f"{key}: experts alone {', '.join(f'{score:.1f}' for score in one['alone'])}; "
         f"they disagree on {one['disagreement']:.1f} % of the answers (validation split)"
         for key, one in experts.items()
     )
-    if said:
-        print(said, flush=True)
+    if before:
+        print(before, flush=True)
     run([cell.scoring for cell in wanted], study, jobs)
     found = collect(table, wanted, study, experts)
-    kept = []
+    models = [f"`{cell.row.name}`, seed {cell.seed}: {cell.scoring.model(study)}" for cell in wanted]
+    said = ["\n".join(["Models:", *models])]
     if results:
         path, found = keep(found, results)
-        kept = [f"Kept in {path}."]
-    return "\n\n".join([f"{table.heading} ({split} split)", render(table, found), *table.notes, *kept])
+        said.append(f"Kept in {path}.")
+    heading = f"{table.heading} ({split} split" + f", {counted(limit, 'question')} per benchmark" * bool(limit) + ")"
+    few = [
+        "A trial: MME adds up its subtasks, of which so few questions reach only some, so that its sum and AVG are too low."
+    ] * bool(limit)
+    return "\n\n".join([heading, render(table, found), *few, *table.notes, *said])
 
 
 def plan_table(name: str, rows: Sequence[str] = (), study: Path = Path("runs/study"), dry_run: bool = False) -> str:

@@ -38,8 +38,7 @@ def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
     """
     torch.set_flush_denormal(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    source = scoring.training.model(study) if isinstance(scoring.training, Training) else scoring.training
-    model = _model(scoring, source, study).to(device)
+    model = _model(scoring, study).to(device)
     scores, answers, experts = {}, {}, {}
     with _changed(model, scoring):
         for prepared in benchmarks(scoring.base, scoring.world / scoring.split, scoring.limit):
@@ -60,8 +59,8 @@ def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
     )
 
 
-def _model(scoring: Scoring, source: Path, study: Path) -> PreTrainedModel:
-    model = load_model(source)
+def _model(scoring: Scoring, study: Path) -> PreTrainedModel:
+    model = load_model(scoring.model(study))
     if isinstance(scoring.training, Training) and scoring.training.stage == 2 and scoring.expert is not None:
         recipe = scoring.training.recipe
         experts = {"experts": str(stage_folder(scoring.training.folder(study), 2).path / EXPERTS)}

@@ -15,7 +15,7 @@ class FigureOptions(ProbeOptions):
     Attributes:
         data: 1b, 5, slots: the records that the routers are watched on, as `evomoe analyze` takes them; slots shows questions of
             --benchmarks without it.
-        output: folder for the pictures (PNG, SVG) and their numbers (JSON).
+        output: folder for the pictures (PNG, SVG) and their numbers (JSON); runs/plot/NAME unless named, NAME from the checkpoint's path.
         against: a second checkpoint, drawn beside the first.
         names: what the checkpoints are called in the picture; by their folders unless named.
         benchmarks: 1a: what the model is scored on, slots: whose questions are shown, see `evomoe list benchmarks`.
@@ -25,7 +25,7 @@ class FigureOptions(ProbeOptions):
     """
 
     data: str = ""
-    output: str = "runs/plot"
+    output: str = ""
     against: str | None = None
     names: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ("easy-vqa",)
@@ -66,7 +66,7 @@ class FigureOptions(ProbeOptions):
                 raise ValueError(f"--scores: there is no file {self.scores}.")
         else:
             self.check()
-        check_output_folder(self.output)
+        check_output_folder(self.output or ".")
         if self.against is not None and self.scores is None:
             refuse_missing(self.against)
 

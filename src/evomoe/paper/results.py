@@ -32,7 +32,7 @@ def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[s
     """All that a table's run found, as it is kept.
 
     Args:
-        cells: finished ones.
+        cells: finished ones. Of each, the folder of its model below the study's is kept too.
         experts: what else is known of each row's experts, by row and seed.
     """
     rows: dict[str, Any] = {}
@@ -40,7 +40,9 @@ def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[s
         found = json.loads(cell.scoring.file(study).read_text())
         row = rows.setdefault(cell.row.name, {"label": cell.row.label, "recipe": _recipe(cell), "seeds": {}})
         kept = ("scores", "average", "run", "trained", *["experts_per_token"] * table.counts_experts)
-        row["seeds"][str(cell.seed)] = {key: found[key] for key in kept if key in found}
+        row["seeds"][str(cell.seed)] = {key: found[key] for key in kept if key in found} | {
+            "model": cell.scoring.model(Path()).as_posix()
+        }
     return _questions(table, cells[0]) | {"rows": rows, "experts": dict(experts)}
 
 

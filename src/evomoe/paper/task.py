@@ -7,12 +7,14 @@ and what is finished is kept.
 import dataclasses
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from evomoe.files import write_text
 from evomoe.recipe import STAGES, Recipe
@@ -145,6 +147,10 @@ class Scoring:
     def name(self) -> str:
         return f"scores-{self.key}"
 
+    def model(self, study: Path) -> Path:
+        """The folder of the model that is asked; of one that is trained, below ``study``."""
+        return self.training.model(study) if isinstance(self.training, Training) else self.training
+
     def file(self, study: Path) -> Path:
         return study / f"{self.name}.json"
 
@@ -168,9 +174,17 @@ def run_once(task: Task, study: Path) -> None:
     """Runs a task unless it is done; one that another process is at is waited for, and then is done."""
     locks = study / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / task.name):  # the system lets go of it when the process ends, however that happens
+    lock = FileLock(locks / task.name)  # the system lets go of it when the process ends, however that happens
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tqdm.write(f"{task.name}: another command is at it; waiting until it has finished, or stops.", sys.stderr)
+        lock.acquire()
+    try:
         if not task.done(study):
             task.run(study)
+    finally:
+        lock.release()
 
 
 def source_of(task: Task) -> "Training | None":
