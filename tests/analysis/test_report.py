@@ -142,7 +142,7 @@ def test_bars_of_shuffles_carry_their_values(figures, tmp_path):
     first, second = (part.axes[0] for part in figures[0].subfigs)
     assert [text.get_text() for text in first.texts] == ["65.5", "65.0", "66.5"]
     assert [bar.get_height() for bar in second.patches] == [50, 40]
-    assert (first.get_title(), second.get_title()) == ("mean change +0.2", "mean change -10.0") and first.get_ylabel() == "AVG"
+    assert (first.get_title(), second.get_title()) == ("mean change +0.25", "mean change -10.00") and first.get_ylabel() == "AVG"
     assert first.get_ylim() == second.get_ylim() and first.get_ylim()[0] == 0
 
 

@@ -222,7 +222,7 @@ def plot_shuffles(plt, named: Mapping[str, ShuffleScores], score: str = "score")
         axis.axhline(scores.own, color="#0072b2", linewidth=1, linestyle="--", zorder=0)
         axis.set_xticks(range(len(values)), ["own", *(str(n) for n in range(1, len(values)))])
         axis.set(xlabel="router, and its shuffles", ylim=(0, 1.05 * top))
-        axis.set_title(f"mean change {scores.mean_change():+.1f}")
+        axis.set_title(f"mean change {scores.mean_change():+.2f}")
     figure.subfigs[0].axes[0].set_ylabel(score)
     return figure
 
