@@ -212,7 +212,7 @@ def test_when_no_picture_is_there_the_folder_is_asked_about(pictures, write_json
     with pytest.raises(BadRecordError, match="pictures; is --image-root right") as caught:
         load_records(write_json(rows), pictures)
     assert "Repair" not in str(caught.value)
-    with pytest.raises(BadRecordError, match="Repair them, or leave them out"):
+    with pytest.raises(BadRecordError, match="Repair them; training can leave them out: --on-bad-record skip"):
         load_records(write_json([*rows, llava("red.png")]), pictures)
 
 
