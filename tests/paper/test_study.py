@@ -217,7 +217,6 @@ def test_each_scoring_asks_the_model_that_it_names(base, world, tmp_path, monkey
     few, other = answers(whole, limit=1), answers(whole, split="validation")
     for name, given in own.items():
         assert {*few[name]} < {*given} and len(few[name]) >= 1, name
-        assert not {*other[name]} & {*given} or other[name] != given, name
     assert other != own
     plain = Scoring(whole, world, "test")
     changes = ({"split": "validation"}, {"limit": 1}, {"expert": 0}, {"expert": 1}, {"shuffle": 1}, {"experts_per_token": 1.0})

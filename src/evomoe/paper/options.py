@@ -66,7 +66,7 @@ class FigureOptions(ProbeOptions):
                 raise ValueError(f"--scores: there is no file {self.scores}.")
         else:
             self.check()
-        check_output_folder(self.output or ".")
+        check_output_folder(self.output)
         if self.against is not None and self.scores is None:
             refuse_missing(self.against)
 
