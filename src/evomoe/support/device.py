@@ -1,0 +1,28 @@
+"""Which device computes: one answer for training, evaluation, analysis, demo and benchmarks."""
+
+import platform
+
+import torch
+
+
+def best_device() -> torch.device:
+    """The accelerator that torch reports (CUDA, XPU, MPS ...), or the CPU if there is none."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None
+    return torch.device(accelerator.type)
+
+
+def prepare(device: torch.device) -> None:
+    """Lets a CPU take tiny numbers for zero: without that, steps become several times slower as weights settle."""
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)
+
+
+def device_name(device: torch.device | None = None) -> str:
+    """What a person calls a device: the GPU's name, or the kind of processor. Without one named, the best device."""
+    device = best_device() if device is None else device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.machine() if device.type == "cpu" else device.type.upper()

@@ -1,0 +1,62 @@
+"""Errors about options. Whoever raises one says what is wrong; each reader sees the option under the name that they know.
+
+A Python caller reads argument names: ``router_options.rank: 0 must be at least 1.`` The command line prints flags:
+``--router-options.rank: 0 must be at least 1.`` Messages name further options in backticks: choose `` `gate=probability` ``.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+_REFERENCE = re.compile(r"`([a-z][a-z0-9_.]*)(?:=([^`]*))?`")
+
+
+class OptionError(ValueError):
+    """An option has a value that it cannot have.
+
+    Args:
+        option: its name in Python, with the parts that it lies in: ``seed``, ``stage2.steps``, ``router_options.rank``.
+        message: what is wrong and what to do, without the option's name in front. Other options stand in backticks, with
+            or without a value.
+    """
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(option, message)  # both, so that the error can be pickled
+        self.option, self.message = option, message
+
+    def __str__(self) -> str:
+        return f"{self.option}: {self.message}"
+
+
+@contextmanager
+def within(part: str) -> Iterator[None]:
+    """Within the block, the options of errors lie in ``part``: ``steps`` becomes ``stage2.steps``."""
+    try:
+        yield
+    except OptionError as error:
+        raise OptionError(f"{part}.{error.option}", error.message) from error
+
+
+def as_flag(option: str) -> str:
+    """An option as the command line has it: ``stage2.batch_size`` is ``--stage2.batch-size``."""
+    return "--" + option.replace("_", "-")
+
+
+def with_flags(error: Exception | Warning | str, positional: Collection[str] = ()) -> str:
+    """What the command line prints of an error: flags in place of arguments.
+
+    Args:
+        error: any error, or its text.
+        positional: names of arguments that have no flag.
+    """
+
+    def flag(option: str) -> str:
+        return option if option in positional else as_flag(option)
+
+    def rendered(found: re.Match) -> str:
+        name, value = found.groups()
+        return flag(name) if value in (None, "True") else f"{flag(name)} {value}"
+
+    if isinstance(error, OptionError):
+        return f"{flag(error.option)}: {_REFERENCE.sub(rendered, error.message)}"
+    return _REFERENCE.sub(rendered, str(error))

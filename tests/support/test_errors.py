@@ -1,0 +1,37 @@
+"""Errors about options: what a Python caller reads, and what the command line prints."""
+
+import pickle
+
+import pytest
+
+from evomoe.support.errors import OptionError, with_flags, within
+
+
+def test_python_reads_arguments_and_the_command_line_prints_flags():
+    error = OptionError("batch_size", "0 must be at least 1; or choose `gate=straight_through`, `allow_collapsed_experts=True`.")
+    assert str(error) == "batch_size: 0 must be at least 1; or choose `gate=straight_through`, `allow_collapsed_experts=True`."
+    assert with_flags(error) == (
+        "--batch-size: 0 must be at least 1; or choose --gate straight_through, --allow-collapsed-experts."
+    )
+
+
+def test_a_positional_argument_keeps_its_name():
+    assert with_flags(OptionError("benchmark", "see `data_root`."), {"benchmark"}) == "benchmark: see --data-root."
+
+
+def test_commands_in_backticks_stay():
+    text = "make one with `evomoe upcycle`, or install `lmms-eval`."
+    assert with_flags(ValueError(text)) == text
+
+
+def test_parts_stand_before_the_option():
+    with pytest.raises(OptionError) as raised, within("router_options"), within("inner"):
+        raise OptionError("rank", "0 must be at least 1.")
+    assert raised.value.option == "router_options.inner.rank"
+    with pytest.raises(ValueError, match="^plain$"), within("router_options"):
+        raise ValueError("plain")
+
+
+def test_an_error_crosses_processes():
+    error = pickle.loads(pickle.dumps(OptionError("seed", "-1 must not be negative.")))
+    assert (error.option, str(error)) == ("seed", "seed: -1 must not be negative.")
