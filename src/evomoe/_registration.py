@@ -20,12 +20,7 @@ def install() -> None:
 
 
 def _register() -> None:
-    from transformers import AutoConfig
-
-    from evomoe.configuration import MODEL_TYPE
-    from evomoe.families import AnyEvoMoEConfig
-
-    AutoConfig.register(MODEL_TYPE, AnyEvoMoEConfig, exist_ok=True)
+    import evomoe.families  # noqa: F401  (importing it registers)
 
 
 class _AutoClassesFinder(MetaPathFinder):

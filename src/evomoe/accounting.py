@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from evomoe.modeling import EvoMoEBlock
+from evomoe.block import EvoMoEBlock
 from evomoe.structure import Part, part_of
 
 
@@ -42,8 +42,8 @@ def count_parameters(model: nn.Module, trained: Iterable[str] | None = None, par
         p.numel()
         for b in blocks
         if any(parameter is next(b.experts.parameters()) for parameter in parameters.values())
-        for expert in list(b.experts)[b.moe.num_experts_per_tok :]
-        for p in expert.parameters()
+        for number in range(b.moe.num_experts_per_tok, len(b.experts))
+        for p in b.experts.weights(number).values()
     )
     router = {id(p) for b in blocks for p in b.router.parameters()}
     names = {name for name, p in parameters.items() if p.requires_grad} if trained is None else set(trained)
@@ -67,11 +67,11 @@ def large_router(model: nn.Module) -> str:
     """A warning if a layer's router has more parameters than the experts that a token runs there; empty if not."""
     blocks = (module for module in model.modules() if isinstance(module, EvoMoEBlock))
     for block in blocks:
-        router, expert = (sum(p.numel() for p in part.parameters()) for part in (block.router, block.experts[0]))
-        run = expert * block.moe.num_experts_per_tok
+        router = sum(p.numel() for p in block.router.parameters())
+        run = block.moe.num_experts_per_tok * sum(p.numel() for p in block.experts.weights(0).values())
         if router > run:
-            options = {"dtr": "hypernet_width=16 rank=4", "anyexperts": "importance_width=16"}.get(block.moe.router.split("+")[0])
-            smaller = f"; smaller: --router-options {options}" if options else ""
+            options = " ".join(f"`router_options.{name}={value}`" for name, value in block.router.Options.smaller.items())
+            smaller = f"; smaller: {options}" if options else ""
             return (
                 f"Warning: the router of layer {block.layer} has {readable(router)} parameters, the experts that a token runs there "
                 f"{readable(run)}{smaller}"

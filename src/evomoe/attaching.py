@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.accounting import count_parameters, parameter_facts, readable
+from evomoe.block import AttachedBlock
 from evomoe.configuration import MoEConfig
 from evomoe.files import new_folder, write_text
 from evomoe.hub import CARD, model_card
 from evomoe.loading import load_model, load_processor
 from evomoe.modality import Modality
-from evomoe.modeling import AttachedBlock, EvoMoEMixin
-from evomoe.options import check_options
+from evomoe.modeling import EvoMoEMixin
 from evomoe.recipe import AttachOptions
 from evomoe.routers.anyexperts import AnyExpertsRouter
+from evomoe.routing import GATES
 from evomoe.structure import UnsupportedModelError, decoder_layers, find_sparse_ffn, text_config
+from evomoe.support.needs import needs_of
 from evomoe.upcycling import become, sparse_form
 
 
@@ -84,11 +86,11 @@ def attach(
     own_gate, top_k, how = first
     options = {"k_min": k_min, "k_max": k_max} if k_min is not None or k_max is not None else {}
     options |= how | router_options
-    check_options("router", "anyexperts", AnyExpertsRouter, options)
     num_experts = next(iter(own.values())).weight.shape[0]
+    AnyExpertsRouter.read(options, num_experts, "anyexperts")
     with torch.device("meta"):
         new = AnyExpertsRouter(D, num_experts, **options)
-    if own_gate == "normalised" and len(new.virtual) and new.lam:
+    if needs_of(GATES[own_gate]) and len(new.virtual) and new.options.lam:
         own_gate = "straight_through"
     moe = MoEConfig(
         num_experts=num_experts,
@@ -142,7 +144,6 @@ def attach_folder(
     Raises:
         ValueError: ``out`` exists, or ``attach`` refused.
     """
-    check_options("router", "anyexperts", AnyExpertsRouter, moe.router_options)
     options = {"k_min": moe.k_min, "k_max": moe.k_max} | moe.router_options
     with new_folder(out) as folder:
         model = attach(
@@ -153,6 +154,7 @@ def attach_folder(
         own, counts = model.config.moe, count_parameters(model)
         write_text(folder / CARD, model_card(own, type(model).__name__, source, parameter_facts(counts)))
     router = next(iter(model.moe_blocks.values())).router
+    assert isinstance(router, AnyExpertsRouter)
     low, high = router.slots(own.num_experts_per_tok)
     return (
         f"{out}: {type(model).__name__}, {own.num_experts} experts and {len(router.virtual)} virtual ones in layers "

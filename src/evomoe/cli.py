@@ -170,7 +170,7 @@ def attach(
     """
     refuse_missing(sparse)
     refuse_existing(out)
-    from evomoe.anyexperts import attach_folder
+    from evomoe.attaching import attach_folder
 
     hide_loading_bars()
     print(attach_folder(sparse, out, moe, **asdict(options)))

@@ -22,6 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.accounting import readable
 from evomoe.files import new_folder
 from evomoe.loading import load_config, takes_pictures
+from evomoe.support import hf
 
 IMAGE_TOKEN = "<image>"
 
@@ -131,7 +132,7 @@ def _join(config: LlavaConfig, language_model: PreTrainedModel, vision_tower: Pr
     model.set_output_embeddings(language_model.get_output_embeddings())
     projector = model.model.multi_modal_projector.to_empty(device=language_model.device).to(language_model.dtype)
     for module in projector.modules():
-        model._init_weights(module)
+        hf.initialize(model, module)
     model.tie_weights()
     model.generation_config = language_model.generation_config
     # Both checks are about loading the model again: LLaVA's class has no place for a head with a bias or a scale of its own.

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from evomoe.aux_losses import AUX_LOSSES, NEEDS
-from evomoe.expert_init import INITS
-from evomoe.options import check_options
+from evomoe.aux_losses import AUX_LOSSES
 from evomoe.placement import moe_layers, parse_placement
 from evomoe.recipe import MoEOptions
-from evomoe.routers import GATES, ROUTERS
+from evomoe.routers import ROUTERS
+from evomoe.routing import GATES
+from evomoe.support.errors import OptionError
+from evomoe.support.needs import needs_of
 
 MODEL_TYPE = "evomoe"
 
@@ -24,35 +25,45 @@ class MoEConfig(MoEOptions):
     Attributes:
         base_model_type: transformers' name of the dense family, e.g. "llava".
         moe_layers: indices of the decoder layers whose FFN is a mixture.
-        expert_init: where the experts came from; those of "partition" are slices of the FFN, all others as wide as it is.
+        expert_init: where the experts came from, for people; the network does not depend on it.
+        expert_share: an expert has 1 / expert_share of the dense FFN's inner units.
         attached: the model was sparse before, and its experts are its own.
     """
 
     base_model_type: str = ""
     moe_layers: list[int] = field(default_factory=list)
     expert_init: str = "replicate"
+    expert_share: int = 1
     attached: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.moe_layers:
-            raise ValueError("moe_layers is empty: choose at least one layer.")
+            raise OptionError("moe_layers", "there is none; choose at least one layer.")
         for option, name, table in (
             ("router", self.router, ROUTERS),
             ("gate", self.gate, GATES),
-            ("expert_init", self.expert_init, INITS),
             *(("aux_losses", name, AUX_LOSSES) for name in self.aux_losses),
-            ("aux_reduction", self.aux_reduction, ("mean", "sum")),
         ):
             if name not in table:
-                own = "" if option == "aux_reduction" else " If it is your own, import the file that registers it first."
-                raise ValueError(f"{option}: there is no '{name}'; choose from {', '.join(table)}.{own}")
+                own = "If it is your own, import the file that registers it first."
+                raise OptionError(option, f"there is no '{name}'; choose from {', '.join(table)}. {own}")
+        if self.aux_reduction not in ("mean", "sum"):
+            raise OptionError("aux_reduction", f"there is no '{self.aux_reduction}'; choose from mean, sum.")
         for name in self.aux_losses:
-            able = [router for router, kind in ROUTERS.items() if NEEDS.get(name) in (None, *getattr(kind, "gives", ()))]
+            needed = set(needs_of(AUX_LOSSES[name]))
+            able = [router for router, kind in ROUTERS.items() if needed <= set(kind.gives)]
             if self.router not in able:
-                raise ValueError(
-                    f"--aux-losses: '{name}' is for router {', '.join(able)}, not for '{self.router}'; leave it out."
+                raise OptionError(
+                    "aux_losses", f"'{name}' is for router {', '.join(able)}, not for '{self.router}'; leave it out."
                 )
+
+    @classmethod
+    def stored(cls, values: dict[str, Any]) -> "MoEConfig":
+        """Of what config.json holds. Before ``expert_share`` was written down, "partition" alone made narrower experts."""
+        if "expert_share" not in values and values.get("expert_init") == "partition":
+            values = values | {"expert_share": values["num_experts"]}
+        return cls(**values)
 
     @property
     def origin(self) -> str:
@@ -64,12 +75,10 @@ class MoEConfig(MoEOptions):
         """The MoE part for a dense model's ``config``; ``placement`` as in ``evomoe.placement``."""
         text = config.get_text_config(decoder=True)
         moe = cls(base_model_type=config.model_type, moe_layers=moe_layers(placement, text.num_hidden_layers), **fields)
-        check_options("router", moe.router, ROUTERS[moe.router], moe.router_options)
-        try:
-            with torch.device("meta"):
-                ROUTERS[moe.router](text.hidden_size, moe.num_experts, **moe.router_options)
-        except TypeError as error:
-            raise ValueError(f"router_options: router '{moe.router}' does not take {moe.router_options} ({error}).") from error
+        router = ROUTERS[moe.router]
+        router.read(moe.router_options, moe.num_experts, moe.router)
+        with torch.device("meta"):
+            router(text.hidden_size, moe.num_experts, **moe.router_options)
         return moe
 
 
@@ -85,7 +94,7 @@ class EvoMoEConfig(PreTrainedConfig):
     @property
     def moe(self) -> MoEConfig:
         """The MoE part, validated."""
-        return MoEConfig(**(self.evomoe or {}))
+        return MoEConfig.stored(self.evomoe or {})
 
 
 def contradictions(config: EvoMoEConfig, options: MoEOptions, placement: str) -> list[str]:
@@ -93,4 +102,6 @@ def contradictions(config: EvoMoEConfig, options: MoEOptions, placement: str) ->
     default, own = MoEOptions(), config.moe
     wrong = [name for name, value in vars(options).items() if value not in (getattr(default, name), getattr(own, name))]
     layers = moe_layers(parse_placement(placement), config.get_text_config(decoder=True).num_hidden_layers)
-    return wrong + ["moe_layers"] * (placement != "alternating" and layers != own.moe_layers)
+    if placement != "alternating" and layers != own.moe_layers:
+        wrong.append("moe_layers")
+    return wrong

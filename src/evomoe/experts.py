@@ -27,19 +27,29 @@ class _Slots:
         return add(torch.zeros_like(like_TD), 0, token_of_S, y_SD)
 
 
+_MAPS = ("gate_proj", "up_proj", "down_proj")
+"""The maps of a gated FFN, which ``grouped_mm`` knows."""
+
+
 class Experts(nn.ModuleList):
     """E copies of the dense model's own FFN, whatever its class.
 
     Two implementations give the same result: ``loop`` runs each expert's module on its contiguous segment of the sorted
     tokens (any device, precision, FFN; the reference); ``grouped_mm`` runs all experts in three grouped matrix products
-    (gated FFNs without biases). "auto" takes ``grouped_mm`` on CUDA in bfloat16 while the experts are frozen.
-    """
+    (gated FFNs without biases). "auto" takes ``grouped_mm`` on CUDA in bfloat16 once frozen experts are packed.
 
-    implementation = "auto"
+    Attributes:
+        implementation: "auto", "loop" or "grouped_mm".
+    """
 
     def __init__(self, experts: Sequence[nn.Module]) -> None:
         super().__init__(experts)
+        self.implementation = "auto"
         self._packed: dict[str, Tensor] = {}
+
+    def weights(self, number: int) -> dict[str, Tensor]:
+        """The parameters of one expert by name."""
+        return dict(self[number].named_parameters())
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' outputs.
@@ -85,7 +95,7 @@ class Experts(nn.ModuleList):
         return (
             x_TD.is_cuda
             and x_TD.dtype == torch.bfloat16
-            and self.can_group()
+            and all(self._is_packed(name) for name in _MAPS)
             and not any(p.requires_grad for p in self.parameters())
         )
 
@@ -104,29 +114,43 @@ class Experts(nn.ModuleList):
         if not self.can_group():
             raise ValueError(
                 f"{type(self[0]).__name__} cannot run as grouped_mm (torch 2.10, gate/up/down without biases, widths in multiples of 8); "
-                "set Experts.implementation = 'loop'."
+                "set the experts' implementation to 'loop'."
             )
         ends_E = count_E.cumsum(0).to(torch.int32)
         has_expert_S1 = (torch.arange(len(token_of_S), device=x_TD.device) < ends_E[-1]).unsqueeze(-1)
         # The kernel leaves rows beyond the last group unwritten, outputs here and gradients of inputs alike: neither may get out.
         x_SD = torch.where(has_expert_S1, x_TD[token_of_S], 0)
-        gate_SF = F.grouped_mm(x_SD, self._weights("gate_proj").mT, offs=ends_E)
-        up_SF = F.grouped_mm(x_SD, self._weights("up_proj").mT, offs=ends_E)
-        y_SD = F.grouped_mm(self[0].act_fn(gate_SF) * up_SF, self._weights("down_proj").mT, offs=ends_E)
+        gate_EFD, up_EFD, down_EDF = (self._stacked(name) for name in _MAPS)
+        gate_SF, up_SF = (F.grouped_mm(x_SD, map_EFD.mT, offs=ends_E) for map_EFD in (gate_EFD, up_EFD))
+        y_SD = F.grouped_mm(self[0].act_fn(gate_SF) * up_SF, down_EDF.mT, offs=ends_E)
         return torch.where(has_expert_S1, y_SD, 0)
 
-    def _weights(self, name: str) -> Tensor:
-        """One map's weights of all experts, stacked. Frozen experts become views of one storage: no copy stays."""
-        weights = [getattr(expert, name).weight for expert in self]
-        if any(weight.requires_grad for weight in weights):
-            return torch.stack(weights)
+    def pack(self) -> None:
+        """Puts each map's weights of all experts, frozen and on their device, into one storage, of which they become views.
+
+        ``grouped_mm`` needs them so, and no copy stays. Experts that ``grouped_mm`` cannot run, or that train, stay as they are.
+        """
+        if not self.can_group() or any(p.requires_grad for p in self.parameters()):
+            return
+        for name in _MAPS:
+            if not self._is_packed(name):
+                weights = self._map(name)
+                self._packed[name] = torch.stack([weight.detach() for weight in weights])
+                for weight, view in zip(weights, self._packed[name], strict=True):
+                    weight.data = view
+
+    def _map(self, name: str) -> list[nn.Parameter]:
+        return [getattr(expert, name).weight for expert in self]
+
+    def _is_packed(self, name: str) -> bool:
         packed = self._packed.get(name)
-        if packed is None or any(w.data_ptr() != p.data_ptr() for w, p in zip(weights, packed, strict=True)):
-            packed = torch.stack([weight.detach() for weight in weights])
-            for weight, view in zip(weights, packed, strict=True):
-                weight.data = view
-            self._packed[name] = packed
-        return packed
+        return packed is not None and all(
+            weight.data_ptr() == view.data_ptr() for weight, view in zip(self._map(name), packed, strict=True)
+        )
+
+    def _stacked(self, name: str) -> Tensor:
+        """One map's weights of all experts, (E, ...)."""
+        return self._packed[name] if self._is_packed(name) else torch.stack([*self._map(name)])
 
 
 class StackedExperts(nn.Module):
@@ -145,11 +169,18 @@ class StackedExperts(nn.Module):
     def __len__(self) -> int:
         return len(next(self.stacked.parameters()))
 
-    def __iter__(self) -> "Iterator[_OneOfStacked]":
+    def __iter__(self) -> "Iterator[OneOfStacked]":
         return (self[e] for e in range(len(self)))
 
-    def __getitem__(self, e: int) -> "_OneOfStacked":
-        return _OneOfStacked(self.stacked, range(len(self))[e])
+    def __getitem__(self, number: int) -> "OneOfStacked":
+        return OneOfStacked(self.stacked, range(len(self))[number])
+
+    def weights(self, number: int) -> dict[str, Tensor]:
+        """As ``Experts.weights``; views of the stacked weights."""
+        return {name: weight_E[number] for name, weight_E in self.stacked.named_parameters()}
+
+    def pack(self) -> None:
+        """Nothing: they are stacked."""
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """As ``Experts.forward``."""
@@ -159,20 +190,19 @@ class StackedExperts(nn.Module):
         return slots.weighted_sum(y_SD, top_k_weights.to(x_TD.dtype), x_TD)
 
 
-class _OneOfStacked(nn.Module):
-    """One expert alone; its parameters are views of the stacked ones."""
+class OneOfStacked:
+    """One expert alone, of weights that stay stacked: runs tokens (T, D)."""
 
     def __init__(self, stacked: nn.Module, number: int) -> None:
-        super().__init__()
-        vars(self)["stacked"] = stacked  # not as a submodule: its parameters are those of all experts
-        self.number = number
+        self.stacked, self.number = stacked, number
 
-    def named_parameters(self, *args, **kwargs) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, weight_E[self.number]) for name, weight_E in self.stacked.named_parameters())  # pyrefly: ignore[bad-return]
-
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def __call__(self, x_TD: Tensor) -> Tensor:
         return _run_stacked(self.stacked, x_TD, torch.full((len(x_TD),), self.number, device=x_TD.device))
 
 
 def _run_stacked(stacked: nn.Module, x_SD: Tensor, expert_of_S: Tensor) -> Tensor:
     return stacked(x_SD, expert_of_S.unsqueeze(-1), x_SD.new_ones(len(x_SD), 1))
+
+
+AnyExperts = Experts | StackedExperts
+"""Either kind: ``experts(x_TD, index_TK, weight_TK)``, ``experts[e](x_TD)``, ``experts.weights(e)``, ``len(experts)``."""

@@ -1,6 +1,8 @@
 """The configuration and model classes of every family, made on demand and registered with transformers' auto classes.
 
-``EvoMoELlavaConfig``, ``EvoMoELlavaForConditionalGeneration`` and so on: attributes of this module, so that they pickle.
+Importing this module makes EvoMoE checkpoints known to ``AutoConfig``.
+
+``EvoMoELlavaConfig``, ``EvoMoELlavaForConditionalGeneration`` and so on are attributes of ``evomoe.auto``, so that they pickle.
 """
 
 from copy import copy
@@ -15,6 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from evomoe.configuration import MODEL_TYPE, EvoMoEConfig, MoEConfig
 from evomoe.hub import set_remote_code
+from evomoe.support import hf
 
 
 class AnyEvoMoEConfig(EvoMoEConfig):
@@ -41,7 +44,7 @@ def config_class(base_model_type: str) -> type[EvoMoEConfig]:
         raise ValueError(
             f"The model family '{base_model_type}' is unknown to transformers {transformers.__version__}; upgrade transformers."
         ) from error
-    members = {"model_type": MODEL_TYPE, "__module__": __name__, "__doc__": f"{base.__name__} with a mixture of experts."}
+    members = {"model_type": MODEL_TYPE, "__module__": "evomoe.auto", "__doc__": f"{base.__name__} with a mixture of experts."}
     family = type(f"EvoMoE{base.__name__}", (EvoMoEConfig, base), members)
     for auto, base_model in _base_models(base):
         from evomoe.modeling import model_class  # not above: whoever reads a configuration need not load the networks
@@ -76,17 +79,21 @@ def _base_models(config: type[PreTrainedConfig]) -> list[tuple[type, type]]:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     autos = (AutoModelForImageTextToText, AutoModelForCausalLM)
-    return [(auto, auto._model_mapping[config]) for auto in autos if config in auto._model_mapping]
+    return [(auto, hf.model_classes(auto)[config]) for auto in autos if config in hf.model_classes(auto)]
 
 
-def __getattr__(name: str):
+def class_named(name: str) -> type | None:
+    """The configuration or model class of a family by its name; None if there is none."""
     if name.startswith("EvoMoE"):
         for model_type, config_name in CONFIG_MAPPING_NAMES.items():
             if name == f"EvoMoE{config_name}":
                 return config_class(model_type)
             if name.startswith(f"EvoMoE{config_name.removesuffix('Config')}For"):
                 for auto, _ in _base_models(type(AutoConfig.for_model(model_type))):
-                    sparse = auto._model_mapping[config_class(model_type)]
+                    sparse = hf.model_classes(auto)[config_class(model_type)]
                     if sparse.__name__ == name:
                         return sparse
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return None
+
+
+AutoConfig.register(MODEL_TYPE, AnyEvoMoEConfig, exist_ok=True)

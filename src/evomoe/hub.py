@@ -27,7 +27,7 @@ REMOTE_MODULE = "evomoe_auto"
 _AUTO_MAP = {"AutoConfig": f"{REMOTE_MODULE}.AnyEvoMoEConfig"}
 _REMOTE_CODE = '''"""Lets transformers load this EvoMoE model where evomoe is installed but not imported."""
 
-from evomoe.families import AnyEvoMoEConfig  # noqa: F401  (importing it registers EvoMoE's model classes)
+from evomoe.auto import AnyEvoMoEConfig  # noqa: F401  (importing it registers EvoMoE's model classes)
 '''
 _USE = """```python
 import evomoe  # installed from its clone; registers the model's class

@@ -4,20 +4,18 @@ import inspect
 from dataclasses import fields
 from importlib import import_module
 
-from evomoe.options import Kind, describe_options
 from evomoe.recipe import STAGES
+from evomoe.row_options import describe_options
 
 TABLES = {
     "routers": ("evomoe.routers", "ROUTERS"),
     "inits": ("evomoe.expert_init", "INITS"),
     "losses": ("evomoe.aux_losses", "AUX_LOSSES"),
-    "gates": ("evomoe.routers", "GATES"),
+    "gates": ("evomoe.routing", "GATES"),
     "rules": ("evomoe.evolution", "RULES"),
     "benchmarks": ("evomoe.evaluation", "BENCHMARKS"),
     "recipes": ("evomoe.recipes", "RECIPES"),
 }
-
-_HAVE_OPTIONS: dict[str, Kind] = {"routers": "router", "inits": "init"}
 
 
 def describe_table(what: str) -> str:
@@ -38,5 +36,6 @@ def _summary(what: str, value) -> str:
         return f"stages {stages}{experts}{moe}"
     if what == "benchmarks":
         return value.summary
-    summary = (inspect.getdoc(value) or "").partition("\n")[0].strip()
-    return f"{summary} Options: {describe_options(_HAVE_OPTIONS[what], value)}" if what in _HAVE_OPTIONS else summary
+    summary = (inspect.getdoc(getattr(value, "make", value)) or "").partition("\n")[0].strip()
+    options = getattr(value, "Options", None)
+    return f"{summary} Options: {describe_options(options)}" if options else summary

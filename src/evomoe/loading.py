@@ -16,6 +16,7 @@ from evomoe.configuration import MoEConfig
 from evomoe.families import sparse_config
 from evomoe.files import not_on_hub, refuse_missing
 from evomoe.structure import check_convertible
+from evomoe.support import hf
 
 
 def auto_model(config: PreTrainedConfig) -> type:
@@ -25,7 +26,7 @@ def auto_model(config: PreTrainedConfig) -> type:
         ValueError: neither knows it.
     """
     autos = (AutoModelForImageTextToText, AutoModelForCausalLM)
-    known = [auto for auto in autos if type(config) in auto._model_mapping]
+    known = [auto for auto in autos if type(config) in hf.model_classes(auto)]
     remote = [auto for auto in autos if auto.__name__ in (getattr(config, "auto_map", None) or {})]
     if known or remote:
         return [*known, *remote][0]
@@ -49,7 +50,7 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except ValueError as error:
-        if "does not recognize this architecture" not in str(error):
+        if hf.UNKNOWN_FAMILY not in str(error):
             raise
         raise ValueError(
             f"{source}: transformers {transformers.__version__} does not know this model family; pip install --upgrade transformers."

@@ -1,12 +1,11 @@
-"""The network: an MoE layer, and the model classes ``EvoMoE<Base>`` that put it into any Hugging Face VLM.
+"""The model classes ``EvoMoE<Base>``, which put MoE layers into any Hugging Face VLM.
 
-Implements: Eq. 2, Eq. 3, Eq. 4, Eq. 9, Eq. 10, Eq. 11, Table 6 (shared expert).
+Implements: Eq. 9, Eq. 10, Eq. 11.
 """
 
 import inspect
 import logging
 import re
-from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import make_dataclass
 from functools import cache, partial
@@ -17,88 +16,19 @@ from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.aux_losses import AUX_LOSSES, LayerRecord
+from evomoe.aux_losses import AUX_LOSSES
+from evomoe.block import AttachedBlock, EvoMoEBlock
 from evomoe.configuration import EvoMoEConfig, MoEConfig
-from evomoe.expert_init.partition import slice_of
-from evomoe.experts import Experts, StackedExperts
+from evomoe.experts import Experts
+from evomoe.ffn_maps import slice_of
+from evomoe.forward_pass import ForwardPass, checkpoint_with_pass, running
 from evomoe.hub import CARD, card_of_folder, has_remote_code, model_card, set_remote_code, write_remote_module
-from evomoe.modality import ForwardPass, Modality, checkpoint_with_pass, current_pass, modality_of_inputs, running
-from evomoe.routers import ROUTERS, Router
-from evomoe.structure import decoder_layers, find_ffn, find_sparse_ffn, image_token_ids, text_config
+from evomoe.modality import Modality, modality_of_inputs
+from evomoe.routers import ROUTERS
+from evomoe.structure import decoder_layers, find_ffn, image_token_ids, text_config
+from evomoe.support import hf
 
 logger = logging.getLogger(__name__)
-
-
-class EvoMoEBlock(nn.Module):
-    """The FFN of one MoE layer: a router, its experts and, if asked for, a shared expert.
-
-    Eq. 4: takes and returns hidden states (B, S, D) as the dense FFN does; padding is not routed, gives zero.
-    """
-
-    def __init__(self, layer: int, moe: MoEConfig, hidden_size: int, experts: Iterable[nn.Module] | StackedExperts) -> None:
-        super().__init__()
-        self.layer, self.moe = layer, moe
-        self.router: Router = ROUTERS[moe.router](hidden_size, moe.num_experts, **moe.router_options)
-        self.router.check(moe.num_experts_per_tok, moe.gate)
-        shared = None
-        if isinstance(experts, StackedExperts):
-            self.experts: Experts | StackedExperts = experts
-        else:
-            *routed, shared = [*experts] if moe.shared_expert else [*experts, None]
-            self.experts = Experts(routed)
-        self.shared_expert: nn.Module | None = shared
-        self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False) if moe.shared_expert else None
-        if self.shared_expert_gate is not None:
-            nn.init.zeros_(self.shared_expert_gate.weight)
-        for module in [*self.router.modules(), self.shared_expert_gate]:
-            if module is not None and not any(p.is_meta for p in module.parameters()):
-                module._is_hf_initialized = True  # routers draw their own weights; transformers must not draw again
-
-    def forward(self, hidden_BSD: Tensor) -> Tensor:
-        forward_pass = current_pass()
-        modality, moe = forward_pass.modality, self.moe
-        x_TD = modality.real(hidden_BSD)
-        routing = self.router.route(x_TD, modality, moe.num_experts_per_tok, moe.gate, moe.expert_dropout)
-        if forward_pass.recording:
-            forward_pass.records[self.layer] = LayerRecord(routing, modality, x_TD, self.experts)
-        if routing.input_scale_T1 is not None:
-            x_TD = x_TD * routing.input_scale_T1.to(x_TD.dtype)
-        y_TD = self.experts(x_TD, routing.index_TK, routing.weight_TK)
-        if (virtual := self.router.virtual_experts) is not None:
-            y_TD = virtual.add(y_TD, x_TD, routing.index_TK, routing.weight_TK)
-        if self.shared_expert is not None and self.shared_expert_gate is not None:
-            share_T1 = self.shared_expert_gate(x_TD).float().sigmoid().to(y_TD.dtype)
-            y_TD = torch.lerp(y_TD, self.shared_expert(x_TD), share_T1)
-        return modality.restore(y_TD, hidden_BSD)
-
-
-class AttachedBlock(EvoMoEBlock):
-    """Router and experts inside the block of a model that was sparse before, where its experts were.
-
-    The block goes on to do what else it does, such as run a shared expert; what its own router said is not heeded.
-    """
-
-    @classmethod
-    def put_into(cls, decoder_layer: nn.Module, layer: int, moe: MoEConfig, hidden_size: int) -> "AttachedBlock":
-        """Takes the place of the experts in a decoder layer's block, and of its router."""
-        found = find_sparse_ffn(decoder_layer, hidden_size)
-        assert found is not None
-        name, router = found
-        block = decoder_layer.get_submodule(name)
-        attached = cls(layer, moe, hidden_size, StackedExperts(block.experts))
-        block.experts = attached
-        setattr(block, router, NoRouter())
-        return attached
-
-    def forward(self, hidden_ND: Tensor, *of_no_router: None) -> Tensor:
-        return super().forward(hidden_ND)
-
-
-class NoRouter(nn.Module):
-    """Stands where a block's own router was, and chooses nothing."""
-
-    def forward(self, *args: Any) -> tuple[None, None, None]:
-        return None, None, None
 
 
 class EvoMoEMixin:
@@ -115,12 +45,8 @@ class EvoMoEMixin:
                 continue
             name = find_ffn(layers[index], hidden_size)
             ffn = layers[index].get_submodule(name)
-            if moe.expert_init == "partition":
-                experts = [slice_of(ffn, number, moe.num_experts) for number in range(moe.num_experts)]
-            else:
-                experts = [ffn, *(deepcopy(ffn) for _ in range(moe.num_experts - 1))]
-            shared = [deepcopy(ffn)] * moe.shared_expert
-            layers[index].set_submodule(name, EvoMoEBlock(index, moe, hidden_size, [*experts, *shared]))
+            experts, shared = empty_experts(ffn, moe), deepcopy(ffn) if moe.shared_expert else None
+            layers[index].set_submodule(name, EvoMoEBlock(index, moe, hidden_size, experts, shared))
         self.post_init()
 
     @property
@@ -197,11 +123,7 @@ class EvoMoEMixin:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickling: without the hooks by which transformers captures outputs, which do not pickle; it sets them anew."""
-        for module in self.modules():
-            vars(module).pop("_output_capturing_hooks_installed", None)
-            for key, hook in [*module._forward_hooks.items()]:
-                if getattr(hook, "__name__", "") == "output_capturing_hook":
-                    del module._forward_hooks[key]
+        hf.drop_output_capturing(self)
         return dict(vars(self))
 
     def save_pretrained(self, save_directory, *args, remote_code: bool | None = None, is_main_process: bool = True, **kwargs):
@@ -244,6 +166,13 @@ class EvoMoEMixin:
                 gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False)
             kwargs["gradient_checkpointing_func"] = checkpoint_with_pass(gradient_checkpointing_func)
         super()._set_gradient_checkpointing(enable, **kwargs)
+
+
+def empty_experts(ffn: nn.Module, moe: MoEConfig) -> Experts:
+    """Experts of the shape that a configuration says, for weights that are yet to come; the FFN itself is the first if it fits."""
+    if moe.expert_share > 1:
+        return Experts([slice_of(ffn, number, moe.expert_share) for number in range(moe.num_experts)])
+    return Experts([ffn, *(deepcopy(ffn) for _ in range(moe.num_experts - 1))])
 
 
 def _mismatch(model: PreTrainedModel, inputs: dict[str, Any]) -> str | None:
@@ -290,9 +219,12 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     forward.__signature__ = inspect.Signature(order)
     forward.__doc__ = EvoMoEMixin.forward.__doc__
     members = {
-        "_keep_in_fp32_modules_strict": {*(base._keep_in_fp32_modules_strict or ()), "bias.value_N"},  # of ChoiceBias
+        hf.KEEP_IN_FLOAT32: {
+            *(getattr(base, hf.KEEP_IN_FLOAT32, None) or ()),
+            *(name for router in ROUTERS.values() for name in router.float32),
+        },
         "forward": forward,
-        "__module__": "evomoe.families",  # where it is an attribute, so that it pickles
+        "__module__": "evomoe.auto",  # where it is an attribute, so that it pickles
         "__doc__": f"{base.__name__} with a mixture of experts.",
         "base_class": base,
     }

@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from evomoe.files import write_text
+from evomoe.init_options import option_from_stage2
 from evomoe.named_values import NamedValues
 from evomoe.placement import parse_placement
+from evomoe.support.errors import OptionError
 
 ImageAspect = Literal["auto", "pad", "keep"]
 
@@ -279,10 +281,11 @@ class Recipe:
             self.stage(stage).check(stage)
         _check_trainer("trainer", self.trainer, self.stages)
         if 2 in self.stages:
-            if self.expert_init != "evolved" and 3 in self.stages and len(self.evolution.beta_ranges) != self.moe.num_experts - 1:
+            unused = 3 in self.stages and not option_from_stage2(self.expert_init)
+            if unused and len(self.evolution.beta_ranges) != self.moe.num_experts - 1:
                 others = " ".join(str(stage) for stage in self.stages if stage != 2)
-                raise ValueError(
-                    f"--expert-init {self.expert_init} takes no experts from Stage II; leave it out: --stages {others}."
+                raise OptionError(
+                    "expert_init", f"'{self.expert_init}' takes no experts from Stage II; leave it out: `stages={others}`."
                 )
             self.evolution.check(self.moe.num_experts)
         if self.stages != (3,):  # which may go on with a sparse model, and then makes no experts
@@ -321,10 +324,12 @@ class Recipe:
 
     def check_expert_init(self) -> None:
         """Raises ValueError if Stage III is to make experts of what nothing gives it."""
-        if 3 in self.stages and self.expert_init == "evolved" and 2 not in self.stages and "experts" not in self.init_options:
-            raise ValueError(
-                "--expert-init evolved needs Stage II in the same run, or the file that another run's Stage II wrote: "
-                "--init-options experts=FILE; or choose another --expert-init."
+        needed = option_from_stage2(self.expert_init)
+        if 3 in self.stages and needed and 2 not in self.stages and needed not in self.init_options:
+            raise OptionError(
+                "expert_init",
+                f"'{self.expert_init}' needs Stage II in the same run, or the file that another run's Stage II wrote: "
+                f"`init_options={needed}=FILE`; or choose another `expert_init`.",
             )
 
     def placement(self) -> str | list[int]:

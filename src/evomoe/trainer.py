@@ -23,6 +23,7 @@ from evomoe.evolution import ExpertEvolution
 from evomoe.modeling import EvoMoEMixin
 from evomoe.recipe import EvolutionOptions
 from evomoe.structure import decoder_layers, ffn_names
+from evomoe.support import hf
 
 
 class EvoMoETrainer(Trainer):
@@ -97,7 +98,7 @@ class EvoMoETrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Going on from weights of which some were not found would train another model; the Trainer would only warn, of tied ones too."""
-        tied = set(self.model._keys_to_ignore_on_save or ()) | set(self.model.all_tied_weights_keys or ())
+        tied = hf.names_not_saved(self.model)
         missing = [key for key in load_result.missing_keys if key not in tied]
         if missing or load_result.unexpected_keys:
             raise ValueError(

@@ -1,6 +1,8 @@
 """Dense model in, sparse model out, for any VLM family."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,18 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.accounting import count_parameters, large_router, parameter_facts, readable
+from evomoe.block import EvoMoEBlock
 from evomoe.configuration import EvoMoEConfig, MoEConfig
-from evomoe.expert_init import INITS
+from evomoe.expert_init import INITS, config_fields
+from evomoe.experts import Experts
 from evomoe.families import sparse_config
 from evomoe.files import ShardWriter, new_folder, write_text
 from evomoe.hub import CARD, model_card, set_remote_code, write_remote_module
 from evomoe.loading import empty_model, load_model, load_processor
-from evomoe.modeling import EvoMoEBlock, EvoMoEMixin, model_class
-from evomoe.options import check_options
+from evomoe.modeling import EvoMoEMixin, model_class
 from evomoe.placement import parse_placement
 from evomoe.structure import UnsupportedModelError, check_convertible, decoder_layers, image_token_ids, module_name, text_config
+from evomoe.support import hf
 
 SMALL = 100 * 10**6
 """Bytes up to which MoE layers share a shard when a folder is converted; larger ones get a shard each."""
@@ -108,33 +112,47 @@ class Conversion:
         if isinstance(model, EvoMoEMixin):
             raise UnsupportedModelError("The model is an EvoMoE model already; start from the dense model.")
         self.names, self.layers = check_convertible(model), decoder_layers(model)
-        self.moe = MoEConfig.for_model(model.config, placement, expert_init=expert_init, **moe_fields)
+        made_by = config_fields(expert_init, moe_fields.get("num_experts", MoEConfig.num_experts))
+        self.moe = MoEConfig.for_model(model.config, placement, **made_by, **moe_fields)
         self.config, self.sparse_class = sparse_form(model, self.moe)
         self.init_options, self.seed = init_options or {}, seed
-        check_options("init", expert_init, INITS[expert_init], self.init_options)
+        INITS[expert_init].read(self.init_options, expert_init)
 
     def blocks(self) -> Iterator[EvoMoEBlock]:
-        """The MoE layers, in order; each is made when asked for and holds the dense FFN as its first expert."""
-        generator = torch.Generator("cpu").manual_seed(self.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            router_rng = torch.get_rng_state()
-        for index in self.moe.moe_layers:
-            experts = self._experts(index, generator)
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(router_rng)
-                block = EvoMoEBlock(index, self.moe, text_config(self.config).hidden_size, experts)
-                router_rng = torch.get_rng_state()
-            weight = next(experts[0].parameters())
-            block.to(weight.device, weight.dtype).train(experts[0].training)
-            del experts, weight
-            yield block
-            del block  # before the next one is made: whoever writes them one by one shall need memory for one
+        """The MoE layers, in order; each is made when asked for and holds the dense FFN as its first expert.
 
-    def _experts(self, index: int, generator: torch.Generator) -> list[nn.Module]:
-        ffn, initialise = self.layers[index].get_submodule(self.names[index]), INITS[self.moe.expert_init]
-        experts = initialise(ffn, self.moe.num_experts, index, generator, **self.init_options)
-        return [*experts, INITS["replicate"](ffn, 2, index, generator)[1]] if self.moe.shared_expert else experts
+        Routers draw from a stream of their own, which goes on from layer to layer whatever else draws in between: the weights
+        are the same whether the layers are made at once or written one by one.
+        """
+        generator, routers = torch.Generator("cpu").manual_seed(self.seed), _RandomStream(self.seed)
+        for index in self.moe.moe_layers:
+            yield self._block(index, generator, routers)
+
+    def _block(self, index: int, generator: torch.Generator, routers: "_RandomStream") -> EvoMoEBlock:
+        ffn, moe = self.layers[index].get_submodule(self.names[index]), self.moe
+        experts = INITS[moe.expert_init](ffn, moe.num_experts, index, generator, **self.init_options)
+        shared = deepcopy(ffn) if moe.shared_expert else None
+        with routers.drawing():
+            block = EvoMoEBlock(index, moe, text_config(self.config).hidden_size, Experts(experts), shared)
+        weight = next(experts[0].parameters())
+        return block.to(weight.device, weight.dtype).train(experts[0].training)
+
+
+class _RandomStream:
+    """torch's global random numbers from a seed on, a block of code at a time; outside the blocks they are as they were."""
+
+    def __init__(self, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.state = torch.get_rng_state()
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Within the block, torch draws from this stream."""
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.state)
+            yield
+            self.state = torch.get_rng_state()
 
 
 def upcycle_folder(
@@ -201,7 +219,7 @@ def _write(model: PreTrainedModel, conversion: Conversion, folder: Path) -> None
     """Writes what ``upcycle(model).save_pretrained(folder)`` would; of the dense model, only its MoE layers' FFNs are given up."""
     prefix = module_name(model, conversion.layers)
     ffns = {index: f"{prefix}.{index}.{conversion.names[index]}." for index in conversion.moe.moe_layers}
-    tied = set(model.all_tied_weights_keys or ()) | set(model._keys_to_ignore_on_save or ())
+    tied = hf.names_not_saved(model)
     with ShardWriter(folder) as shards:
         for name, tensor in model.state_dict().items():
             if name not in tied and not name.startswith(tuple(ffns.values())):

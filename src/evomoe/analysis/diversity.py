@@ -9,8 +9,8 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.uniformity import mean_of_pairs, weight_cosine
+from evomoe.block import EvoMoEBlock
 from evomoe.evolution import ExpertEvolution
-from evomoe.modeling import EvoMoEBlock
 from evomoe.structure import decoder_layers, ffn_names
 
 COLLAPSED = 1e-3
@@ -81,9 +81,10 @@ def check_experts_differ(model: PreTrainedModel, expert_init: str) -> None:
         ValueError: only the router would train, and it would get no gradient that tells the experts apart.
     """
     for block in cast(dict[int, EvoMoEBlock], model.moe_blocks).values():
-        first, *others = block.experts
-        for other in others:
-            if any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True)):
+        first = block.experts.weights(0)
+        for number in range(1, len(block.experts)):
+            other = block.experts.weights(number)
+            if any(not torch.equal(first[name], other[name]) for name in first):
                 return
     raise ValueError(
         f"All experts are equal (expert_init '{expert_init}'), and only the router would train: it could not tell them apart. "
@@ -106,7 +107,7 @@ def task_vector_cosines(model: PreTrainedModel, dense: PreTrainedModel) -> dict[
     names, cosines = ffn_names(dense), {}
     for index, block in cast(dict[int, EvoMoEBlock], model.moe_blocks).items():
         start = dict(layers[index].get_submodule(names[index]).named_parameters()) if index < len(layers) else {}
-        experts = [dict(expert.named_parameters()) for expert in block.experts]
+        experts = [block.experts.weights(number) for number in range(len(block.experts))]
         if any({n: p.shape for n, p in expert.items()} != {n: p.shape for n, p in start.items()} for expert in experts):
             raise ValueError(
                 f"--stage1: the FFN of its layer {index} is not of the experts' shape; name the dense model they came from."

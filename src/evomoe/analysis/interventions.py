@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.routers.anyexperts import AnyExpertsRouter
-from evomoe.routers.base import Router
+from evomoe.routers import Router
 from evomoe.routers.fixed import FixedRouter
 from evomoe.routers.shuffled import ShuffledRouter
 
@@ -37,34 +36,34 @@ def replaced_routers(model: PreTrainedModel, replace: Callable[[Router, int], Ro
 
 def only_expert(model: PreTrainedModel, expert: int):
     """Within the block, every token of every MoE layer goes to one expert (0 is the paper's expert 1), with weight 1."""
-    return replaced_routers(model, lambda router, layer: FixedRouter(router.hidden_size, router.num_experts, expert))
+    return replaced_routers(model, lambda router, layer: FixedRouter(router.hidden_size, router.num_experts, expert=expert))
 
 
 def shuffled_routers(model: PreTrainedModel, seed: int):
     """Within the block, and in evaluation mode, every MoE layer's logits reach the experts in a permuted order."""
     return replaced_routers(
-        model, lambda router, layer: ShuffledRouter(router.hidden_size, router.num_experts, router, seed * 1009 + layer)
+        model, lambda router, layer: ShuffledRouter(router.hidden_size, router.num_experts, router, seed=seed * 1009 + layer)
     )
 
 
 @contextmanager
 def shuffled_importance(model: PreTrainedModel, seed: int) -> Iterator[PreTrainedModel]:
-    """Within the block, each AnyExperts router gives every token the importance of another token of the same pass, drawn at random.
+    """Within the block, each router gives every token the importance of another token of the same pass, drawn at random.
 
     The mean number of experts is the same; if the scores are too, it does not matter which tokens get many.
 
     Raises:
-        ValueError: the model has no AnyExperts router.
+        ValueError: the model's routers estimate no importance.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
 
     def shuffle(module: nn.Module, args: tuple, importance_T: Tensor) -> Tensor:
         return importance_T[torch.randperm(len(importance_T), generator=generator).to(importance_T.device)]
 
-    routers = [block.router for block in model.moe_blocks.values() if isinstance(block.router, AnyExpertsRouter)]
-    if not routers:
-        raise ValueError(f"{type(model).__name__} has no router 'anyexperts', whose importance could be shuffled.")
-    handles = [router.importance.register_forward_hook(shuffle) for router in routers]
+    networks = [network for block in model.moe_blocks.values() if (network := block.router.importance_network) is not None]
+    if not networks:
+        raise ValueError(f"{type(model).__name__} has no routers that estimate an importance, which could be shuffled.")
+    handles = [network.register_forward_hook(shuffle) for network in networks]
     try:
         yield model
     finally:

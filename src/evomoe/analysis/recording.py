@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.aux_losses import LayerRecord
 from evomoe.modeling import EvoMoEMixin
+from evomoe.routing import LayerRecord
 
 MODALITIES = ("text", "image")
 

@@ -18,7 +18,7 @@ from evomoe.analysis.density import overlap
 from evomoe.analysis.passes import evaluation_mode
 from evomoe.analysis.recording import MODALITIES, RoutingRecording, expert_names, record_routing
 from evomoe.analysis.uniformity import mean_of_pairs, output_cka, output_cosine
-from evomoe.modeling import EvoMoEBlock
+from evomoe.block import EvoMoEBlock
 
 PROBE_TOKENS = 2048
 """Tokens on which the experts' outputs are compared, and the most of each modality whose logits are kept."""
@@ -170,4 +170,4 @@ def _outputs(model: PreTrainedModel, layer: int, recording: RoutingRecording) ->
         parts.append(x_ND[: max(1, round(sample.size * share))])
     x_ND = torch.cat(parts)
     experts = cast(dict[int, EvoMoEBlock], model.moe_blocks)[layer].experts
-    return [expert(x_ND.to(next(expert.parameters()).device)) for expert in experts]
+    return [experts[n](x_ND.to(next(iter(experts.weights(n).values())).device)) for n in range(len(experts))]

@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.passes import evaluation_mode, token_losses
 from evomoe.analysis.uniformity import effect_spread, symmetry_gradient
-from evomoe.modeling import EvoMoEBlock
+from evomoe.block import EvoMoEBlock
 
 
 def symmetry_gradients(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> dict[int, float]:

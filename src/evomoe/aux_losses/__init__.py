@@ -4,8 +4,8 @@ A loss takes what one MoE layer did and returns a scalar. To add one, write its 
 up from this table.
 """
 
+from evomoe.aux_losses.aux_loss import AuxLoss
 from evomoe.aux_losses.balance import balance
-from evomoe.aux_losses.base import AuxLoss, LayerRecord
 from evomoe.aux_losses.budget import budget
 from evomoe.aux_losses.contrastive import contrastive
 from evomoe.aux_losses.importance import importance
@@ -19,7 +19,4 @@ AUX_LOSSES: dict[str, AuxLoss] = {
     "local": local,
 }
 
-NEEDS = {"budget": "excess", "importance": "importance_T"}
-"""Losses of what only some routers give, see ``evomoe.routers.base.Router.gives``."""
-
-__all__ = ["AUX_LOSSES", "NEEDS", "AuxLoss", "LayerRecord"]
+__all__ = ["AUX_LOSSES", "AuxLoss"]

@@ -6,7 +6,7 @@ Implements: Eq. 12.
 import torch
 from torch import Tensor
 
-from evomoe.aux_losses.base import LayerRecord
+from evomoe.routing import LayerRecord
 
 
 def balance(record: LayerRecord) -> Tensor:

@@ -2,16 +2,13 @@
 
 from torch import Tensor
 
-from evomoe.aux_losses.base import LayerRecord
+from evomoe.routing import LayerRecord
+from evomoe.support.needs import needs
 
 
+@needs("excess")
 def budget(record: LayerRecord) -> Tensor:
-    """``(mean real experts / budget - 1)^2`` of one layer; the gradient is that of the number of slots, by importance.
-
-    Raises:
-        ValueError: the router has no budget.
-    """
+    """``(mean real experts / budget - 1)^2`` of one layer; the gradient is that of the number of slots, by importance."""
     excess = record.routing.excess
-    if excess is None:
-        raise ValueError("aux_losses: 'budget' is for router 'anyexperts'; this router chooses a fixed number of experts.")
+    assert excess is not None  # the configuration refuses this loss with routers that have no budget
     return excess.square()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evomoe.aux_losses.base import LayerRecord
+from evomoe.routing import LayerRecord
 
 _TOKENS = 64
 _TEMPERATURE = 0.1

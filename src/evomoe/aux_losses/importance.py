@@ -2,16 +2,13 @@
 
 from torch import Tensor
 
-from evomoe.aux_losses.base import LayerRecord
+from evomoe.routing import LayerRecord
+from evomoe.support.needs import needs
 
 
+@needs("importance_T")
 def importance(record: LayerRecord) -> Tensor:
-    """``(mean s)^2`` of one layer, s a token's importance before the sigmoid: 0 where the mean is neither high nor low.
-
-    Raises:
-        ValueError: the router estimates no importance.
-    """
+    """``(mean s)^2`` of one layer, s a token's importance before the sigmoid: 0 where the mean is neither high nor low."""
     importance_T = record.routing.importance_T
-    if importance_T is None:
-        raise ValueError("aux_losses: 'importance' is for router 'anyexperts'; this router estimates no importance.")
+    assert importance_T is not None  # the configuration refuses this loss with routers that do not estimate it
     return importance_T.mean().square()

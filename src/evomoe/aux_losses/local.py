@@ -6,7 +6,7 @@ Implements: Table 5 (f).
 import torch
 from torch import Tensor
 
-from evomoe.aux_losses.base import LayerRecord
+from evomoe.routing import LayerRecord
 
 
 def local(record: LayerRecord) -> Tensor:

@@ -12,6 +12,7 @@ from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.images import BadImageError, Shape, read_size
 from evomoe.data.labels import Token, answer_tokens
 from evomoe.data.records import BadRecordError, Record
+from evomoe.support import hf
 
 _AT_ONCE = 1_000
 _PROGRESS_FROM = 10_000
@@ -156,7 +157,7 @@ def _image_tokens(sizes: Counter[_Size], processor: Any, template: ChatTemplate)
         return {}
     common = sizes.most_common(1)[0][0]
     try:
-        counts = processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes])
+        counts = hf.image_token_counts(processor, [list(size) for size in sizes])
         reported = dict(zip(sizes, counts["num_image_tokens"], strict=True))
     except (AttributeError, TypeError, NotImplementedError):
         # The method is young and not complete: LLaVA's fails for image processors that do not crop.

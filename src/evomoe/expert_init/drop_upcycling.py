@@ -3,35 +3,46 @@
 A baseline beside the paper's own initialisers.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-from evomoe.expert_init.inner_units import linear_maps
 from evomoe.expert_init.replicate import replicate
+from evomoe.ffn_maps import linear_maps
+from evomoe.row_options import InitOptions
+from evomoe.support.errors import OptionError
+
+
+@dataclass(frozen=True)
+class DropUpcyclingOptions(InitOptions):
+    """How much is drawn anew.
+
+    Attributes:
+        ratio: share of the inner width, 0 to 1.
+    """
+
+    ratio: float = 0.5
+
+    def check(self, given: bool = True) -> None:
+        if not 0 <= self.ratio <= 1:
+            raise OptionError("ratio", f"{self.ratio:g} must lie in [0, 1].")
 
 
 def drop_upcycling(
-    ffn: nn.Module, num_experts: int, layer: int, generator: torch.Generator, ratio: float = 0.5
+    ffn: nn.Module, num_experts: int, layer: int, generator: torch.Generator, options: DropUpcyclingOptions
 ) -> list[nn.Module]:
     """Re-draws, in every expert, the same random share of inner units in all its linear maps.
 
     The new values are normal with the mean and the standard deviation that the dropped values had. The first expert is
     re-drawn too: the point of the method is that no expert stays dense.
-
-    Args:
-        ratio: share of the inner width that is re-drawn, 0 to 1.
-
-    Raises:
-        ValueError: ``ratio`` outside [0, 1].
     """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"expert init 'drop_upcycling': ratio must lie in [0, 1], got {ratio}.")
     # Copies only: the dense FFN itself stays whole until the whole model is converted.
     experts = replicate(ffn, num_experts + 1, layer, generator)[1:]
     with torch.no_grad():
         for expert in experts:
             maps = linear_maps(expert)
-            count = round(ratio * maps.width)
+            count = round(options.ratio * maps.width)
             units_N = torch.randperm(maps.width, generator=generator, device="cpu")[:count]
             if count == 0:
                 continue

@@ -3,27 +3,37 @@
 Implements: Table 5 (b), Table 14 (a).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from evomoe.expert_init.replicate import replicate
+from evomoe.row_options import InitOptions
+from evomoe.support.errors import OptionError
 
 
-def noise(ffn: nn.Module, num_experts: int, layer: int, generator: torch.Generator, std: float = 1e-3) -> list[nn.Module]:
-    """Adds Gaussian noise to every expert but the first.
+@dataclass(frozen=True)
+class NoiseOptions(InitOptions):
+    """How large the noise is.
 
-    Args:
+    Attributes:
         std: standard deviation of the noise (Table 14 tries 1e-5 to 1e-1), absolute.
-
-    Raises:
-        ValueError: ``std`` is negative.
     """
-    if std < 0:
-        raise ValueError(f"expert init 'noise': std must not be negative, got {std}.")
+
+    std: float = 1e-3
+
+    def check(self, given: bool = True) -> None:
+        if self.std < 0:
+            raise OptionError("std", f"{self.std:g} must not be negative.")
+
+
+def noise(ffn: nn.Module, num_experts: int, layer: int, generator: torch.Generator, options: NoiseOptions) -> list[nn.Module]:
+    """Adds Gaussian noise to every expert but the first."""
     experts = replicate(ffn, num_experts, layer, generator)
     with torch.no_grad():
         for expert in experts[1:]:
             for parameter in expert.parameters():
-                drawn = torch.randn(parameter.shape, generator=generator, device="cpu") * std
+                drawn = torch.randn(parameter.shape, generator=generator, device="cpu") * options.std
                 parameter.add_(drawn.to(parameter))
     return experts

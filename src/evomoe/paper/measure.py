@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.analysis.calibration import calibrate, mean_real_experts
 from evomoe.analysis.interventions import only_expert, shuffled_importance, shuffled_routers
 from evomoe.analysis.recording import record_routing
-from evomoe.anyexperts import calibrate, mean_real_experts, set_experts_per_token
+from evomoe.budget import first_router, set_experts_per_token
 from evomoe.evaluation.average import mean_score
 from evomoe.evaluation.generation import answers_by_id
 from evomoe.loading import load_model
 from evomoe.modeling import EvoMoEMixin
 from evomoe.paper.in_memory import benchmarks
 from evomoe.paper.task import Scoring, Training
-from evomoe.routers.anyexperts import AnyExpertsRouter
 from evomoe.run_folder import stage_folder
 from evomoe.stages.stage2_evolution import EXPERTS
 from evomoe.upcycling import upcycle
@@ -85,10 +85,10 @@ def _changed(model: PreTrainedModel, scoring: Scoring) -> Iterator[None]:
 
 
 def _set_experts_per_token(model: PreTrainedModel, scoring: Scoring) -> None:
-    """Of AnyExperts the mean on a part of the validation split, of other routers the number of slots."""
+    """Of routers with a budget the mean on a part of the validation split, of others the number of slots."""
     number = scoring.experts_per_token
     assert number is not None
-    if not any(isinstance(block.router, AnyExpertsRouter) for block in model.moe_blocks.values()):
+    if first_router(model).budgets(model.config.moe.num_experts_per_tok) is None:
         set_experts_per_token(model, number)
         return
     probes = benchmarks(scoring.base, scoring.world / "validation", CALIBRATED)

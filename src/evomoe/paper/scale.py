@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evomoe.paper.table import FINE_TUNE, WARM_UP, Row
 from evomoe.recipe import NamedValues, Recipe, StageOptions
+from evomoe.router_options import ROUTER_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,6 @@ class MiniScale:
 
     Attributes:
         learning_rates: peak by what trains; chosen on the validation split, see docs/log.md.
-        router_options: of routers that have sizes of their own; the paper's do not suit 96 units.
     """
 
     evolution_steps: int = 400
@@ -34,7 +34,6 @@ class MiniScale:
             "router+experts": 1e-3,
         }
     )
-    router_options: NamedValues = field(default_factory=lambda: {"hypernet_width": 16, "rank": 4})
 
     def recipe(self, row: Row, seed: int, base: Path, world: Path) -> Recipe:
         """The row's recipe with everything but the output folder."""
@@ -48,8 +47,8 @@ class MiniScale:
             steps |= {2: self.evolution_steps, 3: self.routing_steps}
         stages = {f"stage{stage}": self._options(recipe.stage(stage), steps[stage], data) for stage in recipe.stages}
         moe = recipe.moe
-        if moe.router.startswith("dtr") and not moe.router_options:
-            moe = replace(moe, router_options=self.router_options)
+        if not moe.router_options:  # the paper's sizes do not suit 96 units
+            moe = replace(moe, router_options=ROUTER_OPTIONS[moe.router].smaller)
         evolution = replace(recipe.evolution, seed=seed)
         return recipe.but(
             model=str(base),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from evomoe.init_options import option_from_stage2
 from evomoe.paper.scale import MiniScale
 from evomoe.paper.table import Row
 from evomoe.paper.task import Scoring, Task, Training, run_once, source_of
@@ -51,8 +52,8 @@ def trainings(recipe: Recipe) -> list[Training]:
     chain: list[Training] = []
     for stage in recipe.stages:
         options = recipe.init_options
-        if stage == 3 and recipe.expert_init == "evolved":
-            options = {"experts": "from Stage II", **options}
+        if stage == 3 and (needed := option_from_stage2(recipe.expert_init)):
+            options = {needed: "from Stage II", **options}
         single = recipe.but(stages=(stage,), init_options=options)
         chain.append(Training(single, chain[-1] if chain else Path(recipe.model)))
     return chain

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from evomoe.files import write_text
+from evomoe.init_options import option_from_stage2
 from evomoe.recipe import STAGES, Recipe
 from evomoe.run_folder import stage_folder
 
@@ -87,9 +88,9 @@ class Training:
 
         recipe, source = self.recipe, self.source
         if isinstance(source, Training):
-            if self.stage == 3 and recipe.expert_init == "evolved":
+            if self.stage == 3 and (needed := option_from_stage2(recipe.expert_init)):
                 evolved = stage_folder(source.folder(study), 2).path / EXPERTS
-                recipe = recipe.but(init_options=recipe.init_options | {"experts": str(evolved)})
+                recipe = recipe.but(init_options=recipe.init_options | {needed: str(evolved)})
             source = source.model(study)
         folder = self.folder(study)
         recipe = recipe.but(model=str(source), output=str(folder))

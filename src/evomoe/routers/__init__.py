@@ -3,25 +3,23 @@
 To add a router, write its file and its row here; the tests pick it up from this table.
 """
 
-from collections.abc import Callable
-
 from evomoe.routers.anyexperts import AnyExpertsRouter
-from evomoe.routers.base import GATES, Router, Routing
 from evomoe.routers.dtr import DynamicTokenAwareRouter
 from evomoe.routers.fixed import FixedRouter
 from evomoe.routers.linear import LinearRouter
 from evomoe.routers.modality import ModalityRouter
-from evomoe.routers.shared import SharedRouter
+from evomoe.routers.router import Router
+from evomoe.routers.shared import SharedDynamicTokenAwareRouter, SharedModalityRouter
 from evomoe.routers.shuffled import ShuffledRouter
 from evomoe.routers.top_p import TopPRouter
 from evomoe.routers.zero_computation import ZeroComputationRouter
 
-ROUTERS: dict[str, Callable[..., Router]] = {
+ROUTERS: dict[str, type[Router]] = {
     "linear": LinearRouter,
     "modality": ModalityRouter,
-    "modality+shared": SharedRouter.around(ModalityRouter),
+    "modality+shared": SharedModalityRouter,
     "dtr": DynamicTokenAwareRouter,
-    "dtr+shared": SharedRouter.around(DynamicTokenAwareRouter),
+    "dtr+shared": SharedDynamicTokenAwareRouter,
     "fixed": FixedRouter,
     "shuffled": ShuffledRouter,
     "anyexperts": AnyExpertsRouter,
@@ -29,4 +27,4 @@ ROUTERS: dict[str, Callable[..., Router]] = {
     "zero_computation": ZeroComputationRouter,
 }
 
-__all__ = ["GATES", "ROUTERS", "Router", "Routing"]
+__all__ = ["ROUTERS", "Router"]

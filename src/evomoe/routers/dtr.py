@@ -19,12 +19,16 @@ depending on the model and the layer; to the fifth power, that is a router which
 before its first step (seen on easy-VQA: logits in the thousands, and no learning). The paper does not say.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evomoe.modality import Modality
-from evomoe.routers.base import Float32Linear, Router
+from evomoe.router_options import DTROptions
+from evomoe.routers.float32 import Float32Linear
+from evomoe.routers.router import Router
 
 
 class HyperNetwork(nn.Module):
@@ -52,7 +56,7 @@ class HyperNetwork(nn.Module):
     def forward(self, z_TD: Tensor, inverse_rms_T1: Tensor, phi_ED: Tensor, rows_N: Tensor | None = None) -> Tensor:
         """phi(e) without phi's bias, for all tokens (T, E) or for those that ``rows_N`` names (N, E).
 
-        Each product with z is divided by z's root mean square afterwards, which spares a normalised copy of z.
+        Each product with z is divided by z's root mean square afterwards, so that no normalised copy of z is kept.
         """
         E, H, R = phi_ED.shape[0], self.width, self.rank
         inverse_rms_N1 = inverse_rms_T1 if rows_N is None else inverse_rms_T1[rows_N]
@@ -82,19 +86,16 @@ class FinalRouter(nn.Module):
 
 
 class DynamicTokenAwareRouter(Router):
-    """Two hypernetworks, one for image and one for text tokens, and a final router phi that they share.
+    """Two hypernetworks, one for image and one for text tokens, and a final router phi that they share."""
 
-    Args:
-        hypernet_width: H. 64 with rank 16 reproduces the activated parameters of the paper's Table 1.
-        rank: R.
-    """
+    Options = DTROptions
+    options: DTROptions
 
-    def __init__(self, hidden_size: int, num_experts: int, hypernet_width: int = 64, rank: int = 16) -> None:
-        super().__init__(hidden_size, num_experts)
-        if hypernet_width < 1 or rank < 1:
-            raise ValueError(f"router 'dtr': hypernet_width ({hypernet_width}) and rank ({rank}) must be at least 1.")
-        self.image = HyperNetwork(hidden_size, hypernet_width, rank)
-        self.text = HyperNetwork(hidden_size, hypernet_width, rank)
+    def __init__(self, hidden_size: int, num_experts: int, **options: Any) -> None:
+        super().__init__(hidden_size, num_experts, **options)
+        H, R = self.options.hypernet_width, self.options.rank
+        self.image = HyperNetwork(hidden_size, H, R)
+        self.text = HyperNetwork(hidden_size, H, R)
         self.phi = FinalRouter(hidden_size, num_experts)
         self.reset_parameters()
 

@@ -3,17 +3,20 @@
 Implements: Table 4 (a), Figure 4 (a).
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from evomoe.modality import Modality
-from evomoe.routers.base import Float32Linear, Router
+from evomoe.routers.float32 import Float32Linear
+from evomoe.routers.router import Router
 
 
 class LinearRouter(Router):
     """One linear map for image and text tokens alike: logits = W z."""
 
-    def __init__(self, hidden_size: int, num_experts: int) -> None:
-        super().__init__(hidden_size, num_experts)
+    def __init__(self, hidden_size: int, num_experts: int, **options: Any) -> None:
+        super().__init__(hidden_size, num_experts, **options)
         self.gate = Float32Linear(hidden_size, num_experts, bias=False)
         self.reset_parameters()
 

@@ -3,18 +3,20 @@
 Implements: Table 4 (b), Figure 4 (b).
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from evomoe.modality import Modality
-from evomoe.routers.base import Router
 from evomoe.routers.linear import LinearRouter
+from evomoe.routers.router import Router
 
 
 class ModalityRouter(Router):
     """A linear map per modality: logits = W_V z for image tokens, W_T z for text tokens."""
 
-    def __init__(self, hidden_size: int, num_experts: int) -> None:
-        super().__init__(hidden_size, num_experts)
+    def __init__(self, hidden_size: int, num_experts: int, **options: Any) -> None:
+        super().__init__(hidden_size, num_experts, **options)
         self.image = LinearRouter(hidden_size, num_experts)
         self.text = LinearRouter(hidden_size, num_experts)
 

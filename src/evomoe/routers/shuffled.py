@@ -3,40 +3,61 @@
 Implements: Table 10 (router).
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from evomoe.modality import Modality
-from evomoe.routers.base import Router, Routing
+from evomoe.router_options import RouterOptions, ShuffledOptions
+from evomoe.routers.router import Router
 from evomoe.routers.virtual import VirtualExperts
+from evomoe.routing import Routing
+from evomoe.support.errors import OptionError
 
 
 class ShuffledRouter(Router):
     """Wraps another router and hands its logits to the experts in a permuted order, in evaluation mode only.
 
     Args:
-        inner: name of the router in ``ROUTERS``, or a router.
-        seed: draws the permutation; every seed gives a permutation other than the identity.
-        kwargs: for the inner router.
+        inner: the router inside, if it is there already; else the options name it.
     """
 
-    def __init__(self, hidden_size: int, num_experts: int, inner: str | Router = "dtr", seed: int = 0, **kwargs) -> None:
-        super().__init__(hidden_size, num_experts)
-        if isinstance(inner, str):
-            from evomoe.routers import ROUTERS  # the table imports this file
+    Options = ShuffledOptions
+    options: ShuffledOptions
 
-            if inner not in ROUTERS:
-                raise ValueError(f"router 'shuffled': there is no inner router '{inner}'; choose from {', '.join(ROUTERS)}.")
-            inner = ROUTERS[inner](hidden_size, num_experts, **kwargs)
-        self.inner = inner
-        generator = torch.Generator("cpu").manual_seed(seed)
+    def __init__(self, hidden_size: int, num_experts: int, inner: str | Router = "dtr", **options: Any) -> None:
+        if isinstance(inner, str):
+            super().__init__(hidden_size, num_experts, inner=inner, **options)
+            self.inner = self._named(hidden_size, num_experts)
+        else:
+            super().__init__(hidden_size, num_experts, **options)
+            self.inner = inner
+        generator = torch.Generator("cpu").manual_seed(self.options.seed)
         identity = list(range(num_experts))
         permutation = identity
         while permutation == identity:
             permutation = torch.randperm(num_experts, generator=generator, device="cpu").tolist()
         self.permutation: list[int] = permutation
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], num_experts: int, name: str = "") -> RouterOptions:
+        """As ``Router.read``; options that are not its own are those of the router inside."""
+        own = {field.name for field in fields(cls.Options)}
+        inner = {option: value for option, value in values.items() if option not in own} | values.get("inner_options", {})
+        known = {option: value for option, value in values.items() if option in own}
+        return super().read(known | {"inner_options": inner}, num_experts, name)
+
+    def _named(self, hidden_size: int, num_experts: int) -> Router:
+        from evomoe.routers import ROUTERS  # the table imports this file
+
+        if self.options.inner not in ROUTERS:
+            raise OptionError(
+                "router_options.inner", f"there is no router '{self.options.inner}'; choose from {', '.join(ROUTERS)}."
+            )
+        return ROUTERS[self.options.inner](hidden_size, num_experts, **self.options.inner_options)
 
     @property
     def virtual_experts(self) -> VirtualExperts | None:
@@ -60,8 +81,8 @@ class ShuffledRouter(Router):
         moved_TK = place_of_E[index_TK.clamp(max=self.num_experts - 1)]
         return replace(
             routing,
-            logits_TE=self._permuted(routing.logits_TE),
-            probs_TE=self._permuted(routing.probs_TE),
+            logits=self._permuted(routing.logits_TE),
+            probs=self._permuted(routing.probs_TE),
             index_TK=torch.where(index_TK < self.num_experts, moved_TK, index_TK),
         )
 

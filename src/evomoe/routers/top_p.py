@@ -3,46 +3,45 @@
 A baseline beside AnyExperts: an unsure router gives a token more experts.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from evomoe.modality import Modality
-from evomoe.routers.base import GATES, Routing, in_float32
+from evomoe.router_options import TopPOptions
 from evomoe.routers.linear import LinearRouter
+from evomoe.routers.router import Scores
+from evomoe.routing import GATES
+from evomoe.support.errors import OptionError
+from evomoe.support.needs import needs_of
 
 
 class TopPRouter(LinearRouter):
     """The smallest set of experts that hold ``p`` of the probability together, at most ``most`` of them.
 
     ``num_experts_per_tok`` is how many they are expected to be, for the count of activated parameters.
-
-    Args:
-        p: share of the probability.
-        most: limit of a token's experts; all by default.
     """
 
-    def __init__(self, hidden_size: int, num_experts: int, p: float = 0.4, most: int | None = None) -> None:
-        super().__init__(hidden_size, num_experts)
-        self.p, self.most = p, num_experts if most is None else most
-        if not 0 < p <= 1 or not 1 <= self.most <= num_experts:
-            raise ValueError(
-                f"router 'top_p': p ({p}) must lie in (0, 1], most ({self.most}) between 1 and num_experts ({num_experts})."
-            )
+    Options = TopPOptions
+    options: TopPOptions
 
     def check(self, top_k: int, gate: str) -> None:
-        if gate == "normalised":
-            raise ValueError(
-                "router 'top_p': a token that needs one expert would have the weight 1, and its router no gradient; choose --gate "
-                "probability or straight_through."
+        if needs_of(GATES[gate]):
+            raise OptionError(
+                "gate",
+                f"with router 'top_p' and '{gate}' a token that needs one expert would have the weight 1, and its router no "
+                "gradient; choose `gate=probability` or `gate=straight_through`.",
             )
 
-    def route(self, x_TD: Tensor, modality: Modality, top_k: int, gate: str, dropout: float = 0.0) -> Routing:
-        """As ``Router.route``; index (T, most), where E means a slot that the token does not have."""
-        with in_float32(x_TD):
-            logits_TE = self(x_TD.float(), modality)
-        probs_TE = self.hide(logits_TE, dropout, 1).softmax(-1)
-        chosen_TK, index_TK = probs_TE.topk(self.most, dim=-1)
+    def fewest(self, top_k: int) -> int:
+        return 1
+
+    def choose(self, scores: Scores, probs_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        """As ``Router.choose``; index (T, most), where E means a slot that the token does not have."""
+        chosen_TK, index_TK = probs_TE.topk(self.options.most or self.num_experts, dim=-1)
         # An expert is needed while those before it have not reached p.
-        needed_TK = chosen_TK.detach().cumsum(-1) - chosen_TK.detach() < self.p
-        chosen_TK, index_TK = chosen_TK * needed_TK, torch.where(needed_TK, index_TK, self.num_experts)
-        return Routing(logits_TE, probs_TE, index_TK, GATES[gate](chosen_TK, chosen_TK))
+        is_needed_TK = chosen_TK.detach().cumsum(-1) - chosen_TK.detach() < self.options.p
+        return torch.where(is_needed_TK, index_TK, self.num_experts), chosen_TK * is_needed_TK
+
+    def for_experts_per_token(self, number: float) -> dict[str, Any]:
+        raise OptionError("experts_per_token", "router 'top_p' chooses a number of experts of its own for each token.")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-KINDS = ("zero", "identity", "constant")
+from evomoe.anyexperts_options import SlotKind
 
 
 class VirtualExperts(nn.Module):
@@ -17,17 +17,11 @@ class VirtualExperts(nn.Module):
     Args:
         hidden_size: D.
         num_real: real experts, after which the virtual ones are numbered.
-        kinds: of each virtual expert, a name of ``KINDS``. A constant starts at zero.
-
-    Raises:
-        ValueError: there is no such kind.
+        kinds: of each virtual expert. A constant starts at zero.
     """
 
-    def __init__(self, hidden_size: int, num_real: int, kinds: Sequence[str]) -> None:
+    def __init__(self, hidden_size: int, num_real: int, kinds: Sequence[SlotKind]) -> None:
         super().__init__()
-        for kind in kinds:
-            if kind not in KINDS:
-                raise ValueError(f"there is no virtual expert '{kind}'; choose from {', '.join(KINDS)}.")
         self.num_real, self.kinds = num_real, tuple(kinds)
         self.constants = nn.Parameter(torch.zeros(self.kinds.count("constant"), hidden_size)) if "constant" in kinds else None
 

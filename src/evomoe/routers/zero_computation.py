@@ -6,7 +6,8 @@ A baseline beside AnyExperts: here nothing but the scores decides which tokens g
 from torch import Tensor
 
 from evomoe.modality import Modality
-from evomoe.routers.base import VirtualRouter
+from evomoe.router_options import SlotKind, ZeroComputationOptions
+from evomoe.routers.router import VirtualRouter
 
 
 class ZeroComputationRouter(VirtualRouter):
@@ -14,16 +15,13 @@ class ZeroComputationRouter(VirtualRouter):
 
     MoE++'s own constants are mixed with the token by a learned gate, and its routers pass scores from layer to layer: here
     they do not.
-
-    Args:
-        zero, identity, constant: how many virtual experts there are of each kind.
     """
 
-    def __init__(self, hidden_size: int, num_experts: int, zero: int = 1, identity: int = 1, constant: int = 2) -> None:
-        counts = {"zero": zero, "identity": identity, "constant": constant}
-        if min(counts.values()) < 0:
-            raise ValueError(f"router 'zero_computation': the numbers of virtual experts must not be negative: {counts}.")
-        super().__init__(hidden_size, num_experts, [kind for kind, count in counts.items() for _ in range(count)])
+    Options = ZeroComputationOptions
+    options: ZeroComputationOptions
+
+    def virtual_kinds(self) -> list[SlotKind]:
+        return self.options.kinds()
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         return self.gate(x_TD)

@@ -22,12 +22,10 @@ from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.conversations import Collator, ConversationDataset
 from evomoe.data.records import load_records
 from evomoe.evolution import check_rule
-from evomoe.expert_init import INITS
-from evomoe.expert_init.evolved import check_experts_file
+from evomoe.expert_init import INITS, config_fields
 from evomoe.files import write_text
 from evomoe.hub import CARD
 from evomoe.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
-from evomoe.options import check_options
 from evomoe.placement import moe_layers
 from evomoe.recipe import STAGES, MoEOptions, Recipe
 from evomoe.run_folder import StageFolder, is_main_process, stage_folder
@@ -86,7 +84,8 @@ def check_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
         dense = sparse = empty_model(config)
     else:
         recipe.check_expert_init()
-        dense, sparse = empty_models(config, recipe.placement(), expert_init=recipe.expert_init, **asdict(recipe.moe))
+        made_by = config_fields(recipe.expert_init, recipe.moe.num_experts)
+        dense, sparse = empty_models(config, recipe.placement(), **made_by, **asdict(recipe.moe))
     moe = sparse.config.moe
     if 2 in recipe.stages:
         check_rule(recipe.evolution)
@@ -127,10 +126,12 @@ def _check_trained_parts(recipe: Recipe, stage: int, model: PreTrainedModel, moe
 
 
 def _check_init_options(recipe: Recipe, moe: MoEConfig) -> None:
-    check_options("init", recipe.expert_init, INITS[recipe.expert_init], recipe.init_options)
-    experts = recipe.init_options.get("experts")
-    if experts:
-        check_experts_file(experts, moe.moe_layers, moe.num_experts)
+    initialiser = INITS[recipe.expert_init]
+    needed = initialiser.Options.from_stage2
+    given = not needed or needed in recipe.init_options
+    options = initialiser.read(recipe.init_options, recipe.expert_init, given)
+    if given:
+        options.check_fits(moe.moe_layers, moe.num_experts)
 
 
 def load_data(recipe: Recipe, keep: bool = False) -> dict[int, ConversationDataset]:

@@ -12,8 +12,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.accounting import count_parameters, parameter_facts
 from evomoe.analysis.diversity import check_experts_differ, check_not_collapsed
-from evomoe.anyexperts import end_batch_scope
+from evomoe.budget import end_training
 from evomoe.data.conversations import ConversationDataset
+from evomoe.expert_init import INITS
 from evomoe.hub import model_card
 from evomoe.recipe import STAGES, Recipe
 from evomoe.run_folder import StageFolder, stage_folder
@@ -35,13 +36,13 @@ def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: Conver
     model = load_sparse(recipe, source) or _assemble(recipe, source)
     if recipe.stage3.train == "router" and not recipe.allow_collapsed_experts:
         check_experts_differ(model, recipe.expert_init)
-    train(recipe, 3, model, folder, dataset, finish=lambda trainer: end_batch_scope(model), card=lambda: _card(recipe, model))
+    train(recipe, 3, model, folder, dataset, finish=lambda trainer: end_training(model), card=lambda: _card(recipe, model))
 
 
 def _assemble(recipe: Recipe, source: Path | str) -> PreTrainedModel:
     init_options = dict(recipe.init_options)
-    if recipe.expert_init == "evolved":
-        experts = Path(init_options.setdefault("experts", str(stage_folder(recipe.output, 2).path / EXPERTS)))
+    if option := INITS[recipe.expert_init].Options.from_stage2:
+        experts = Path(init_options.setdefault(option, str(stage_folder(recipe.output, 2).path / EXPERTS)))
         report = experts.with_name("diversity.json")  # as Stage II leaves it beside them
         if report.is_file() and not recipe.allow_collapsed_experts:
             schedule = trainer_options(recipe, 2).get("lr_scheduler_type", "cosine") if 2 in recipe.stages else "falling"

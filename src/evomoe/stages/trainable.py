@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from evomoe.modeling import EvoMoEBlock
+from evomoe.block import EvoMoEBlock
 from evomoe.structure import decoder_layers, ffn_names, module_name, part_of
 
 PARTS = ("text", "projector", "vision", "ffn", "router", "experts")

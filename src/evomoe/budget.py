@@ -1,0 +1,95 @@
+"""How many experts a token gets, changed after training, and other options of routers that change no weight's shape."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.support.errors import OptionError
+
+
+def set_budget(model: PreTrainedModel, real: float) -> None:
+    """Moves the range of slots of every router to where a token of importance 1/2 that uses its cap has ``real`` real experts.
+
+    Nothing is trained, and the range keeps its width. The mean over tokens is another number, most often a larger one: slots and
+    caps are whole numbers, importance varies, and a token need not use its cap. ``evomoe.analysis.calibration.calibrate`` finds
+    the budget whose measured mean is the one wanted.
+
+    Raises:
+        OptionError: the routers have no budget, the range would begin below one slot or end above the number of experts.
+    """
+    set_router_options(model, budget=real)
+
+
+def set_cap_scope(model: PreTrainedModel, scope: str) -> None:
+    """Changes what the largest share of virtual slots is a share of, in every router: "token", "batch" or "expectation".
+
+    Raises:
+        OptionError: the routers have no such cap, or there is no such scope.
+    """
+    set_router_options(model, cap_scope=scope)
+
+
+def set_experts_per_token(model: PreTrainedModel, number: float) -> None:
+    """Gives each token another number of experts: of routers that have a budget that, else a whole number of slots.
+
+    Raises:
+        OptionError: the routers cannot choose so many, or choose a number of their own.
+    """
+    change_moe(model, first_router(model).for_experts_per_token(number))
+
+
+def set_router_options(model: PreTrainedModel, **options: Any) -> None:
+    """Changes options of every router and of the configuration.
+
+    Raises:
+        OptionError: the routers have no such option, it cannot change after training, or its value is wrong.
+    """
+    change_moe(model, {"router_options": options})
+
+
+def end_training(model: PreTrainedModel) -> None:
+    """Leaves the routers as they are to answer: what is for training alone ends."""
+    if options := first_router(model).after_training():
+        set_router_options(model, **options)
+
+
+def change_moe(model: PreTrainedModel, changes: dict[str, Any]) -> None:
+    """Changes fields of the mixture that no weight depends on, in the configuration and in every MoE layer, or none at all.
+
+    Args:
+        changes: fields of ``MoEConfig``; of ``router_options`` those that change.
+
+    Raises:
+        OptionError: the routers refuse a value.
+    """
+    before, blocks = model.config.moe, list(model.moe_blocks.values())
+    options = changes.get("router_options", {})
+    for option in options:
+        if option not in first_router(model).adjustable:
+            raise OptionError("router", f"'{before.router}' has no '{option}' that can be changed after training.")
+    moe = replace(before, **changes | {"router_options": before.router_options | options})
+    kept = [block.router.options for block in blocks]
+    try:
+        for block in blocks:
+            block.router.options = block.router.read(moe.router_options, moe.num_experts, moe.router)
+            block.router.check(moe.num_experts_per_tok, moe.gate)
+    except OptionError:
+        for block, options in zip(blocks, kept, strict=True):
+            block.router.options = options
+        raise
+    for block in blocks:
+        block.moe = moe
+    model.config.evomoe = asdict(moe)
+
+
+def first_router(model: PreTrainedModel):
+    """The router of the first MoE layer; all have the same options.
+
+    Raises:
+        OptionError: the model is not sparse.
+    """
+    blocks = getattr(model, "moe_blocks", {})
+    if not blocks:
+        raise OptionError("model", f"{type(model).__name__} is not an EvoMoE model, so it has no routers.")
+    return next(iter(blocks.values())).router

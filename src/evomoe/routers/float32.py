@@ -1,0 +1,67 @@
+"""Router arithmetic in float32, whatever the model's precision.
+
+T tokens, I input features, P output features, N chosen tokens.
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def in_float32(x_TD: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """No autocast within the block."""
+    device = x_TD.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
+
+class Float32Linear(nn.Module):
+    """A router's linear map, computed in float32 whatever its weight is stored in. Its owner draws the weights.
+
+    It is not an ``nn.Linear``: quantisers and adapters look for those, and a router is to stay as it was trained. It reads
+    its weight in ``forward`` alone, where offloading has brought it from wherever it lies.
+
+    Args:
+        in_features: I.
+        out_features: P.
+        bias: whether it has one.
+        transposed: store the weight as (I, P) instead of (P, I).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, transposed: bool = False) -> None:
+        super().__init__()
+        self.transposed = transposed
+        self.weight = nn.Parameter(torch.empty((in_features, out_features) if transposed else (out_features, in_features)))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        nn.Linear.reset_parameters(self)  # pyrefly: ignore[bad-argument-type]
+
+    def forward(self, x_TI: Tensor, rows_N: Tensor | None = None, scale_T1: Tensor | None = None) -> Tensor:
+        """(x W^T) scale + b, (T, P), for all tokens; or for those whose indices ``rows_N`` holds, with a scale for these."""
+        weight = self.weight.float().T if self.transposed else self.weight.float()
+        x_TI = x_TI.float()
+        out = nn.functional.linear(x_TI, weight) if rows_N is None else LinearOfRows.apply(x_TI, rows_N, weight)
+        out = out if scale_T1 is None else out * scale_T1
+        return out if self.bias is None else out + self.bias.float()
+
+
+class LinearOfRows(torch.autograd.Function):
+    """``x[rows] @ weight.T`` that keeps ``x`` for the backward pass, not the gathered copy of it.
+
+    A router with a network per modality would otherwise hold every token's hidden state a second time.
+    """
+
+    @staticmethod
+    def forward(ctx, x_TI: Tensor, rows_N: Tensor, weight_PI: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TI, rows_N, weight_PI)
+        return x_TI[rows_N] @ weight_PI.T
+
+    @staticmethod
+    def backward(ctx, gradient_NP: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        x_TI, rows_N, weight_PI = ctx.saved_tensors
+        x_gradient = weight_gradient = None
+        if ctx.needs_input_grad[0]:
+            x_gradient = torch.zeros_like(x_TI).index_add_(0, rows_N, gradient_NP @ weight_PI)
+        if ctx.needs_input_grad[2]:
+            weight_gradient = gradient_NP.T @ x_TI[rows_N]
+        return x_gradient, None, weight_gradient

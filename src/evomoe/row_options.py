@@ -1,0 +1,110 @@
+"""The options of a row of a table, such as those of a router: a dataclass for each. Needs neither torch nor transformers."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from evomoe.support.errors import OptionError
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """Base class of the options of a router or an initialiser. This one has none."""
+
+
+@dataclass(frozen=True)
+class RouterOptions(RowOptions):
+    """Base class of a router's options. This one has none.
+
+    Attributes:
+        smaller: options under which the router has fewer parameters, for a small model.
+    """
+
+    smaller: ClassVar[dict[str, Any]] = {}
+
+    def check(self, num_experts: int) -> None:
+        """Raises OptionError if a value is out of its range."""
+
+
+class RouterWarning(UserWarning):
+    """Options of a router do less than they seem to."""
+
+
+@dataclass(frozen=True)
+class InitOptions(RowOptions):
+    """Base class of an initialiser's options. This one has none.
+
+    Attributes:
+        from_stage2: name of the option that Stage II's file of experts goes into; empty for an initialiser that needs none.
+    """
+
+    from_stage2: ClassVar[str] = ""
+
+    def check(self, given: bool = True) -> None:
+        """Raises OptionError if a value is out of its range; ``given`` is whether what Stage II gives is there already."""
+
+    def check_fits(self, moe_layers: Sequence[int], num_experts: int) -> None:
+        """Raises ValueError if what an option names was made for other layers, or for another number of experts."""
+
+
+AnyOptions = TypeVar("AnyOptions", bound=RowOptions)
+
+_SUITS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: type(value) is bool),
+    int: ("a whole number", lambda value: type(value) is int),
+    float: ("a number", lambda value: type(value) in (int, float) and math.isfinite(value)),
+    str: ("text", lambda value: isinstance(value, str)),
+}
+"""By type: what a value must be, and whether it is. A value of any other type is let pass."""
+
+
+def describe_options(kind: type[RowOptions]) -> str:
+    """The options with their defaults: "hypernet_width=64, rank=16"; or "none"."""
+    return (
+        ", ".join(name if default in ("", None) else f"{name}={default}" for name, default in _defaults(kind).items()) or "none"
+    )
+
+
+def read_options(kind: type[AnyOptions], values: Mapping[str, Any], of: str) -> AnyOptions:
+    """Makes the options of plain values, as a configuration or the command line has them.
+
+    Args:
+        kind: the options.
+        values: by name.
+        of: what they are options of, "router 'dtr'".
+
+    Raises:
+        OptionError: there is no such option, or a value is not of its type.
+    """
+    hints, known = get_type_hints(kind), {field.name for field in fields(kind)}
+    part = f"{of.partition(' ')[0]}_options"
+    for option, value in values.items():
+        if option not in known:
+            raise OptionError(part, f"{of} takes no '{option}'; it takes {describe_options(kind)}.")
+        if wanted := _unsuited(hints[option], value):
+            raise OptionError(f"{part}.{option}", f"{of} takes {wanted}, not {value!r}.")
+    return kind(**values)
+
+
+def _defaults(kind: type[RowOptions]) -> dict[str, Any]:
+    found = {}
+    for field in fields(kind):
+        made = None if field.default_factory is MISSING else field.default_factory() or None
+        found[field.name] = made if field.default is MISSING else field.default
+    return found
+
+
+def _unsuited(hint: Any, value: Any) -> str:
+    """What a value of this type must be, if this one is not; empty if it is."""
+    if get_origin(hint) is Literal:
+        return "" if value in get_args(hint) else f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) in (Union, UnionType):
+        parts = [part for part in get_args(hint) if part is not NoneType]
+        if value is None and NoneType in get_args(hint):
+            return ""
+        wanted = [_unsuited(part, value) for part in parts]
+        return "" if "" in wanted else f"{' or '.join(wanted)}{' or nothing' if NoneType in get_args(hint) else ''}"
+    what, suits = _SUITS.get(hint, ("", lambda value: True))
+    return "" if suits(value) else what
