@@ -19,6 +19,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from evomoe.block import EvoMoEBlock
 from evomoe.configuration import MoEConfig
 from evomoe.data import easy_vqa
 from evomoe.data.conversations import ConversationDataset
@@ -27,9 +28,9 @@ from evomoe.demo.journey import DENSE_MODEL
 from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK, questions
 from evomoe.evaluation.generation import Answerer, Prompts, ask
 from evomoe.evolution import ExpertEvolution
+from evomoe.forward_pass import ForwardPass, running
 from evomoe.loading import load_model, load_processor
-from evomoe.modality import ForwardPass, Modality, running
-from evomoe.modeling import EvoMoEBlock
+from evomoe.modality import Modality
 from evomoe.placement import moe_layers
 from evomoe.recipe import EvolutionOptions
 from evomoe.routers.dtr import DynamicTokenAwareRouter

@@ -10,7 +10,7 @@ from torch import nn
 from evomoe import upcycle
 from evomoe.analysis.interventions import only_expert, replaced_routers, shuffled_routers
 from evomoe.analysis.routing import RoutingStatistics, routing_statistics
-from evomoe.routers.base import Router
+from evomoe.routers.router import Router
 from evomoe.structure import decoder_layers
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}

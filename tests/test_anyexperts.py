@@ -7,15 +7,17 @@ import pytest
 import torch
 from tiny import IMAGE_TOKEN, inputs_for, make_llava
 
+from evomoe.analysis.calibration import calibrate, mean_real_experts, real_experts_per_token
 from evomoe.analysis.interventions import shuffled_importance
 from evomoe.analysis.recording import record_routing
-from evomoe.anyexperts import calibrate, mean_real_experts, real_experts_per_token, set_budget, set_cap_scope
+from evomoe.anyexperts_options import matched
+from evomoe.budget import set_budget, set_cap_scope
 from evomoe.loading import load_model
 from evomoe.modality import Modality
 from evomoe.routers import ROUTERS
-from evomoe.routers.anyexperts import CAPS, AnyExpertsRouter, choose_capped, matched
-from evomoe.routers.base import RouterWarning
-from evomoe.routers.scores import ChoiceBias, hide_groups
+from evomoe.routers.anyexperts import CAPS, AnyExpertsRouter, choose_capped
+from evomoe.routers.choice import ChoiceBias, hide_groups
+from evomoe.row_options import RouterWarning
 from evomoe.upcycling import upcycle
 
 D, R, T = 16, 8, 60

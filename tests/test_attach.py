@@ -9,9 +9,11 @@ from torch import nn
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
 from evomoe.accounting import count_parameters
+from evomoe.analysis.calibration import calibrate, real_experts_per_token
 from evomoe.analysis.command import describe
 from evomoe.analysis.recording import record_routing
-from evomoe.anyexperts import attach, calibrate, real_experts_per_token, set_budget, set_experts_per_token
+from evomoe.attaching import attach
+from evomoe.budget import set_budget, set_experts_per_token
 from evomoe.cli import main
 from evomoe.experts import StackedExperts
 from evomoe.loading import load_model

@@ -20,7 +20,7 @@ import pytest
 from evomoe.cli import main
 from evomoe.listing import TABLES
 from evomoe.recipes import RECIPES
-from evomoe.routers.base import RouterWarning
+from evomoe.row_options import RouterWarning
 from evomoe.terminal import plain_warnings
 
 SNAPSHOT = Path(__file__).with_name("cli_surface.txt")

@@ -185,7 +185,8 @@ def test_every_named_recipe_names_rows_that_exist():
     from evomoe.aux_losses import AUX_LOSSES
     from evomoe.evolution import RULES
     from evomoe.expert_init import INITS
-    from evomoe.routers import GATES, ROUTERS
+    from evomoe.routers import ROUTERS
+    from evomoe.routing import GATES
 
     for name, recipe in RECIPES.items():
         assert recipe.model == recipe.data == recipe.output == "", name

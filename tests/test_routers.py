@@ -7,10 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from evomoe.modality import Modality
-from evomoe.routers import GATES, ROUTERS
+from evomoe.routers import ROUTERS
 from evomoe.routers.dtr import DynamicTokenAwareRouter
 from evomoe.routers.fixed import FixedRouter
 from evomoe.routers.shuffled import ShuffledRouter
+from evomoe.routing import GATES
 
 D, E = 24, 4
 

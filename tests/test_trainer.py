@@ -11,9 +11,8 @@ from tiny import inputs_for, make_llava
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from evomoe import upcycle
-from evomoe.aux_losses import LayerRecord
 from evomoe.modality import Modality
-from evomoe.routers import Routing
+from evomoe.routing import LayerRecord, Routing
 from evomoe.trainer import EvoMoETrainer, MetricsFile, RouterCallback, RouterMeter
 
 

@@ -11,7 +11,7 @@ from tiny import IMAGE_TOKEN, inputs_for, make_language_model, make_llava, make_
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, LlamaForCausalLM, Phi3Config
 
 from evomoe import upcycle
-from evomoe.modeling import EvoMoEBlock
+from evomoe.block import EvoMoEBlock
 from evomoe.placement import moe_layers, parse_placement
 from evomoe.structure import UnsupportedModelError, decoder_layers
 from evomoe.upcycling import upcycle_folder

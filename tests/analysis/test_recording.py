@@ -16,7 +16,7 @@ from evomoe.analysis.recording import record_routing
 from evomoe.analysis.routing import routing_statistics, statistics_of
 from evomoe.analysis.symmetry import symmetry_gradients
 from evomoe.analysis.uniformity import effect_spread, symmetry_gradient
-from evomoe.routers.base import Router
+from evomoe.routers.router import Router
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
 
