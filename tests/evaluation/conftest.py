@@ -9,8 +9,9 @@ from quiz_texts import TEXTS
 from tiny import make_llava
 
 from evomoe import upcycle
-from evomoe.evaluation import BENCHMARKS, Benchmark, Question, Result
-from evomoe.evaluation.sources import FilePicture
+from evomoe.evaluation import BENCHMARKS, Benchmark, Question
+from evomoe.evaluation.benchmark import Findings
+from evomoe.evaluation.pictures import FilePicture
 from evomoe.evaluation.statistics import accuracy_by_type, error_of_mean
 
 
@@ -39,11 +40,11 @@ def model():
 def quiz(monkeypatch, questions) -> Benchmark:
     """A benchmark of the seven questions, in which every answer that is not empty is right."""
 
-    def score(asked: Sequence[Question], answers: Mapping[str, str], protocol) -> Result:
+    def score(asked: Sequence[Question], answers: Mapping[str, str], protocol) -> Findings:
         points = [float(bool(answers[question.id])) for question in asked]
         tables = {"question type": accuracy_by_type([question.type for question in asked], points)}
         total = 100 * sum(points) / len(points)
-        return Result("quiz", protocol, "quiz 1", total, "accuracy %", 100 * error_of_mean(points), "", len(points), 0, tables)
+        return Findings(total, "accuracy %", 100 * error_of_mean(points), "", 0, tables)
 
     benchmark = Benchmark(
         "quiz", "Seven questions.", lambda folder: questions, lambda question, protocol: question.text, score, max_new_tokens=3

@@ -2,11 +2,11 @@
 
 import pytest
 
-from evomoe.evaluation.average import PAPER, averages
-from evomoe.evaluation.base import Question, Result
+from evomoe.evaluation.average import averages, paper_benchmarks
+from evomoe.evaluation.benchmark import Question, Result
 from evomoe.evaluation.benchmarks import BENCHMARKS, gqa, mmbench, mme, pope, sqa, textvqa, vqav2
+from evomoe.evaluation.pictures import FilePicture
 from evomoe.evaluation.reports import report
-from evomoe.evaluation.sources import FilePicture
 from evomoe.evaluation.statistics import bootstrap_error
 
 
@@ -36,7 +36,7 @@ def test_textvqa():
     assert textvqa.score(made, {"1": "15."}).score == pytest.approx(90)
     assert textvqa.score(made, {"1": "16"}, "lmms-eval").score == pytest.approx(100)
     assert textvqa.score(made, {"1": "16"}, "vlmevalkit").score == 0  # there the annotators' period stays
-    result = BENCHMARKS["textvqa-ocr"].score(made, {"1": "?"}, "official")
+    result = BENCHMARKS["textvqa-ocr"].result(made, {"1": "?"}, "official")
     assert (result.benchmark, result.scorer, result.unparsable) == ("textvqa-ocr", "textvqa-ocr 1", 1)
     with pytest.raises(ValueError, match="without OCR words"):
         BENCHMARKS["textvqa-ocr"].score(made, {"1": "15"}, "vlmevalkit")
@@ -253,10 +253,12 @@ def test_average(model):
 
 def test_a_score_that_lacks_parts_enters_no_average():
     whole = of_mme(*mme.SUBTASKS)
-    others = [Result(name, "official", "", 50.0, "%", 0.0, "", 1, 0) for name in PAPER if name != "mme"]
+    names = [benchmark.name for benchmark in paper_benchmarks() if benchmark.name != "mme"]
+    others = [Result(name, "official", "", 50.0, "%", 0.0, "", 1, 0) for name in names]
 
     def text(questions) -> str:
-        return report([*others, mme.score(questions, {question.id: question.answer for question in questions})])
+        right = {question.id: question.answer for question in questions}
+        return report([*others, mme.BENCHMARK.result(questions, right, "official")])
 
     assert "AVG 57.14 = (vqav2" in text(whole) and "points of 2,000" in text(whole)
     lacking = text([question for question in whole if question.type not in ("posters", "OCR")])

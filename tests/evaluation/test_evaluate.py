@@ -15,16 +15,16 @@ from quiz_texts import TEXTS
 from safetensors.torch import load_file, save_file
 from tiny import make_language_model
 
-from evomoe.evaluation import BENCHMARKS, command, processes
-from evomoe.evaluation.command import dump_prompts, evaluate_checkpoint
+from evomoe.evaluation import BENCHMARKS, checkpoint_evaluation, processes
+from evomoe.evaluation.evaluate import dump_prompts, evaluate_checkpoint
+from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.evaluation.generation import Answerer
-from evomoe.evaluation.options import Options
-from evomoe.evaluation.sources import FilePicture
+from evomoe.evaluation.pictures import FilePicture
 
 
 @pytest.fixture
-def options(tmp_path) -> Options:
-    return Options(output=str(tmp_path / "out"), batch_size=2, workers=0)
+def options(tmp_path) -> EvaluationOptions:
+    return EvaluationOptions(output=str(tmp_path / "out"), batch_size=2, workers=0)
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -143,7 +143,9 @@ def test_two_processes_give_what_one_gives(workspace, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("| benchmark ") == 1
-    text = evaluate_checkpoint(workspace / "model", ["easy-vqa"], Options(limit=6, output=str(tmp_path / "one"), workers=0))
+    text = evaluate_checkpoint(
+        workspace / "model", ["easy-vqa"], EvaluationOptions(limit=6, output=str(tmp_path / "one"), workers=0)
+    )
     rows = rows_of(tmp_path / "one" / "easy-vqa")
     assert rows == rows_of(tmp_path / "two" / "easy-vqa")
     assert text.split("\n\nAnswers")[0] in result.stdout
@@ -226,7 +228,7 @@ def test_the_report_has_the_benchmarks_of_earlier_runs_of_the_same_model(workspa
     text = evaluate_checkpoint(workspace / "model", ["other"], replace(options, image_aspect="pad"))
     assert "\n| quiz " not in text  # asked in another way
     text = evaluate_checkpoint(workspace / "model", ["other"], replace(options, limit=3))
-    assert "\n| quiz " not in text and "--limit 3" in text
+    assert "\n| quiz " not in text and "`limit=3`" in text
 
 
 def test_the_report_does_not_mix_data_of_two_places(workspace, quiz, options, monkeypatch, tmp_path):
@@ -242,7 +244,7 @@ def test_the_report_does_not_mix_data_of_two_places(workspace, quiz, options, mo
     assert "\n| quiz " in text and "left out" not in text  # one place, named in two ways
     for elsewhere in (test, options):
         text = evaluate_checkpoint(workspace / "model", ["other"], elsewhere)
-        assert "\n| quiz " not in text and f"{file} is left out: it was asked with --data-root {tmp_path / 'validation'}" in text
+        assert "\n| quiz " not in text and f"{file} is left out: it was asked with `data_root={tmp_path / 'validation'}`" in text
 
 
 def test_moved_data_are_not_asked_anew(workspace, quiz, options, asked, tmp_path):
@@ -324,7 +326,7 @@ def test_processes_share_the_questions(workspace, quiz, options, asked, monkeypa
 
 
 def test_prompts_are_shown_without_weights(workspace, quiz, options, monkeypatch):
-    monkeypatch.setattr(command, "load_model", None)
+    monkeypatch.setattr(checkpoint_evaluation, "load_model", None)
     shown = dump_prompts(workspace / "model", ["quiz"], options)
     assert "quiz, question 'q0'" in shown and "<|user|><image>what color is the shape ?<|assistant|>" in shown
     rows = [json.loads(line) for line in (Path(options.output) / "quiz" / "prompts.jsonl").read_text().splitlines()]
@@ -377,4 +379,4 @@ def test_a_model_without_a_processor_is_refused(workspace, quiz, options):
 )
 def test_mistakes_are_named_before_anything_is_loaded(names, changes, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_checkpoint("no/such/model", names, Options(**changes))
+        evaluate_checkpoint("no/such/model", names, EvaluationOptions(**changes))
