@@ -11,6 +11,8 @@ from tiny import make_llava
 from evomoe import upcycle
 from evomoe.evaluation import BENCHMARKS, Benchmark, Question
 from evomoe.evaluation.benchmark import Findings
+from evomoe.evaluation.evaluation_options import EvaluationOptions
+from evomoe.evaluation.generation import Answerer
 from evomoe.evaluation.pictures import FilePicture
 from evomoe.evaluation.statistics import accuracy_by_type, error_of_mean
 
@@ -51,3 +53,22 @@ def quiz(monkeypatch, questions) -> Benchmark:
     )  # fmt: skip
     monkeypatch.setitem(BENCHMARKS, "quiz", benchmark)
     return benchmark
+
+
+@pytest.fixture
+def options(tmp_path) -> EvaluationOptions:
+    return EvaluationOptions(output=str(tmp_path / "out"), batch_size=2, workers=0)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """The prompts that a model has really answered."""
+    asked: list[str] = []
+    generate = Answerer._generate
+
+    def counting(self, prompts, batch):
+        asked.extend(prompts.asked[i].where.split("'")[1] for i in batch.index)
+        return generate(self, prompts, batch)
+
+    monkeypatch.setattr(Answerer, "_generate", counting)
+    return asked

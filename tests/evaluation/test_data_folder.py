@@ -97,6 +97,11 @@ def test_the_small_sets_are_not_looked_for_where_the_real_ones_are_published(tmp
         BENCHMARKS["mini-pope"].load(BENCHMARKS["mini-pope"].data(tmp_path))
 
 
+def test_a_name_makes_no_small_set(tmp_path):
+    with pytest.raises(MissingDataError, match="^mini-own: its data are not in .*hf download --repo-type dataset me/own "):
+        DataFolder("mini-own", tmp_path).parquet("me/own", None, "test")
+
+
 def test_a_file_for_a_benchmark_that_reads_none_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(

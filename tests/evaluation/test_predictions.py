@@ -247,6 +247,13 @@ def test_a_file_that_is_not_there(questions, tmp_path):
         predictions.read(BENCHMARKS["gqa"], questions("gqa"), tmp_path / "x.bin")
 
 
+def test_a_folder_for_a_benchmark_whose_answers_are_one_file(questions, tmp_path):
+    asked = questions("gqa")
+    with pytest.raises(ValueError, match="out: a folder; gqa's answers are one file: name it"):
+        (tmp_path / "out").mkdir()
+        predictions.read(BENCHMARKS["gqa"], asked, tmp_path / "out")
+
+
 def test_popes_answers_are_found_by_their_ids_in_any_order(questions, tmp_path):
     asked, rows = questions("pope"), llava("pope")
     write(tmp_path / "x.jsonl", lines(rows))
