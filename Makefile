@@ -47,7 +47,7 @@ test-oldest test-newest: test-%: .venv-%/ready
 
 test-harnesses: $(READY) .venv-harnesses/ready
 	@EVOMOE_LMMS_EVAL=$(abspath .venv-harnesses/bin/python) EVOMOE_ORACLES=$(abspath .venv-harnesses/oracles) \
-		OMP_NUM_THREADS=1 $(PYTEST) -m slow tests/integrations tests/evaluation/test_oracles.py
+		OMP_NUM_THREADS=1 $(PYTEST) -m slow tests/evaluation/harness tests/evaluation/test_oracles.py
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .

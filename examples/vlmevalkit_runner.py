@@ -29,7 +29,7 @@ import torch
 from evomoe.data.records import IMAGE_MARK, Turn
 from evomoe.evaluation.encode_once import EncodeOnce
 from evomoe.evaluation.generation import Answerer, Asked, Prompts
-from evomoe.evaluation.sources import FilePicture
+from evomoe.evaluation.pictures import FilePicture
 from evomoe.loading import load_model, load_processor
 
 

@@ -349,7 +349,7 @@ def interrupt(*args, **kwargs):
 
 
 def test_ctrl_c_says_how_to_go_on_where_there_is_a_way(workspace, monkeypatch, capsys):
-    for function in ("evomoe.listing.describe_table", "evomoe.evaluation.command.evaluate_checkpoint", "evomoe.demo.run_demo"):
+    for function in ("evomoe.listing.describe_table", "evomoe.evaluation.evaluate.evaluate_checkpoint", "evomoe.demo.run_demo"):
         monkeypatch.setattr(function, interrupt)
     monkeypatch.setattr("evomoe.stages.run", interrupt)
     for arguments, hint in (

@@ -130,7 +130,10 @@ def test_rows_beside_a_fixed_top_k_with_as_many_experts():
     def row(**points):
         return {
             "seeds": {
-                seed[1:]: {"experts_per_token": {"a": k - 1, "b": k + 1, "c": k}, "scores": {"a": v - 5, "b": v + 5, "c": 2 * v}}
+                seed[1:]: {
+                    "experts_per_token": {"gqa": k - 1, "sqa": k + 1, "pope": k},
+                    "scores": {"gqa": v - 5, "sqa": v + 5, "pope": 2 * v},
+                }
                 for seed, (k, v) in points.items()
             }
         }
@@ -144,7 +147,7 @@ def test_rows_beside_a_fixed_top_k_with_as_many_experts():
         "top5": row(s0=(5, 30.0), s1=(5.5, 30.0)),  # of seed 1 nothing fixed is so small
         "batch": row(s2=(6, 30.0)),
     }
-    groups = {"both": ("a", "b"), "one": ("c",)}
+    groups = {"both": ("gqa", "sqa"), "one": ("pope",)}
     header, _, *lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in against_fixed({"rows": known}, groups).splitlines()[2:]
     ]

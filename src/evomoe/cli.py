@@ -12,8 +12,8 @@ import tyro
 
 from evomoe import __version__
 from evomoe.analysis.options import ProbeOptions
-from evomoe.evaluation.base import ProtocolName
-from evomoe.evaluation.options import Options as EvaluationOptions
+from evomoe.evaluation.benchmark import ProtocolName
+from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.files import refuse_existing, refuse_missing
 from evomoe.named_values import NamedValues
 from evomoe.paper import FIGURES
@@ -236,14 +236,14 @@ def evaluate(
     """
     refuse_missing(checkpoint)
     options.check(benchmarks)
-    from evomoe.evaluation import command, processes
+    from evomoe.evaluation import evaluate, processes
 
     hide_loading_bars()
     if dump_prompts:
-        print(command.dump_prompts(checkpoint, benchmarks, options))
+        print(evaluate.dump_prompts(checkpoint, benchmarks, options))
         return
     with when_interrupted(lambda: "The same command goes on where it stopped."):
-        if text := command.evaluate_checkpoint(checkpoint, benchmarks, options):
+        if text := evaluate.evaluate_checkpoint(checkpoint, benchmarks, options):
             print(text)
     processes.leave()
 

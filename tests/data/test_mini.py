@@ -16,8 +16,8 @@ from evomoe.data import mini
 from evomoe.data.mini import claims, sampling, training
 from evomoe.data.mini.pictures import Studio
 from evomoe.data.mini.scene import Scene
+from evomoe.data.prompts import LETTER_ANSWER, SHORT_ANSWER
 from evomoe.data.records import load_records
-from evomoe.evaluation.base import LETTER_ANSWER, SHORT_ANSWER
 
 SMALL = mini.Sizes(60, 60, 150, 60, mini.TestSizes(2, 2, 9, 2, 2, 1, 14), mini.TestSizes(20, 20, 27, 20, 12, 3, 42))
 MME = "MME_Benchmark_release_version"

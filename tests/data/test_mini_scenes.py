@@ -9,7 +9,7 @@ from evomoe.data.mini import choices, claims, draw, questions, sampling, scene, 
 from evomoe.data.mini.errors import annotate, recognised
 from evomoe.data.mini.questions import Asked
 from evomoe.data.mini.scene import Scene, Writing
-from evomoe.evaluation.base import LETTER_ANSWER, SHORT_ANSWER
+from evomoe.data.prompts import LETTER_ANSWER, SHORT_ANSWER
 
 
 def test_every_maker_tells_the_truth(handwriting):

@@ -9,8 +9,11 @@ from quiz_texts import TEXTS
 from tiny import make_llava
 
 from evomoe import upcycle
-from evomoe.evaluation import BENCHMARKS, Benchmark, Question, Result
-from evomoe.evaluation.sources import FilePicture
+from evomoe.evaluation import BENCHMARKS, Benchmark, Question
+from evomoe.evaluation.benchmark import Findings
+from evomoe.evaluation.evaluation_options import EvaluationOptions
+from evomoe.evaluation.generation import Answerer
+from evomoe.evaluation.pictures import FilePicture
 from evomoe.evaluation.statistics import accuracy_by_type, error_of_mean
 
 
@@ -39,14 +42,33 @@ def model():
 def quiz(monkeypatch, questions) -> Benchmark:
     """A benchmark of the seven questions, in which every answer that is not empty is right."""
 
-    def score(asked: Sequence[Question], answers: Mapping[str, str], protocol) -> Result:
+    def score(asked: Sequence[Question], answers: Mapping[str, str], protocol) -> Findings:
         points = [float(bool(answers[question.id])) for question in asked]
         tables = {"question type": accuracy_by_type([question.type for question in asked], points)}
         total = 100 * sum(points) / len(points)
-        return Result("quiz", protocol, "quiz 1", total, "accuracy %", 100 * error_of_mean(points), "", len(points), 0, tables)
+        return Findings(total, "accuracy %", 100 * error_of_mean(points), "", 0, tables)
 
     benchmark = Benchmark(
         "quiz", "Seven questions.", lambda folder: questions, lambda question, protocol: question.text, score, max_new_tokens=3
     )  # fmt: skip
     monkeypatch.setitem(BENCHMARKS, "quiz", benchmark)
     return benchmark
+
+
+@pytest.fixture
+def options(tmp_path) -> EvaluationOptions:
+    return EvaluationOptions(output=str(tmp_path / "out"), batch_size=2, workers=0)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """The prompts that a model has really answered."""
+    asked: list[str] = []
+    generate = Answerer._generate
+
+    def counting(self, prompts, batch):
+        asked.extend(prompts.asked[i].where.split("'")[1] for i in batch.index)
+        return generate(self, prompts, batch)
+
+    monkeypatch.setattr(Answerer, "_generate", counting)
+    return asked

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evomoe.evaluation.base import LETTER_ANSWER, SHORT_ANSWER, Question
+from evomoe.data.prompts import LETTER_ANSWER, SHORT_ANSWER
+from evomoe.evaluation.benchmark import Question
 from evomoe.evaluation.benchmarks import mmbench, mme, sqa, textvqa
-from evomoe.evaluation.sources import FilePicture
+from evomoe.evaluation.pictures import FilePicture
 
 FOLDER = Path(os.environ.get("EVOMOE_PARITY_DATA") or Path(__file__).parents[2] / "../shared/data/llava-1.5-13b")
 

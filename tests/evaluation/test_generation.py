@@ -12,7 +12,7 @@ from tokenizers import processors
 
 from evomoe.data.images import Shape
 from evomoe.evaluation.generation import Answerer, Prompts, ask, evaluate
-from evomoe.evaluation.sources import FilePicture
+from evomoe.evaluation.pictures import FilePicture
 
 
 def answers_of(model, prompts: Prompts, max_new_tokens: int = 6, encode_once: bool = True, workers: int = 0) -> list[str]:
@@ -96,10 +96,21 @@ def test_kept_batches_are_prepared_once(questions, model, monkeypatch):
     assert answers_of(model, prompts) == first
 
 
-def test_only_what_is_asked_for_is_arranged(questions):
-    prompts = Prompts([*map(ask, questions)], make_processor())
-    prompts.arrange(2, [5, 1, 3])
-    assert sorted(sum(prompts.chunks, [])) == [1, 3, 5]
+def test_prompts_are_narrowed_to_what_is_still_to_be_asked(questions):
+    prompts = Prompts([*map(ask, questions)], make_processor(), batch_size=2)
+    prompts.narrow([5, 1, 3])
+    assert sorted(sum(prompts.chunks, [])) == [1, 3, 5] and [len(chunk) for chunk in prompts.chunks] == [2, 1]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 9])
+def test_processes_share_the_batches(processes, questions):
+    prompts = Prompts([*map(ask, questions)], make_processor(), batch_size=2)
+    whole, shares = prompts.chunks, []
+    for process in range(processes):
+        prompts.narrow(range(len(questions)), process, processes)
+        shares.append(prompts.chunks)
+    assert sorted(sum(shares, [])) == sorted(whole)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_answering_leaves_the_model_in_its_mode_and_ignores_its_own_generation_settings(questions, model):
@@ -199,7 +210,7 @@ def test_too_little_memory_is_said_with_what_to_do(questions, model, monkeypatch
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(model, "generate", generate)
-    with pytest.raises(ValueError, match="out of memory with 7 questions at once; .* smaller --batch-size"):
+    with pytest.raises(ValueError, match="out of memory with 7 questions at once; .* smaller `batch_size`"):
         answers_of(model, Prompts([*map(ask, questions)], make_processor()))
 
 

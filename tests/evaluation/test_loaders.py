@@ -9,13 +9,13 @@ from official_files import BLUE, RED, WRITERS
 
 from evomoe.data.images import BadImageError
 from evomoe.evaluation import BENCHMARKS
-from evomoe.evaluation.command import data_folder
-from evomoe.evaluation.scoring import load_questions
-from evomoe.evaluation.sources import MissingDataError, check_pictures
+from evomoe.evaluation.data_folder import MissingDataError
+from evomoe.evaluation.pictures import check_pictures
+from evomoe.evaluation.questions import find_data, load_questions
 
 
 def load(name, root):
-    folder = data_folder(BENCHMARKS[name], str(root))
+    folder = find_data(BENCHMARKS[name], str(root))
     return load_questions(BENCHMARKS[name], folder, any_version=True), folder
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from evomoe.data import mini
 from evomoe.evaluation import BENCHMARKS
-from evomoe.evaluation.command import data_folder, evaluate_checkpoint
-from evomoe.evaluation.options import Options
-from evomoe.evaluation.scoring import load_questions
+from evomoe.evaluation.evaluate import evaluate_checkpoint
+from evomoe.evaluation.evaluation_options import EvaluationOptions
+from evomoe.evaluation.questions import find_data, load_questions
 
 SMALL = mini.TestSizes(3, 3, 9, 3, 2, 1, 5)
 MINI = [name for name in BENCHMARKS if name.startswith("mini-")]
@@ -31,17 +31,17 @@ def made(world, monkeypatch):
 @pytest.mark.parametrize("name", MINI)
 def test_right_answers_get_the_whole_score(name, made):
     benchmark = BENCHMARKS[name]
-    folder = data_folder(benchmark, None)
+    folder = find_data(benchmark, None)
     questions = load_questions(benchmark, folder)
-    result = benchmark.score(questions, {question.id: question.answer for question in questions}, "official")
+    result = benchmark.result(questions, {question.id: question.answer for question in questions}, "official")
     assert result.score == pytest.approx(2000 if name == "mini-mme" else 100) or "vqa" in name  # annotators disagree
     assert result.score > 85 and result.questions == len(questions) > 3 and result.unparsable == 0
-    wrong = benchmark.score(questions, {question.id: "" for question in questions}, "official")
+    wrong = benchmark.result(questions, {question.id: "" for question in questions}, "official")
     assert wrong.score < 0.7 * result.score  # to POPE, an empty answer says yes
 
 
 def test_all_of_them_and_their_average(made, workspace, tmp_path):
-    text = evaluate_checkpoint(workspace / "model", MINI, Options(output=str(tmp_path / "out"), workers=0, limit=28))
+    text = evaluate_checkpoint(workspace / "model", MINI, EvaluationOptions(output=str(tmp_path / "out"), workers=0, limit=28))
     assert "AVG " in text and "mini-textvqa-ocr + mini-pope + mini-mme / 20" in text
     assert "points of 2,000" in text and "enters no AVG" not in text
     assert "(mini-vqav2" in text and "(vqav2" not in text
@@ -56,9 +56,9 @@ def test_a_folder_that_lacks_subtasks_of_mme_is_refused(world, tmp_path):
     for subtask in ("posters", "code_reasoning"):
         (found,) = (tmp_path / "mme").rglob(subtask)
         shutil.rmtree(found)
-    with pytest.raises(ValueError, match="mini-mme: no questions of posters, code_reasoning in .*--any-version"):
-        load_questions(benchmark, data_folder(benchmark, str(tmp_path)))
-    assert load_questions(benchmark, data_folder(benchmark, str(tmp_path)), any_version=True)
+    with pytest.raises(ValueError, match="mini-mme: no questions of posters, code_reasoning in .*`any_version`"):
+        load_questions(benchmark, find_data(benchmark, str(tmp_path)))
+    assert load_questions(benchmark, find_data(benchmark, str(tmp_path)), any_version=True)
 
 
 def test_without_training_data_the_sets_are_the_same(world, tmp_path):
@@ -70,7 +70,7 @@ def test_without_training_data_the_sets_are_the_same(world, tmp_path):
 
 
 def test_another_split_is_a_data_root(world):
-    options = [data_folder(BENCHMARKS["mini-pope"], str(world / split)) for split in ("validation", "test")]
+    options = [find_data(BENCHMARKS["mini-pope"], str(world / split)) for split in ("validation", "test")]
     validation, test = (load_questions(BENCHMARKS["mini-pope"], folder) for folder in options)
     assert {question.id for question in validation} == {question.id for question in test}
     assert [question.text for question in validation] != [question.text for question in test]

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oracles import ask
 
-from evomoe.evaluation.base import Question
+from evomoe.evaluation.benchmark import Question
 from evomoe.evaluation.benchmarks import gqa, letters, mmbench, mme, pope, sqa, textvqa, vqa_answers, vqav2, yes_no
-from evomoe.evaluation.sources import FilePicture
+from evomoe.evaluation.pictures import FilePicture
 
 FOLDER = Path(os.environ.get("EVOMOE_ORACLES", "absent"))
 COUNT = int(os.environ.get("EVOMOE_ORACLE_ANSWERS", "3000"))

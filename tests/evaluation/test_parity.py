@@ -5,8 +5,8 @@ import json
 import parity
 import pytest
 
-from evomoe.evaluation import predictions
-from evomoe.evaluation.base import LETTER_ANSWER
+from evomoe.data.prompts import LETTER_ANSWER
+from evomoe.evaluation import BENCHMARKS, predictions
 from evomoe.evaluation.benchmarks import gqa, mmbench, mme, pope, sqa, textvqa
 
 pytestmark = pytest.mark.skipif(not parity.FOLDER.is_dir(), reason="the real answers are not here")
@@ -118,5 +118,5 @@ def test_llavas_answer_files_are_matched(name, made, tmp_path):
         for row in rows
     ]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    read = predictions.read(name, questions, file)
+    read = predictions.read(BENCHMARKS[name], questions, file)
     assert read == {question.id: row["prediction"] for question, row in zip(questions, rows, strict=True)}

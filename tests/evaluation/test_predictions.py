@@ -9,7 +9,7 @@ from official_files import WRITERS, lines, write
 from evomoe.evaluation import BENCHMARKS, predictions
 from evomoe.evaluation.answers import AnswerFile
 from evomoe.evaluation.benchmarks import mmbench
-from evomoe.evaluation.sources import DataFolder
+from evomoe.evaluation.data_folder import DataFolder
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 
@@ -30,12 +30,12 @@ def test_our_own_answers(name, questions, tmp_path):
     wanted = {question.id: f"answer {number}" for number, question in enumerate(asked)}
     records = [{"id": identity, "answer": text} for identity, text in wanted.items()]
     write(tmp_path / "answers.jsonl", lines(records[::-1]))
-    assert predictions.read(f"mini-{name}", asked, tmp_path / "answers.jsonl") == wanted
+    assert predictions.read(BENCHMARKS[f"mini-{name}"], asked, tmp_path / "answers.jsonl") == wanted
     file = AnswerFile(tmp_path / "eval", {})  # as `evomoe eval` writes them
     prompts = [f"<user> {BENCHMARKS[name].prompt(question, 'official')} <assistant>" for question in asked]
     file.append([(question, prompt, wanted[question.id]) for question, prompt in zip(asked, prompts, strict=True)], "model")
     file.finish(asked, prompts, "model")
-    assert predictions.read(name, asked, file.path) == wanted
+    assert predictions.read(BENCHMARKS[name], asked, file.path) == wanted
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_our_own_answers(name, questions, tmp_path):
 )
 def test_json_of_servers(name, records, wanted, questions, tmp_path):
     write(tmp_path / "answers.json", records)
-    assert predictions.read(name, questions(name), tmp_path / "answers.json") == wanted
+    assert predictions.read(BENCHMARKS[name], questions(name), tmp_path / "answers.json") == wanted
 
 
 LLAVA = {
@@ -103,7 +103,7 @@ def llava(name):
 @pytest.mark.parametrize("name", list(LLAVA))
 def test_llavas_answer_files(name, questions, tmp_path):
     write(tmp_path / "merge.jsonl", lines(llava(name)))
-    assert predictions.read(name, questions(name), tmp_path / "merge.jsonl") == WANTED[name]
+    assert predictions.read(BENCHMARKS[name], questions(name), tmp_path / "merge.jsonl") == WANTED[name]
 
 
 def test_mmes_answers_are_matched_without_the_pictures(questions, tmp_path):
@@ -112,7 +112,9 @@ def test_mmes_answers_are_matched_without_the_pictures(questions, tmp_path):
     for picture in (tmp_path / "mme").rglob("*.png"):
         picture.unlink()
     write(tmp_path / "merge.jsonl", lines(llava("mme")))
-    read = predictions.read("mme", BENCHMARKS["mme"].load(DataFolder("mme", tmp_path / "mme")), tmp_path / "merge.jsonl")
+    read = predictions.read(
+        BENCHMARKS["mme"], BENCHMARKS["mme"].load(DataFolder("mme", tmp_path / "mme")), tmp_path / "merge.jsonl"
+    )
     assert list(read.values()) == ["red", "blue"] * 3
 
 
@@ -124,22 +126,22 @@ def test_mmes_folder_round_trip(questions, tmp_path):
     assert (tmp_path / "mme_out/color.txt").read_text().splitlines()[
         0
     ] == "000001.jpg\tIs it red?  Please answer yes or no.\tYes\tYes, it is 0"
-    read = predictions.read("mme", asked, tmp_path / "mme_out")
+    read = predictions.read(BENCHMARKS["mme"], asked, tmp_path / "mme_out")
     assert read == {identity: answer.replace("\n", " ") for identity, answer in answers.items()}
     text = (tmp_path / "mme_out/color.txt").read_text().splitlines(keepends=True)
     (tmp_path / "mme_out/color.txt").write_text(text[0])
     with pytest.raises(ValueError, match=r"color.txt, line 1: 000001.jpg stands alone"):
-        predictions.read("mme", asked, tmp_path / "mme_out")
+        predictions.read(BENCHMARKS["mme"], asked, tmp_path / "mme_out")
     (tmp_path / "mme_out/color.txt").write_text(text[0].replace("\t", " ", 1) + text[1])
     with pytest.raises(ValueError, match=r"color.txt, line 1: 3 cells"):
-        predictions.read("mme", asked, tmp_path / "mme_out")
+        predictions.read(BENCHMARKS["mme"], asked, tmp_path / "mme_out")
 
 
 def test_gqas_file_round_trip(questions, tmp_path):
     asked = questions("gqa")
     (path,) = BENCHMARKS["gqa"].submit(asked, {"1": "Red.", "2": "YES"}, tmp_path / "out")
     assert json.loads(path.read_text()) == [{"questionId": "1", "prediction": "red"}, {"questionId": "2", "prediction": "yes"}]
-    assert predictions.read("gqa", asked, path) == {"1": "red", "2": "yes"}
+    assert predictions.read(BENCHMARKS["gqa"], asked, path) == {"1": "red", "2": "yes"}
 
 
 def test_mmbenchs_excel_round_trip(questions, tmp_path):
@@ -150,7 +152,7 @@ def test_mmbenchs_excel_round_trip(questions, tmp_path):
     rows = list(openpyxl.load_workbook(path).active.iter_rows(values_only=True))
     assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
     assert rows[1] == (3, "Which?", "red", "blue", "green", None, "A", "A", "dev")
-    read = predictions.read("mmbench", asked, path)
+    read = predictions.read(BENCHMARKS["mmbench"], asked, path)
     assert read == answers | {"1000003": "B"}  # Excel cannot hold the bell
 
 
@@ -161,21 +163,21 @@ def test_without_openpyxl_the_extra_is_named(questions, tmp_path, monkeypatch):
         mmbench.submit(asked, dict.fromkeys((question.id for question in asked), "A"), tmp_path)
     write(tmp_path / "x.xlsx", b"x")
     with pytest.raises(ValueError, match=r"x.xlsx: reading an Excel file needs openpyxl"):
-        predictions.read("mmbench", asked, tmp_path / "x.xlsx")
+        predictions.read(BENCHMARKS["mmbench"], asked, tmp_path / "x.xlsx")
 
 
 def test_mmbenchs_table(questions, tmp_path):
     rows = ["index\tanswer\tprediction"] + [f"{i}\tB\tA" for i in (3, 4, 1000003, 1000004, 2000003)]
     write(tmp_path / "x.tsv", "\n".join(rows) + "\n")
-    assert predictions.read("mmbench", questions("mmbench"), tmp_path / "x.tsv") == WANTED["mmbench"]
+    assert predictions.read(BENCHMARKS["mmbench"], questions("mmbench"), tmp_path / "x.tsv") == WANTED["mmbench"]
 
 
 def test_a_missing_rotation_is_named(questions, tmp_path):
     asked = questions("mmbench")
     write(tmp_path / "x.jsonl", lines(llava("mmbench")[:-1]))
     with pytest.raises(ValueError, match=r"mmbench: rotation 2 of group 3 has no answer \(question 2000003\)"):
-        predictions.read("mmbench", asked, tmp_path / "x.jsonl")
-    assert predictions.read("mmbench", asked, tmp_path / "x.jsonl", allow_missing=True)["2000003"] == ""
+        predictions.read(BENCHMARKS["mmbench"], asked, tmp_path / "x.jsonl")
+    assert predictions.read(BENCHMARKS["mmbench"], asked, tmp_path / "x.jsonl", allow_missing=True)["2000003"] == ""
 
 
 def test_an_unpaired_row_of_mme_is_named(questions, tmp_path):
@@ -183,7 +185,7 @@ def test_an_unpaired_row_of_mme_is_named(questions, tmp_path):
     with pytest.raises(
         ValueError, match=r"mme: one of the pair of color/000001.jpg has no answer \(question color/000001.jpg/1\)"
     ):
-        predictions.read("mme", questions("mme"), tmp_path / "x.jsonl")
+        predictions.read(BENCHMARKS["mme"], questions("mme"), tmp_path / "x.jsonl")
 
 
 BROKEN = {
@@ -214,13 +216,13 @@ def test_broken_answers_are_named(case, questions, tmp_path):
     name, content, message = BROKEN[case]
     write(tmp_path / "x.jsonl", content)
     with pytest.raises(ValueError, match=message):
-        predictions.read(name, questions(name), tmp_path / "x.jsonl")
+        predictions.read(BENCHMARKS[name], questions(name), tmp_path / "x.jsonl")
 
 
 def test_a_file_of_mmes_that_is_not_utf_8_is_named(questions, tmp_path):
     write(tmp_path / "out/color.txt", "1.jpg\tIs it?\tYes\tOuí\n".encode("latin-1"))
     with pytest.raises(ValueError, match="color.txt: the file is neither UTF-8 text"):
-        predictions.read("mme", questions("mme"), tmp_path / "out")
+        predictions.read(BENCHMARKS["mme"], questions("mme"), tmp_path / "out")
 
 
 def test_records_of_an_excel_file_are_counted_with_the_empty_rows(questions, tmp_path):
@@ -228,44 +230,51 @@ def test_records_of_an_excel_file_are_counted_with_the_empty_rows(questions, tmp
     book = openpyxl.Workbook()
     book.save(tmp_path / "x.xlsx")
     with pytest.raises(ValueError, match="there are no answers in it"):
-        predictions.read("mmbench", questions("mmbench"), tmp_path / "x.xlsx")
+        predictions.read(BENCHMARKS["mmbench"], questions("mmbench"), tmp_path / "x.xlsx")
     for row in (["index", "prediction"], [3, "A"], [], [4, "A"]):
         book.active.append(row)
     book.active["C5"] = "a note"
     book.save(tmp_path / "x.xlsx")
     with pytest.raises(ValueError, match="x.xlsx, record 4: the id must be text or a number, not None"):
-        predictions.read("mmbench", questions("mmbench"), tmp_path / "x.xlsx")
+        predictions.read(BENCHMARKS["mmbench"], questions("mmbench"), tmp_path / "x.xlsx")
 
 
 def test_a_file_that_is_not_there(questions, tmp_path):
     with pytest.raises(ValueError, match="no such file"):
-        predictions.read("gqa", questions("gqa"), tmp_path / "x.jsonl")
+        predictions.read(BENCHMARKS["gqa"], questions("gqa"), tmp_path / "x.jsonl")
     write(tmp_path / "x.bin", b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="neither UTF-8 text nor an Excel file"):
-        predictions.read("gqa", questions("gqa"), tmp_path / "x.bin")
+        predictions.read(BENCHMARKS["gqa"], questions("gqa"), tmp_path / "x.bin")
+
+
+def test_a_folder_for_a_benchmark_whose_answers_are_one_file(questions, tmp_path):
+    asked = questions("gqa")
+    with pytest.raises(ValueError, match="out: a folder; gqa's answers are one file: name it"):
+        (tmp_path / "out").mkdir()
+        predictions.read(BENCHMARKS["gqa"], asked, tmp_path / "out")
 
 
 def test_popes_answers_are_found_by_their_ids_in_any_order(questions, tmp_path):
     asked, rows = questions("pope"), llava("pope")
     write(tmp_path / "x.jsonl", lines(rows))
-    expected = predictions.read("pope", asked, tmp_path / "x.jsonl")
+    expected = predictions.read(BENCHMARKS["pope"], asked, tmp_path / "x.jsonl")
     for row in rows:
         del row["prompt"]
     write(tmp_path / "x.jsonl", lines(rows[::-1]))
-    assert predictions.read("pope", asked, tmp_path / "x.jsonl") == expected
+    assert predictions.read(BENCHMARKS["pope"], asked, tmp_path / "x.jsonl") == expected
     write(tmp_path / "x.jsonl", lines(rows[1:]))
     with pytest.raises(ValueError, match="1 question of 6 has no answer, first 'adversarial/1'"):
-        predictions.read("pope", asked, tmp_path / "x.jsonl")
+        predictions.read(BENCHMARKS["pope"], asked, tmp_path / "x.jsonl")
     # Wrong whatever the label: POPE's rule reads "yes" out of nothing.
     for label, wrong in (("yes", "no"), ("no", "yes")):
         labelled = [replace(question, answer=label) for question in asked]
-        assert predictions.read("pope", labelled, tmp_path / "x.jsonl", allow_missing=True)["adversarial/1"] == wrong
+        assert predictions.read(BENCHMARKS["pope"], labelled, tmp_path / "x.jsonl", allow_missing=True)["adversarial/1"] == wrong
     write(tmp_path / "x.jsonl", lines([*rows, rows[0]]))
     with pytest.raises(ValueError, match="one answer too many to 'adversarial, line 1'"):
-        predictions.read("pope", asked, tmp_path / "x.jsonl")
+        predictions.read(BENCHMARKS["pope"], asked, tmp_path / "x.jsonl")
     write(tmp_path / "x.jsonl", lines([{**row, "question_id": row["question_id"] + 5000} for row in rows]))
     with pytest.raises(ValueError, match="no question of these annotations is 'adversarial, line 5001'"):
-        predictions.read("pope", asked, tmp_path / "x.jsonl")
+        predictions.read(BENCHMARKS["pope"], asked, tmp_path / "x.jsonl")
 
 
 @pytest.mark.parametrize("name", ["pope", "mme", "textvqa"])
@@ -277,14 +286,14 @@ def test_one_unknown_id_among_our_own_is_one(name, questions, tmp_path):
     with pytest.raises(
         ValueError, match=rf"1 answer of {len(asked) + 1} is to no question of these annotations, first 'another'"
     ):
-        predictions.read(name, asked, tmp_path / "x.jsonl")
+        predictions.read(BENCHMARKS[name], asked, tmp_path / "x.jsonl")
 
 
 @pytest.mark.parametrize("field", ["text", "prediction"])
 def test_beside_the_models_answer_answer_is_the_right_one(field, questions, tmp_path):
     rows = [{"question_id": identity, "answer": "right", field: "the model's"} for identity in ("1", "2")]
     write(tmp_path / "x.jsonl", lines(rows))
-    assert predictions.read("gqa", questions("gqa"), tmp_path / "x.jsonl") == dict.fromkeys(("1", "2"), "the model's")
+    assert predictions.read(BENCHMARKS["gqa"], questions("gqa"), tmp_path / "x.jsonl") == dict.fromkeys(("1", "2"), "the model's")
 
 
 @pytest.mark.parametrize(("name", "asked", "how"), [("textvqa", "textvqa-ocr", "with"), ("textvqa-ocr", "textvqa", "without")])
@@ -296,7 +305,7 @@ def test_answers_with_ocr_words_are_not_those_without(name, asked, how, own, sma
     write(tmp_path / "x.jsonl", lines(rows))
     message = rf"line 1: asked {how} OCR words, which is not {small}{name}: score it as {small}{asked}\."
     with pytest.raises(ValueError, match=message):
-        predictions.read(small + name, questions(name), tmp_path / "x.jsonl")
+        predictions.read(BENCHMARKS[small + name], questions(name), tmp_path / "x.jsonl")
 
 
 @pytest.mark.parametrize("name", ["gqa", "sqa", "mmbench", "mini-mmbench"])
@@ -309,7 +318,7 @@ def test_answers_to_another_question_of_the_same_id_are_named(name, questions, t
         r"x.jsonl, line 2: asked '.*(Another|Was|Where).*', but question \w+ is .*(Quoted|Is|What).*the version and the split"
     )
     with pytest.raises(ValueError, match=message):
-        predictions.read(name, questions(kind), tmp_path / "x.jsonl", allow_missing=True)
+        predictions.read(BENCHMARKS[name], questions(kind), tmp_path / "x.jsonl", allow_missing=True)
 
 
 def test_a_prompt_may_differ_in_spaces_capitals_and_what_stands_around(questions, tmp_path):
@@ -318,4 +327,4 @@ def test_a_prompt_may_differ_in_spaces_capitals_and_what_stands_around(questions
         {"question_id": "2", "prompt": [{"role": "user", "content": "a prompt that is no text is not looked at"}], "text": "b"},
     ]
     write(tmp_path / "x.jsonl", lines(rows))
-    assert predictions.read("gqa", questions("gqa"), tmp_path / "x.jsonl") == {"1": "a", "2": "b"}
+    assert predictions.read(BENCHMARKS["gqa"], questions("gqa"), tmp_path / "x.jsonl") == {"1": "a", "2": "b"}

@@ -8,7 +8,7 @@ import torch
 
 from evomoe.data.mini.sampling import Handwriting, Sampler
 from evomoe.data.mini.scene import Digit, Scene, Thing, Writing
-from evomoe.evaluation.base import SHORT_ANSWER
+from evomoe.data.prompts import SHORT_ANSWER
 from evomoe.paper.base_model import CELL_CLASSES, CHARACTERS, PICTURE_CLASSES, cell_labels, picture_labels
 from evomoe.small_vlm import Architecture, build_processor
 

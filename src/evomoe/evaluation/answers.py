@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomoe.evaluation.base import Question
+from evomoe.evaluation.benchmark import Question
 from evomoe.files import naming, write_text
 from evomoe.words import counted
 

@@ -5,9 +5,13 @@ MoE-LLaVA's average is another one: eight benchmarks, without MME.
 
 from collections.abc import Mapping
 
-PAPER = ("vqav2", "gqa", "sqa", "textvqa-ocr", "pope", "mme", "mmbench")
-MME_DIVISOR = 20
-_MINI = "mini-"
+from evomoe.evaluation.benchmark import Benchmark
+from evomoe.evaluation.benchmarks import BENCHMARKS
+
+
+def paper_benchmarks(mini: bool = False) -> tuple[Benchmark, ...]:
+    """Those of the paper's tables, in the order of their columns, or the small ones that stand for them."""
+    return tuple(benchmark for benchmark in BENCHMARKS.values() if benchmark.column and benchmark.mini is mini)
 
 
 def averages(scores: Mapping[str, float]) -> dict[str, float]:
@@ -21,15 +25,23 @@ def averages(scores: Mapping[str, float]) -> dict[str, float]:
         By formula; nothing for a set that is not whole.
     """
     found = {}
-    for prefix in ("", _MINI):
-        divisors = {prefix + name: MME_DIVISOR if name == "mme" else 1 for name in PAPER}
-        if all(name in scores for name in divisors):
-            terms = [name if divisor == 1 else f"{name} / {divisor}" for name, divisor in divisors.items()]
-            formula = f"({' + '.join(terms)}) / {len(terms)}"
-            found[formula] = mean_score({name: scores[name] for name in divisors})
+    for mini in (False, True):
+        benchmarks = paper_benchmarks(mini)
+        if all(benchmark.name in scores for benchmark in benchmarks):
+            formula = f"({' + '.join(map(_term, benchmarks))}) / {len(benchmarks)}"
+            found[formula] = mean_score({benchmark.name: scores[benchmark.name] for benchmark in benchmarks})
     return found
 
 
+def _term(benchmark: Benchmark) -> str:
+    return benchmark.name if benchmark.divisor == 1 else f"{benchmark.name} / {benchmark.divisor}"
+
+
+def share_in_average(name: str, score: float) -> float:
+    """What a benchmark's score is in an average: of MME's, a 20th."""
+    return score / BENCHMARKS[name].divisor
+
+
 def mean_score(scores: Mapping[str, float]) -> float:
-    """The mean of any benchmarks' scores, MME's divided by 20."""
-    return sum(score / (MME_DIVISOR if name.removeprefix(_MINI) == "mme" else 1) for name, score in scores.items()) / len(scores)
+    """The mean of any benchmarks' scores, as an average takes them."""
+    return sum(share_in_average(name, score) for name, score in scores.items()) / len(scores)

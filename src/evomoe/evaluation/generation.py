@@ -15,8 +15,9 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.images import BadImageError, Shape
 from evomoe.data.records import IMAGE_MARK, Record, Turn
-from evomoe.evaluation.base import Benchmark, Picture, Question, Result
+from evomoe.evaluation.benchmark import Benchmark, Question, Result
 from evomoe.evaluation.encode_once import EncodeOnce
+from evomoe.evaluation.pictures import Picture
 from evomoe.recipe import ImageAspect
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
@@ -95,17 +96,23 @@ class Prompts(Dataset[Batch]):
         ]
         self.shape = Shape(processor, image_aspect)
         self._latest: tuple[str, Image.Image] | None = None
-        self.keep = keep
-        self.arrange(batch_size)
+        self.keep, self.batch_size = keep, batch_size
+        self.narrow(range(len(self.asked)))
 
-    def arrange(self, batch_size: int, chosen: Sequence[int] | None = None) -> None:
-        """Makes batches of all conversations, or of those at the positions ``chosen``."""
-        self.chunks: list[list[int]] = []
-        self._kept: dict[int, Batch] = {}
-        positions = range(len(self.asked)) if chosen is None else chosen
+    def narrow(self, positions: Sequence[int], process: int = 0, processes: int = 1) -> None:
+        """Keeps the conversations at these positions alone, and of their batches those of one of several processes.
+
+        Args:
+            positions: what is still to be asked.
+            process: number of this process, from 0.
+            processes: how many there are.
+        """
+        chunks: list[list[int]] = []
         for with_picture in (True, False):
             part = sorted((i for i in positions if bool(self.asked[i].pictures) is with_picture), key=self._order)
-            self.chunks += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+            chunks += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
+        self.chunks = chunks[process::processes]
+        self._kept: dict[int, Batch] = {}
 
     def _order(self, position: int) -> tuple[int, list[str], int]:
         length = len(self.texts[position])
@@ -210,7 +217,7 @@ class Answerer:
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"out of memory with {len(batch.index)} questions at once; the answers so far are kept: "
-                "go on with a smaller --batch-size."
+                "go on with a smaller `batch_size`."
             ) from error
         texts = prompts.processor.batch_decode(tokens_BS[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
@@ -221,7 +228,7 @@ def evaluate(
 ) -> Result:
     """Scores a model's greedy answers to a benchmark's questions, of which ``prompts`` were made, by the official rule."""
     answers = answers_by_id(model, questions, prompts, benchmark.max_new_tokens, label)
-    return benchmark.score(questions, answers, "official")
+    return benchmark.result(questions, answers, "official")
 
 
 def answers_by_id(

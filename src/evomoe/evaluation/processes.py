@@ -6,6 +6,8 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
+from evomoe.support.device import best_device
+
 
 def this_process() -> PartialState:
     """This process among those that torchrun or accelerate started; the only one without them.
@@ -15,7 +17,7 @@ def this_process() -> PartialState:
     """
     # Unless told of the CPU, accelerate takes each process for the only one where there is no accelerator.
     # One process may wait hours for another one's answers.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    state = PartialState(cpu=best_device().type == "cpu", timeout=timedelta(days=7))
     started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
     if state.num_processes < started:
         raise ValueError(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from evomoe.evaluation.average import averages
-from evomoe.evaluation.base import Result
+from evomoe.evaluation.benchmark import Result
 from evomoe.tables import markdown_table
 
 

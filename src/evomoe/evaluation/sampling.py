@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from evomoe.evaluation.base import Question
+from evomoe.evaluation.benchmark import Question
 
 AnyQuestion = TypeVar("AnyQuestion", bound=Question)
 

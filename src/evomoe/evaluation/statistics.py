@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from evomoe.evaluation.base import Row, Table
+from evomoe.evaluation.benchmark import Row, Table
 
 
 def error_of_mean(points: Sequence[float]) -> float:

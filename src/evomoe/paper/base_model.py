@@ -23,7 +23,7 @@ from torch.nn import functional
 from evomoe.data import mini
 from evomoe.data.mini.sampling import LETTER
 from evomoe.data.mini.scene import COLORS, GRID, PATTERNS, PEOPLE, SHAPES, SIZES, STYLES
-from evomoe.evaluation.base import LETTER_ANSWER, SHORT_ANSWER
+from evomoe.data.prompts import LETTER_ANSWER, SHORT_ANSWER
 from evomoe.files import new_folder, write_text
 from evomoe.recipe import Recipe, StageOptions
 from evomoe.small_vlm import Architecture, build_processor, build_tower, build_vlm, optimise

@@ -6,13 +6,14 @@ from itertools import pairwise
 from typing import Any
 
 from evomoe.analysis.plots import drawing
-from evomoe.paper.results import paired_difference, real_experts, with_interval
+from evomoe.evaluation.average import share_in_average
+from evomoe.paper.results import BENCHMARKS, paired_difference, real_experts, with_interval
 from evomoe.tables import markdown_table
 
 GROUPS = {
-    "all seven": ("mini-vqav2", "mini-gqa", "mini-sqa", "mini-textvqa-ocr", "mini-pope", "mini-mme", "mini-mmbench"),
-    "image-heavy: VQAv2, GQA, POPE, MME": ("mini-vqav2", "mini-gqa", "mini-pope", "mini-mme"),
-    "text-dense: TextVQA, ScienceQA": ("mini-textvqa-ocr", "mini-sqa"),
+    "all seven": tuple(BENCHMARKS.values()),
+    "image-heavy: VQAv2, GQA, POPE, MME": tuple(BENCHMARKS[column] for column in ("VQAv2", "GQA", "POPE", "MME")),
+    "text-dense: TextVQA, ScienceQA": tuple(BENCHMARKS[column] for column in ("TextVQA", "SQA")),
 }
 ANY, FIXED = "AnyExperts, trained at 8", "top-k, trained at 8"
 CURVES = {
@@ -44,7 +45,7 @@ def point(row: Mapping[str, Any], group: Sequence[str]) -> tuple[float, float, f
 
 def _point(seed: Mapping[str, Any], group: Sequence[str]) -> tuple[float, float]:
     experts = statistics.mean(seed["experts_per_token"][name] for name in group)
-    return experts, statistics.mean(seed["scores"][name] / (20 if name == "mini-mme" else 1) for name in group)
+    return experts, statistics.mean(share_in_average(name, seed["scores"][name]) for name in group)
 
 
 def against_fixed(found: Mapping[str, Any], groups: Mapping[str, Sequence[str]] = GROUPS) -> str:

@@ -15,8 +15,8 @@ from evomoe.analysis.interventions import shuffle_test
 from evomoe.analysis.plots import ShuffleScores, load_pyplot, plot_shuffles
 from evomoe.evaluation.average import mean_score
 from evomoe.evaluation.benchmarks import BENCHMARKS
-from evomoe.evaluation.command import prepare
 from evomoe.evaluation.generation import evaluate
+from evomoe.evaluation.prepared import prepare
 from evomoe.files import refuse_missing
 from evomoe.loading import load_processor
 from evomoe.paper.drawing import write_figure

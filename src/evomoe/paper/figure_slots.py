@@ -16,7 +16,7 @@ from evomoe.analysis.plots import load_pyplot
 from evomoe.analysis.token_plots import ShownQuestion, plot_experts_per_token
 from evomoe.configuration import EvoMoEConfig
 from evomoe.evaluation import BENCHMARKS
-from evomoe.evaluation.command import prepare
+from evomoe.evaluation.prepared import prepare
 from evomoe.loading import load_processor
 from evomoe.paper.drawing import write_figure
 from evomoe.paper.options import FigureOptions

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from evomoe.data.conversations import ConversationDataset
-from evomoe.evaluation import BENCHMARKS
-from evomoe.evaluation.average import PAPER
-from evomoe.evaluation.command import Prepared, prepare
-from evomoe.evaluation.options import Options
+from evomoe.evaluation.average import paper_benchmarks
+from evomoe.evaluation.evaluation_options import EvaluationOptions
+from evomoe.evaluation.prepared import Prepared, prepare
 from evomoe.loading import load_processor
 from evomoe.recipe import Recipe
 from evomoe.stages.common import load_data
@@ -31,6 +30,6 @@ def _training_data(base: Path, data: str, options: tuple[tuple[str, Any], ...]) 
 @cache
 def benchmarks(base: Path, folder: Path, limit: int) -> tuple[Prepared, ...]:
     """The seven small benchmarks below ``folder``, ``limit`` questions of each or all if it is 0."""
-    options = Options(batch_size=BATCH_SIZE, data_root=str(folder), limit=limit)
+    options = EvaluationOptions(batch_size=BATCH_SIZE, data_root=str(folder), limit=limit)
     processor = load_processor(base)
-    return tuple(prepare(BENCHMARKS[f"mini-{name}"], processor, options, keep=True) for name in PAPER)
+    return tuple(prepare(benchmark, processor, options, keep=True) for benchmark in paper_benchmarks(mini=True))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomoe.analysis.options import ProbeOptions
-from evomoe.evaluation.options import Options as EvaluationOptions
+from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.files import check_output_folder, refuse_missing
 
 

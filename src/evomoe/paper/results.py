@@ -8,24 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from evomoe.evaluation.average import paper_benchmarks
 from evomoe.files import write_text
 from evomoe.paper.study import Cell
-from evomoe.paper.table import SEVEN, Table
+from evomoe.paper.table import Table
 from evomoe.paper.task import identity, last_parts
 from evomoe.recipe import STAGES
 from evomoe.tables import markdown_table
 
-BENCHMARKS = dict(
-    zip(
-        SEVEN,
-        ("mini-vqav2", "mini-gqa", "mini-sqa", "mini-textvqa-ocr", "mini-pope", "mini-mme", "mini-mmbench"),
-        strict=True,
-    )
-)
+BENCHMARKS = {benchmark.column: benchmark.name for benchmark in paper_benchmarks(mini=True)}
 """What stands for the paper's columns in small."""
-
-_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""Student's t at 97.5 %, for 1, 2, ... degrees of freedom."""
 
 
 def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +31,9 @@ def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[s
     for cell in cells:
         found = json.loads(cell.scoring.file(study).read_text())
         row = rows.setdefault(cell.row.name, {"label": cell.row.label, "recipe": _recipe(cell), "seeds": {}})
-        kept = ("scores", "average", "run", "trained", *["experts_per_token"] * table.counts_experts)
+        kept = ["scores", "average", "run", "trained"]
+        if table.counts_experts:
+            kept.append("experts_per_token")
         row["seeds"][str(cell.seed)] = {key: found[key] for key in kept if key in found} | {
             "model": cell.scoring.model(Path()).as_posix()
         }
@@ -64,8 +58,12 @@ def _questions(table: Table, cell: Cell) -> dict[str, Any]:
 
 def _file(questions: Mapping[str, Any], folder: Path) -> Path:
     """A file for each table, and others for its other questions."""
-    others = [questions["split"]] * (questions["split"] != "test") + [f"limit{questions['limit']}"] * bool(questions["limit"])
-    return folder / ("-".join([f"table{questions['table']}", *others]) + ".json")
+    parts = [f"table{questions['table']}"]
+    if questions["split"] != "test":
+        parts.append(questions["split"])
+    if questions["limit"]:
+        parts.append(f"limit{questions['limit']}")
+    return folder / ("-".join(parts) + ".json")
 
 
 def is_kept(table: Table, cells: Sequence[Cell], folder: Path) -> bool:
@@ -108,10 +106,12 @@ def _as_json(recipe: Mapping[str, Any]) -> Any:
 
 def paired_difference(ours: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
     """The mean of the differences and the half width of its 95 % confidence interval (Student's t); infinite for one pair."""
+    from scipy import stats  # takes a second, and not every table compares its rows
+
     differences = [one - other for one, other in zip(ours, baseline, strict=True)]
     if len(differences) < 2:
         return differences[0], math.inf
-    t = _T_975[min(len(differences) - 1, len(_T_975)) - 1]
+    t = round(float(stats.t.ppf(0.975, df=len(differences) - 1)), 3)  # as printed tables have it, and docs/results too
     return statistics.mean(differences), t * statistics.stdev(differences) / math.sqrt(len(differences))
 
 
@@ -121,13 +121,14 @@ def render(table: Table, found: Mapping[str, Any]) -> str:
     Below it stand the table's further comparisons.
     """
     published = {row.name: row.published for row in table.rows}
-    header = (
-        ["row", "seeds"]
-        + ["real experts"] * table.counts_experts
-        + [*table.headings]
-        + ["AVG"] * (not table.average)
-        + [f"AVG - {table.baseline}"] * bool(table.baseline)
-    )
+    header = ["row", "seeds"]
+    if table.counts_experts:
+        header.append("real experts")
+    header += table.headings
+    if not table.average:
+        header.append("AVG")
+    if table.baseline:
+        header.append(f"AVG - {table.baseline}")
     lines = []
     for row in table.rows:
         if (kept := found["rows"].get(row.name)) is None:

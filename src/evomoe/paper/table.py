@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from evomoe.evaluation.average import paper_benchmarks
 from evomoe.recipe import Recipe
 from evomoe.recipes import EVOMOE
 
-SEVEN = ("VQAv2", "GQA", "SQA", "TextVQA", "POPE", "MME", "MMBench")
+SEVEN = tuple(benchmark.column for benchmark in paper_benchmarks())
 """The paper's benchmarks, by its columns."""
 FOUR = ("GQA", "SQA", "TextVQA", "POPE")
 
@@ -86,7 +87,7 @@ class Table:
 
     @property
     def headings(self) -> tuple[str, ...]:
-        return self.columns + ("AVG",) * self.average
+        return (*self.columns, "AVG") if self.average else self.columns
 
     def chosen(self, names: Sequence[str]) -> list[Row]:
         """The rows with these names, all if none is given.

@@ -12,7 +12,7 @@ from evomoe.data.mini.claims import SUBTASKS
 from evomoe.data.mini.errors import recognised
 from evomoe.data.mini.questions import Maker
 from evomoe.data.mini.scene import Scene, a, listed
-from evomoe.evaluation.base import LETTER_ANSWER, SHORT_ANSWER
+from evomoe.data.prompts import LETTER_ANSWER, OCR_MARK, SHORT_ANSWER
 
 Exchange = tuple[str, str]
 Asker = Callable[[Scene, random.Random], Exchange | None]
@@ -52,7 +52,7 @@ def reading(maker: Maker) -> Asker:
         if (asked := maker(scene, rng)) is None:
             return None
         tokens = ", ".join(token for _, token in recognised(scene, rng))
-        return (f"{asked.text}\nReference OCR token: {tokens}{SHORT_ANSWER}", asked.answer)
+        return (f"{asked.text}\n{OCR_MARK} {tokens}{SHORT_ANSWER}", asked.answer)
 
     return ask
 

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-from evomoe.evaluation.base import Benchmark
+from evomoe.evaluation.benchmark import Benchmark
 from evomoe.evaluation.benchmarks import easy_vqa, gqa, mmbench, mme, pope, sqa, textvqa, vqav2
 
-_PUBLISHED = (
+_LARGE = (
     vqav2.BENCHMARK, gqa.BENCHMARK, sqa.BENCHMARK, textvqa.BENCHMARK, textvqa.WITH_OCR, pope.BENCHMARK, mme.BENCHMARK,
     mmbench.BENCHMARK,
 )  # fmt: skip
+"""Those of which ``evomoe.data.mini`` has a small set in the same format."""
 
 
 def _mini(benchmark: Benchmark) -> Benchmark:
@@ -17,12 +18,12 @@ def _mini(benchmark: Benchmark) -> Benchmark:
         benchmark,
         name=f"mini-{benchmark.name}",
         summary=f"A small synthetic set in the format of {benchmark.name}, made on the spot.",
+        rule=benchmark.name,
+        foreign_files=replace(benchmark.foreign_files, versions=""),
         folders=benchmark.folders or (benchmark.name,),
         counts=(),
         mini=True,
     )
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark for benchmark in (*_PUBLISHED, easy_vqa.BENCHMARK, *map(_mini, _PUBLISHED))
-}
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (*_LARGE, easy_vqa.BENCHMARK, *map(_mini, _LARGE))}

@@ -6,8 +6,9 @@ Its pictures and questions ship in the package easy-vqa, so it needs no data fol
 from collections.abc import Iterable, Mapping, Sequence
 
 from evomoe.data import easy_vqa
-from evomoe.evaluation.base import Benchmark, ProtocolName, Question, Result
-from evomoe.evaluation.sources import DataFolder, FilePicture
+from evomoe.evaluation.benchmark import Benchmark, Findings, ProtocolName, Question
+from evomoe.evaluation.data_folder import DataFolder
+from evomoe.evaluation.pictures import FilePicture
 from evomoe.evaluation.statistics import accuracy_by_type, error_of_mean
 
 
@@ -33,19 +34,15 @@ def is_right(answer: str, question: Question) -> bool:
     return answer.strip().lower() == question.answer
 
 
-def score(questions: Sequence[Question], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Result:
+def score(questions: Sequence[Question], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Findings:
     """Accuracy, the same under every protocol. An answer that is no right answer to any question is unparsable."""
     points = [float(is_right(answers[question.id], question)) for question in questions]
     words = {question.answer for question in questions}
-    return Result(
-        benchmark=BENCHMARK.name,
-        protocol=protocol,
-        scorer=f"{BENCHMARK.name} {BENCHMARK.version}",
+    return Findings(
         score=100 * sum(points) / len(points),
         unit="accuracy %",
         standard_error=100 * error_of_mean(points),
         error_method="of the mean over questions",
-        questions=len(points),
         unparsable=sum(answers[question.id].strip().lower() not in words for question in questions),
         tables={"question type": accuracy_by_type([question.type for question in questions], points)},
     )

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, Picture, ProtocolName, Question, Result
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, values
+from evomoe.data.prompts import SHORT_ANSWER
+from evomoe.evaluation.benchmark import Benchmark, Findings, ProtocolName, Question
+from evomoe.evaluation.data_folder import DataFile, DataFolder
+from evomoe.evaluation.fields import values
+from evomoe.evaluation.pictures import CellPicture, Picture, picture_file
 from evomoe.evaluation.statistics import accuracy, accuracy_by_type, error_of_mean
 from evomoe.files import write_text
 
@@ -102,19 +105,15 @@ def prompt(question: GQAQuestion, protocol: ProtocolName) -> str:
     return question.text + SHORT_ANSWER
 
 
-def score(questions: Sequence[GQAQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Result:
+def score(questions: Sequence[GQAQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Findings:
     """Accuracy; by structural and semantic type, and of binary and open questions, in the tables."""
     given, right = NORMALISERS[protocol]
     points = [float(given(answers[question.id]) == right(question.answer)) for question in questions]
-    return Result(
-        benchmark=BENCHMARK.name,
-        protocol=protocol,
-        scorer=BENCHMARK.scorer,
+    return Findings(
         score=accuracy(points)["accuracy"],
         unit="accuracy %",
         standard_error=100 * error_of_mean(points),
         error_method="of the mean over questions",
-        questions=len(points),
         unparsable=sum(not prediction(answers[question.id]).strip() for question in questions),
         tables={
             "kind": accuracy_by_type(["open" if question.type == "query" else "binary" for question in questions], points),
@@ -133,5 +132,6 @@ def submit(questions: Sequence[GQAQuestion], answers: Mapping[str, str], folder:
 
 
 BENCHMARK = Benchmark(
-    "gqa", "GQA: one right answer, compared as a whole; testdev-balanced.", load, prompt, score, 128, submit=submit, counts=(12578,)
+    "gqa", "GQA: one right answer, compared as a whole; testdev-balanced.", load, prompt, score, 128, submit=submit,
+    counts=(12578,), column="GQA",
 )  # fmt: skip

@@ -10,26 +10,19 @@ model asked. The score is over groups of rotations; the vanilla accuracies, over
 offline task reads other letters, and asks in other words. An answer that gives no letter is unparsable.
 """
 
-import csv
-import io
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomoe.evaluation.base import (
-    LETTER_ANSWER,
-    Benchmark,
-    Picture,
-    ProtocolName,
-    Question,
-    Result,
-    check_labels,
-)
+from evomoe.data.prompts import LETTER_ANSWER
+from evomoe.evaluation.benchmark import Benchmark, Findings, ProtocolName, Question
 from evomoe.evaluation.benchmarks import letters
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, EncodedPicture, values
+from evomoe.evaluation.checks import check_labels
+from evomoe.evaluation.data_folder import DataFile, DataFolder
+from evomoe.evaluation.fields import table_rows, values
+from evomoe.evaluation.pictures import CellPicture, EncodedPicture, Picture
 from evomoe.evaluation.statistics import accuracy, accuracy_by_type, error_of_mean
 
 _LLAVA = "https://download.openmmlab.com/mmclassification/datasets/mmbench"
@@ -98,22 +91,6 @@ def load(folder: DataFolder) -> list[MMBenchQuestion]:
     if not folder.published:
         _check_rotations(str(path or REPOSITORY), questions)
     return questions
-
-
-def table_rows(text: str, path: Path) -> list[dict[str, str]]:
-    """The rows of a tab-separated table by the names in its first line; cells may be long pictures.
-
-    Raises:
-        ValueError: the table is broken, with file and line.
-    """
-    usual = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.DictReader(io.StringIO(text), delimiter="\t", restval="")
-    try:
-        return list(reader)
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.reader.line_num}: broken table ({error}).") from error
-    finally:
-        csv.field_size_limit(usual)
 
 
 def _from_table(path: Path, text: str) -> list[MMBenchQuestion]:
@@ -210,6 +187,10 @@ def _groups(questions: Iterable[MMBenchQuestion]) -> dict[str, list[MMBenchQuest
     return groups
 
 
+def _part_of_group(question: MMBenchQuestion) -> str:
+    return f"rotation {question.rotation} of group {question.unit}"
+
+
 def prompt(question: MMBenchQuestion, protocol: ProtocolName) -> str:
     hint, text, choices = question.hint, question.text, letters.lettered(question.choices)
     if protocol == "vlmevalkit":
@@ -221,7 +202,7 @@ def prompt(question: MMBenchQuestion, protocol: ProtocolName) -> str:
     return f"{start}{text}\n{choices}{LETTER_ANSWER}"
 
 
-def score(questions: Sequence[MMBenchQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Result:
+def score(questions: Sequence[MMBenchQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Findings:
     """Circular accuracy over groups; the vanilla ones, and circular by category, in the tables.
 
     Raises:
@@ -237,15 +218,11 @@ def score(questions: Sequence[MMBenchQuestion], answers: Mapping[str, str], prot
     groups = list(_groups(questions).values())
     hits = [min(right[question.id] for question in group) for group in groups]
     first = [min(group, key=lambda question: question.rotation) for group in groups]
-    return Result(
-        benchmark=BENCHMARK.name,
-        protocol=protocol,
-        scorer=BENCHMARK.scorer,
+    return Findings(
         score=accuracy(hits)["accuracy"],
         unit="circular accuracy %",
         standard_error=100 * error_of_mean(hits),
         error_method="of the mean over groups of rotations",
-        questions=len(questions),
         unparsable=sum(not reading for reading in readings.values()),
         tables={
             "overall": {
@@ -294,5 +271,6 @@ def _plain(sheet: Any, text: str | None) -> Any:
 
 
 BENCHMARK = Benchmark(
-    "mmbench", "MMBench: questions with choices, right in every rotation.", load, prompt, score, 1024, submit=submit, counts=(4377, 4329, 6666)
+    "mmbench", "MMBench: questions with choices, right in every rotation.", load, prompt, score, 1024, submit=submit,
+    part_of_unit=_part_of_group, counts=(4377, 4329, 6666), column="MMBench",
 )  # fmt: skip

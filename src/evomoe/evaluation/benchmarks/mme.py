@@ -13,13 +13,17 @@ read as neither is unparsable, and wrong.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, Picture, ProtocolName, Question, Result, Row
+from evomoe.data.prompts import SHORT_ANSWER
+from evomoe.evaluation.benchmark import Benchmark, Findings, ProtocolName, Question, Row
 from evomoe.evaluation.benchmarks.yes_no import lmms_mme_reading, mme_reading, vlmevalkit_reading
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, values
+from evomoe.evaluation.data_folder import DataFile, DataFolder
+from evomoe.evaluation.fields import values
+from evomoe.evaluation.foreign_answers import ForeignAnswer, ForeignFiles, Key, Pairing, text_of
+from evomoe.evaluation.pictures import CellPicture, Picture, picture_file
 from evomoe.evaluation.statistics import error_of_mean, percent
 from evomoe.files import write_text
 
@@ -112,7 +116,7 @@ def prompt(question: MMEQuestion, protocol: ProtocolName) -> str:
     return question.text.replace(YES_OR_NO, "").strip() + SHORT_ANSWER
 
 
-def score(questions: Sequence[MMEQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Result:
+def score(questions: Sequence[MMEQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Findings:
     """Perception, of 2,000; cognition, of 800, and the subtasks, of 200 each, are in the tables.
 
     Where subtasks are missing, the two are of 200 for each that is there.
@@ -130,15 +134,11 @@ def score(questions: Sequence[MMEQuestion], answers: Mapping[str, str], protocol
                 raise ValueError(f"mme: {unit} has {len(pair)} of its 2 questions; MME scores pictures with both.")
     subtasks = {name: _row(list(right[name].values())) for name in SUBTASKS if name in right}
     domains = {name: _sum(group, subtasks) for name, group in (("perception", PERCEPTION), ("cognition", COGNITION))}
-    return Result(
-        benchmark=BENCHMARK.name,
-        protocol=protocol,
-        scorer=BENCHMARK.scorer,
+    return Findings(
         score=domains["perception"]["score"],
         unit=f"perception, points of {domains['perception']['of']:,}",
         standard_error=domains["perception"]["standard error"],
         error_method="of the subtasks' means over pictures",
-        questions=len(questions),
         unparsable=sum(not reading for reading in readings.values()),
         tables={"domain": domains, "subtask": subtasks},
         missing=tuple(name for name in PERCEPTION if name not in subtasks),
@@ -148,7 +148,7 @@ def score(questions: Sequence[MMEQuestion], answers: Mapping[str, str], protocol
 def _row(pairs: list[list[bool]]) -> Row:
     accuracy = percent(sum(sum(pair) for pair in pairs), 2 * len(pairs))
     both = percent(sum(all(pair) for pair in pairs), len(pairs))
-    points = [50 * sum(pair) + 100 * all(pair) for pair in pairs]
+    points = [50 * sum(pair) + (100 if all(pair) else 0) for pair in pairs]
     return {
         "score": accuracy + both,
         "accuracy": accuracy,
@@ -180,7 +180,45 @@ def submit(questions: Sequence[MMEQuestion], answers: Mapping[str, str], folder:
     return [folder / f"{subtask}.txt" for subtask in lines]
 
 
+def read_folder(path: Path) -> Iterator[ForeignAnswer]:
+    """The answers in the files that ``calculation.py`` reads: two consecutive lines for each picture, see ``submit``.
+
+    Raises:
+        ValueError: a line has not four cells, or a picture has one line only.
+    """
+    for file in sorted(path.glob("*.txt")):
+        cells = [line.split("\t") for line in text_of(file).rstrip("\n").split("\n")]
+        for number, row in enumerate(cells, 1):
+            if len(row) != 4:
+                raise ValueError(f"{file}, line {number}: {len(row)} cells; MME's lines have 4: picture, question, gt, answer.")
+            partner = cells[(number - 1) ^ 1] if (number - 1) ^ 1 < len(cells) else [""]
+            if partner[0] != row[0]:
+                raise ValueError(f"{file}, line {number}: {row[0]} stands alone; a picture's two lines follow each other.")
+            yield ForeignAnswer(f"{file.stem}/{row[0]}", row[3], row[1], f"{file}, line {number}")
+
+
+def _question_keys(questions: Sequence[MMEQuestion]) -> list[Key]:
+    """Subtask, picture and question: without the pictures, the endings of their names are not known."""
+    return [(question.type, Path(question.image).stem, _bare(question.text)) for question in questions]
+
+
+def _answer_key(answer: ForeignAnswer) -> Key:
+    subtask, _, image = answer.id.partition("/")
+    return subtask, Path(image).stem, _bare(answer.prompt)
+
+
+def _bare(text: str) -> str:
+    """A question without what is added to it, whatever its spaces."""
+    return " ".join(text.split("\n")[0].replace(YES_OR_NO, "").split())
+
+
+def _part_of_pair(question: MMEQuestion) -> str:
+    return f"one of the pair of {question.unit}"
+
+
 BENCHMARK = Benchmark(
-    "mme", "MME: pairs of yes-or-no questions in 14 subtasks; perception of 2,000 points.", load, prompt, score, 128, submit=submit, types=SUBTASKS,
-    counts=(2374,), folders=("mme", RELEASE.path),
+    "mme", "MME: pairs of yes-or-no questions in 14 subtasks; perception of 2,000 points.", load, prompt, score, 128, submit=submit,
+    part_of_unit=_part_of_pair,
+    foreign_files=ForeignFiles(Pairing(_question_keys, _answer_key), read_folder, often_left_out=YES_OR_NO),
+    types=SUBTASKS, counts=(2374,), folders=("mme", RELEASE.path), column="MME", divisor=20,
 )  # fmt: skip

@@ -11,17 +11,28 @@ answer is unparsable if the rule finds neither; the official rule always finds o
 one of the words "yes" and "no" occurs.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, ProtocolName, Question, Result, Row
+from evomoe.data.prompts import SHORT_ANSWER
+from evomoe.evaluation.benchmark import Benchmark, Findings, ProtocolName, Question, Row
 from evomoe.evaluation.benchmarks.yes_no import exact_reading, pope_reading, vlmevalkit_reading
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, values
+from evomoe.evaluation.data_folder import DataFile, DataFolder
+from evomoe.evaluation.fields import values
+from evomoe.evaluation.foreign_answers import ForeignAnswer, ForeignFiles, Key, Pairing
+from evomoe.evaluation.pictures import CellPicture, picture_file
 from evomoe.evaluation.statistics import bootstrap_error, percent
 
 SPLITS = ("random", "popular", "adversarial")
 ORIGIN = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
-REPOSITORY = "lmms-lab-encoder/POPE"
+REPOSITORY, SIZE = "lmms-lab-encoder/POPE", "510 MB"
+# LLaVA's question file numbers the splits one after the other.
+_LLAVA_SPLITS = ("adversarial", "random", "popular")
+_LLAVA_STEP = 10_000_000
+_LLAVA_IDS = (
+    "; LLaVA's ids for POPE are 1 and on (adversarial), 10,000,001 and on (random), 20,000,001 and on (popular), "
+    "and ids such as 'adversarial/1' are understood too"
+)
 Pair = tuple[str, str]  # the label, and what is read in the answer
 READINGS = {"official": pope_reading, "lmms-eval": exact_reading, "vlmevalkit": vlmevalkit_reading}
 
@@ -58,7 +69,7 @@ def _from_files(folder: DataFolder, files: Mapping[str, DataFile]) -> list[Quest
 
 
 def _from_parquet(folder: DataFolder) -> list[Question]:
-    rows = folder.parquet(REPOSITORY, None, "test")
+    rows = folder.parquet(REPOSITORY, None, "test", SIZE)
     questions = []
     for number, row in enumerate(rows.remove_columns("image")):
         where = f"{REPOSITORY}, row {number}"
@@ -80,7 +91,7 @@ def prompt(question: Question, protocol: ProtocolName) -> str:
     return question.text if protocol == "vlmevalkit" else question.text.strip() + SHORT_ANSWER
 
 
-def score(questions: Sequence[Question], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Result:
+def score(questions: Sequence[Question], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Findings:
     """Mean F1 of the splits under the official protocol, F1 over all questions under the others."""
     read, by_picture = READINGS[protocol], defaultdict(lambda: defaultdict(list))
     for question in questions:
@@ -93,15 +104,11 @@ def score(questions: Sequence[Question], answers: Mapping[str, str], protocol: P
     official = protocol == "official"
     parts = [name for name in SPLITS if name in tables] if official else ["all"]
     parse = vlmevalkit_reading if official else read
-    return Result(
-        benchmark=BENCHMARK.name,
-        protocol=protocol,
-        scorer=BENCHMARK.scorer,
+    return Findings(
         score=sum(tables[part]["F1"] for part in parts) / len(parts),
         unit="mean F1 of the splits, %" if official else "F1 over all questions, %",
         standard_error=100 * bootstrap_error(_units(by_picture.values(), parts, protocol), _mean_f1),
         error_method="bootstrap over pictures",
-        questions=len(questions),
         unparsable=sum(not parse(answers[question.id]) for question in questions),
         tables={"split": tables},
     )
@@ -152,6 +159,29 @@ def _unanswered(question: Question) -> str:
     return "no" if question.answer == "yes" else "yes"
 
 
+def _question_keys(questions: Sequence[Question]) -> list[Key]:
+    """Split and line of each question: LLaVA pairs answers and labels by their lines."""
+    lines: Counter[str] = Counter()
+    keys: list[Key] = []
+    for question in questions:
+        lines[question.type] += 1
+        keys.append((question.type, f"line {lines[question.type]}"))
+    return keys
+
+
+def _answer_key(answer: ForeignAnswer) -> Key:
+    """The same of an answer: LLaVA's ids count the lines of a split. Any other id is that of no question."""
+    number = int(answer.id) // _LLAVA_STEP if answer.id.isdecimal() else -1
+    if number not in range(len(_LLAVA_SPLITS)):
+        return (answer.id,)
+    return _LLAVA_SPLITS[number], f"line {int(answer.id) % _LLAVA_STEP}"
+
+
+_FOREIGN_FILES = ForeignFiles(
+    Pairing(_question_keys, _answer_key, needs_prompts=False, hint=_LLAVA_IDS), versions="random has 2,910 or 3,000 questions"
+)
+
 BENCHMARK = Benchmark(
-    "pope", "POPE: is an object in the picture? Three splits, mean F1.", load, prompt, score, max_new_tokens=128, unanswered=_unanswered, counts=(8910, 9000)
+    "pope", "POPE: is an object in the picture? Three splits, mean F1.", load, prompt, score, max_new_tokens=128,
+    unanswered=_unanswered, foreign_files=_FOREIGN_FILES, counts=(8910, 9000), column="POPE",
 )  # fmt: skip

@@ -13,14 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evomoe.evaluation.base import LETTER_ANSWER, Benchmark, Picture, ProtocolName, Question, Result, Table
+from evomoe.data.prompts import LETTER_ANSWER
+from evomoe.evaluation.benchmark import Benchmark, Findings, ProtocolName, Question, Table
 from evomoe.evaluation.benchmarks import letters
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, texts, values
+from evomoe.evaluation.data_folder import DataFile, DataFolder
+from evomoe.evaluation.fields import texts, values
+from evomoe.evaluation.pictures import CellPicture, Picture, picture_file
 from evomoe.evaluation.statistics import accuracy, accuracy_by_type, error_of_mean
 
 ORIGIN = "https://github.com/lupantech/ScienceQA/tree/main/data/scienceqa"
 PROBLEMS, SPLITS = DataFile("problems.json", ORIGIN), DataFile("pid_splits.json", ORIGIN)
-REPOSITORY = "lmms-lab-encoder/ScienceQA"
+REPOSITORY, SIZE = "lmms-lab-encoder/ScienceQA", "1.34 GB"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def load(folder: DataFolder) -> list[SQAQuestion]:
 
 
 def _from_parquet(folder: DataFolder) -> list[SQAQuestion]:
-    rows = folder.parquet(REPOSITORY, "ScienceQA-IMG", "test")
+    rows = folder.parquet(REPOSITORY, "ScienceQA-IMG", "test", SIZE)
     return [
         _question(str(number), row, CellPicture(rows, number, f"{REPOSITORY}/{number}"), f"{REPOSITORY}, row {number}")
         for number, row in enumerate(rows.remove_columns("image"))
@@ -98,20 +101,16 @@ READINGS: dict[str, Callable[[str, Sequence[str]], str]] = {
 }
 
 
-def score(questions: Sequence[SQAQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Result:
+def score(questions: Sequence[SQAQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Findings:
     """Accuracy over the questions with a picture; over all, by subject, grade and modality in the tables."""
     readings = [READINGS[protocol](answers[question.id], question.choices) for question in questions]
     points = [float(reading == question.answer) for reading, question in zip(readings, questions, strict=True)]
     image = [point for point, question in zip(points, questions, strict=True) if question.picture is not None]
-    return Result(
-        benchmark=BENCHMARK.name,
-        protocol=protocol,
-        scorer=BENCHMARK.scorer,
+    return Findings(
         score=accuracy(image)["accuracy"],
         unit="accuracy of the questions with a picture, %",
         standard_error=100 * error_of_mean(image),
         error_method="of the mean over questions",
-        questions=len(questions),
         unparsable=readings.count(""),
         tables={
             "overall": {"IMG": accuracy(image), "all": accuracy(points)},
@@ -140,5 +139,6 @@ def _by_modality(questions: Sequence[SQAQuestion], points: Sequence[float]) -> T
 
 
 BENCHMARK = Benchmark(
-    "sqa", "ScienceQA: school questions with choices; those with a picture are the score.", load, prompt, score, 1024, counts=(4241, 2017)
+    "sqa", "ScienceQA: school questions with choices; those with a picture are the score.", load, prompt, score, 1024,
+    counts=(4241, 2017), column="SQA",
 )  # fmt: skip

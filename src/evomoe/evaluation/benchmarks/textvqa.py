@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from evomoe.evaluation.base import SHORT_ANSWER, Benchmark, Picture, ProtocolName, Question, Result
+from evomoe.data.prompts import OCR_MARK, SHORT_ANSWER
+from evomoe.evaluation.benchmark import Benchmark, Findings, ProtocolName, Question
 from evomoe.evaluation.benchmarks.vqa_answers import (
     Remembered,
     evalai_answer,
@@ -23,7 +24,10 @@ from evomoe.evaluation.benchmarks.vqa_answers import (
     ten_answers,
     vlmevalkit_vqa_answer,
 )
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, texts, values
+from evomoe.evaluation.data_folder import DataFile, DataFolder
+from evomoe.evaluation.fields import texts, values
+from evomoe.evaluation.foreign_answers import ForeignAnswer, ForeignFiles, Key, Pairing
+from evomoe.evaluation.pictures import CellPicture, Picture, picture_file
 from evomoe.evaluation.statistics import accuracy, error_of_mean
 
 ANNOTATIONS = DataFile("TextVQA_0.5.1_val.json", "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json")
@@ -111,7 +115,7 @@ def prompt(question: TextVQAQuestion, protocol: ProtocolName) -> str:
     """Raises ValueError: VLMEvalKit has no OCR words."""
     _check_protocol(question.ocr_tokens is not None, protocol)
     text = question.text.capitalize() if protocol == "lmms-eval" else question.text
-    read = "" if question.ocr_tokens is None else f"\nReference OCR token: {', '.join(question.ocr_tokens)}"
+    read = "" if question.ocr_tokens is None else f"\n{OCR_MARK} {', '.join(question.ocr_tokens)}"
     return f"{text}{read}{SHORT_ANSWER}"
 
 
@@ -122,7 +126,7 @@ def _check_protocol(ocr: bool, protocol: ProtocolName) -> None:
 
 def score(
     questions: Sequence[TextVQAQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official", ocr: bool = False
-) -> Result:
+) -> Findings:
     """VQA accuracy of normalised answers.
 
     Raises:
@@ -134,24 +138,44 @@ def score(
         leave_one_out(normalise(answers[question.id]), [normalise(annotator) for annotator in question.answers])
         for question in questions
     ]
-    benchmark = WITH_OCR if ocr else BENCHMARK
-    return Result(
-        benchmark=benchmark.name,
-        protocol=protocol,
-        scorer=benchmark.scorer,
+    return Findings(
         score=accuracy(points)["accuracy"],
         unit="VQA accuracy %",
         standard_error=100 * error_of_mean(points),
         error_method="of the mean over questions",
-        questions=len(points),
         unparsable=sum(not normalise(answers[question.id]) for question in questions),
     )
 
 
+def _question_keys(questions: Sequence[TextVQAQuestion]) -> list[Key]:
+    """LLaVA names a question by its picture, of which there may be several."""
+    return [(question.image_id, question.text.split("\n")[0].lower()) for question in questions]
+
+
+def _answer_key(answer: ForeignAnswer) -> Key:
+    lines = answer.prompt.split("\n")
+    text = lines[1] if lines[0].startswith(OCR_MARK) and len(lines) > 1 else lines[0]
+    return answer.id, text.lower()
+
+
+def _wrong_prompt(name: str, prompt: str, ocr: bool) -> str:
+    """With OCR words the prompt is one of ``textvqa-ocr``, without them one of ``textvqa``."""
+    if (OCR_MARK in prompt) == ocr:
+        return ""
+    how, other = ("without", name.removesuffix("-ocr")) if ocr else ("with", f"{name}-ocr")
+    return f"asked {how} OCR words, which is not {name}: score it as {other}."
+
+
+def _foreign_files(ocr: bool) -> ForeignFiles:
+    return ForeignFiles(Pairing(_question_keys, _answer_key), wrong_prompt=partial(_wrong_prompt, ocr=ocr))
+
+
 BENCHMARK = Benchmark(
-    "textvqa", "TextVQA: words in pictures, ten annotators; asked without OCR words.", load, prompt, score, 128, counts=(5000,)
+    "textvqa", "TextVQA: words in pictures, ten annotators; asked without OCR words.", load, prompt, score, 128,
+    foreign_files=_foreign_files(ocr=False), counts=(5000,),
 )  # fmt: skip
 WITH_OCR = Benchmark(
     "textvqa-ocr", "TextVQA, asked with the words that an OCR program read, as in LLaVA-1.5 and EvoMoE.",
-    partial(load, ocr=True), prompt, partial(score, ocr=True), 128, counts=(5000,), folders=("textvqa",),
+    partial(load, ocr=True), prompt, partial(score, ocr=True), 128, foreign_files=_foreign_files(ocr=True), counts=(5000,),
+    folders=("textvqa",), column="TextVQA",
 )  # fmt: skip

@@ -17,16 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evomoe.evaluation.base import (
-    SHORT_ANSWER,
-    Benchmark,
-    Picture,
-    ProtocolName,
-    Question,
-    Result,
-    check_labels,
-    check_unique,
-)
+from evomoe.data.prompts import SHORT_ANSWER
+from evomoe.evaluation.benchmark import Benchmark, Findings, ProtocolName, Question
 from evomoe.evaluation.benchmarks.vqa_answers import (
     Remembered,
     evalai_answer,
@@ -36,7 +28,10 @@ from evomoe.evaluation.benchmarks.vqa_answers import (
     ten_answers,
     vqa_answer,
 )
-from evomoe.evaluation.sources import CellPicture, DataFile, DataFolder, picture_file, values
+from evomoe.evaluation.checks import check_labels, check_unique
+from evomoe.evaluation.data_folder import DataFile, DataFolder
+from evomoe.evaluation.fields import values
+from evomoe.evaluation.pictures import CellPicture, Picture, picture_file
 from evomoe.evaluation.statistics import accuracy, accuracy_by_type, error_of_mean
 from evomoe.files import write_text
 from evomoe.words import counted
@@ -48,7 +43,7 @@ VAL = DataFile("v2_OpenEnded_mscoco_val2014_questions.json", ORIGIN)
 TEST_DEV = DataFile("llava_vqav2_mscoco_test-dev2015.jsonl", LLAVA)
 LLAVA_TEST = DataFile("llava_vqav2_mscoco_test2015.jsonl", LLAVA)
 TEST = DataFile("v2_OpenEnded_mscoco_test2015_questions.json", ORIGIN)
-REPOSITORY = "lmms-lab-encoder/VQAv2"
+REPOSITORY, SIZE = "lmms-lab-encoder/VQAv2", "44.8 GB"
 SERVER = "https://eval.ai/web/challenges/challenge-page/830"
 
 
@@ -146,7 +141,7 @@ def _name(record: Any, where: str, split: str) -> str:
 
 
 def _from_parquet(folder: DataFolder) -> list[VQAQuestion]:
-    rows = folder.parquet(REPOSITORY, None, "validation")
+    rows = folder.parquet(REPOSITORY, None, "validation", SIZE)
     pictures: dict[Any, CellPicture] = {}
     questions = []
     for number, row in enumerate(rows.remove_columns("image")):
@@ -177,7 +172,7 @@ def _check_protocol(protocol: ProtocolName) -> None:
         raise ValueError("vqav2: VLMEvalKit has no VQAv2; choose the protocol official or lmms-eval.")
 
 
-def score(questions: Sequence[VQAQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Result:
+def score(questions: Sequence[VQAQuestion], answers: Mapping[str, str], protocol: ProtocolName = "official") -> Findings:
     """VQA accuracy.
 
     Raises:
@@ -188,15 +183,11 @@ def score(questions: Sequence[VQAQuestion], answers: Mapping[str, str], protocol
     always = protocol == "lmms-eval"
     normalise = Remembered(lmms_vqa_answer if always else vqa_answer)
     points = [_points(question.answers, answers[question.id], normalise, always) for question in questions]
-    return Result(
-        benchmark=BENCHMARK.name,
-        protocol=protocol,
-        scorer=BENCHMARK.scorer,
+    return Findings(
         score=accuracy(points)["accuracy"],
         unit="VQA accuracy %",
         standard_error=100 * error_of_mean(points),
         error_method="of the mean over questions",
-        questions=len(points),
         unparsable=sum(not normalise(answers[question.id]) for question in questions),
         tables={
             "answer type": accuracy_by_type([question.answer_type for question in questions], points),
@@ -236,5 +227,5 @@ def submit(questions: Sequence[VQAQuestion], answers: Mapping[str, str], folder:
 
 BENCHMARK = Benchmark(
     "vqav2", "VQAv2: short answers, ten annotators; val is scored here, test-dev by its server.", load, prompt, score, 128,
-    submit=submit, counts=(214354, 107394, 447793),
+    submit=submit, counts=(214354, 107394, 447793), column="VQAv2",
 )  # fmt: skip

@@ -18,10 +18,10 @@ from tiny import make_llava, make_processor
 from transformers import AutoModelForImageTextToText
 
 from evomoe import upcycle
+from evomoe.data.prompts import SHORT_ANSWER
 from evomoe.evaluation import Question
-from evomoe.evaluation.base import SHORT_ANSWER
 from evomoe.evaluation.generation import Answerer, Prompts, ask
-from evomoe.evaluation.sources import EncodedPicture
+from evomoe.evaluation.pictures import EncodedPicture
 
 PYTHON = os.environ.get("EVOMOE_LMMS_EVAL", "")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON, reason="EVOMOE_LMMS_EVAL names no interpreter with lmms-eval")]

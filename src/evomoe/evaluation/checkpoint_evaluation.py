@@ -1,117 +1,43 @@
-"""``evomoe eval``: a checkpoint, dense or sparse, on benchmarks: its answers, its scores, the files that servers want."""
+"""One checkpoint on benchmarks: what it answers is kept, scored and reported."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from evomoe import __version__
-from evomoe.data import mini
 from evomoe.data.images import Shape
 from evomoe.evaluation.answers import AnswerFile, digest, fingerprint
-from evomoe.evaluation.base import Benchmark, Question, Result
+from evomoe.evaluation.benchmark import Result
 from evomoe.evaluation.benchmarks import BENCHMARKS
-from evomoe.evaluation.generation import GREEDY, Answerer, Prompts, ask
-from evomoe.evaluation.options import Options
+from evomoe.evaluation.evaluation_options import EvaluationOptions
+from evomoe.evaluation.generation import GREEDY, Answerer
+from evomoe.evaluation.prepared import Prepared, prepare
 from evomoe.evaluation.processes import this_process
 from evomoe.evaluation.reports import report
-from evomoe.evaluation.sampling import draw
-from evomoe.evaluation.scoring import load_questions
-from evomoe.evaluation.sources import DataFolder, check_pictures
 from evomoe.files import write_text
 from evomoe.loading import load_config, load_model, load_processor, takes_pictures
+from evomoe.support.device import prepare as prepare_device
 
 
-def evaluate_checkpoint(checkpoint: str | Path, names: Sequence[str], options: Options = Options()) -> str:  # noqa: B008
-    """Answers and scores benchmarks; what was answered before by the same model in the same way is not answered again.
-
-    Under torchrun or ``accelerate launch`` the processes share the questions, and the first one scores.
+class CheckpointEvaluation:
+    """One checkpoint, its processor, and, once it is needed, the model.
 
     Args:
         checkpoint: folder or hub name.
         names: rows of ``BENCHMARKS``.
-        options: how.
-
-    Returns:
-        Tables in Markdown; empty in all processes but the first.
+        options: how, checked.
 
     Raises:
-        ValueError: an option is wrong, data are missing, the model takes no pictures or has no processor.
+        ValueError: the model takes no pictures or has no processor.
     """
-    evaluation = _Evaluation(checkpoint, names, options)
-    prepared = [
-        prepare(BENCHMARKS[name], evaluation.processor, options) for name in names
-    ]  # all mistakes in data come before the first answer
-    results = [result for one in prepared if (result := evaluation.run(one)) is not None]
-    if not evaluation.state.is_main_process:
-        return ""
-    results = [*results, *evaluation.earlier(names)]
-    notes = [f"Only a part of each benchmark was asked: --limit {options.limit}."] * bool(options.limit) + evaluation.notes
-    text = "\n\n".join([report(results)] * bool(results) + notes)
-    try:
-        write_text(evaluation.folder / "report.md", f"# {checkpoint}\n\n{text}\n")
-    except OSError as error:  # no reason to lose the scores
-        text += f"\n\n{error}"
-    return f"{text}\n\nAnswers and results: {evaluation.folder}"
 
-
-def dump_prompts(checkpoint: str | Path, names: Sequence[str], options: Options = Options()) -> str:  # noqa: B008
-    """Writes every prompt as the model would see it, and loads no weights; returns the first of each benchmark."""
-    evaluation = _Evaluation(checkpoint, names, options)
-    shown = []
-    for name in names:
-        one = prepare(BENCHMARKS[name], evaluation.processor, options)
-        questions, prompts = one.questions, one.prompts
-        path = evaluation.folder / name / "prompts.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [
-            json.dumps({"question_id": question.id, "prompt": text})
-            for question, text in zip(questions, prompts.texts, strict=True)
-        ]
-        write_text(path, "\n".join(lines) + "\n")
-        shown.append(f"{name}, question {questions[0].id!r} ({path}):\n{prompts.texts[0]}")
-    return "\n\n".join(shown)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A benchmark's questions, where they come from, and what the model will be asked."""
-
-    benchmark: Benchmark
-    questions: list[Question]
-    data: DataFolder
-    prompts: Prompts
-
-
-def prepare(benchmark: Benchmark, processor: Any, options: Options, keep: bool = False) -> Prepared:
-    """Reads a benchmark's questions, or the part that ``options`` ask for, and makes prompts for the model with this processor.
-
-    Args:
-        keep: hold the prompts' batches in memory, for several models in turn.
-
-    Raises:
-        ValueError: data or pictures are missing, or not as the benchmark publishes them.
-    """
-    folder = data_folder(benchmark, options.data_root)
-    questions = draw(load_questions(benchmark, folder, options.any_version), options.limit)
-    check_pictures(benchmark.name, (question.picture for question in questions))
-    asked = [ask(question, benchmark.prompt(question, options.protocol)) for question in questions]
-    prompts = Prompts(asked, processor, options.batch_size, options.image_aspect, keep)
-    return Prepared(benchmark, questions, folder, prompts)
-
-
-class _Evaluation:
-    """One checkpoint, its processor, and, once it is needed, the model."""
-
-    def __init__(self, checkpoint: str | Path, names: Sequence[str], options: Options) -> None:
-        options.check(names)
-        self.checkpoint, self.options, self.folder = checkpoint, options, options.folder(checkpoint)
+    def __init__(self, checkpoint: str | Path, names: Sequence[str], options: EvaluationOptions) -> None:
+        self.checkpoint, self.names, self.options = checkpoint, names, options
+        self.folder = options.folder(checkpoint)
         if not takes_pictures(load_config(checkpoint, options.trust_remote_code)):
             raise ValueError(f"{', '.join(names)} needs a model that takes pictures; {checkpoint} is text-only.")
         self.processor = load_processor(checkpoint, options.trust_remote_code)
@@ -121,7 +47,42 @@ class _Evaluation:
         self._files: dict[str, str] | None = None
         self.notes: list[str] = []
 
-    def run(self, one: Prepared) -> Result | None:
+    def scores(self) -> str:
+        """Answers and scores the benchmarks; see ``evaluate_checkpoint``."""
+        prepared = [self._prepare(name) for name in self.names]  # all mistakes in data come before the first answer
+        results = [result for one in prepared if (result := self._run(one)) is not None]
+        if not self.state.is_main_process:
+            return ""
+        results += self._earlier()
+        parts = [report(results)] if results else []
+        if self.options.limit:
+            parts.append(f"Only a part of each benchmark was asked: `limit={self.options.limit}`.")
+        text = "\n\n".join([*parts, *self.notes])
+        try:
+            write_text(self.folder / "report.md", f"# {self.checkpoint}\n\n{text}\n")
+        except OSError as error:  # no reason to lose the scores
+            text += f"\n\n{error}"
+        return f"{text}\n\nAnswers and results: {self.folder}"
+
+    def dump_prompts(self) -> str:
+        """Writes every prompt as the model would see it; returns the first of each benchmark."""
+        shown = []
+        for name in self.names:
+            one = self._prepare(name)
+            path = self.folder / name / "prompts.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [
+                json.dumps({"question_id": question.id, "prompt": text})
+                for question, text in zip(one.questions, one.prompts.texts, strict=True)
+            ]
+            write_text(path, "\n".join(lines) + "\n")
+            shown.append(f"{name}, question {one.questions[0].id!r} ({path}):\n{one.prompts.texts[0]}")
+        return "\n\n".join(shown)
+
+    def _prepare(self, name: str) -> Prepared:
+        return prepare(BENCHMARKS[name], self.processor, self.options)
+
+    def _run(self, one: Prepared) -> Result | None:
         """Answers what has no answer yet, and, in the first process, scores."""
         benchmark, questions, prompts = one.benchmark, one.questions, one.prompts
         settings = self._settings(one)
@@ -129,7 +90,7 @@ class _Evaluation:
         finished, given = answers.finished, answers.read()
         self.state.wait_for_everyone()  # before any process writes
         if not finished:
-            self._answer(benchmark, questions, prompts, answers, given)
+            self._answer(one, answers, given)
             self.state.wait_for_everyone()
         if not self.state.is_main_process:
             return None
@@ -142,8 +103,7 @@ class _Evaluation:
             upload = f" Upload {', '.join(map(str, submitted))}." if submitted else ""
             self.notes.append(f"{benchmark.name}: the right answers are not public, so there is no score.{upload}")
             return None
-        result = benchmark.score(questions, by_id, self.options.protocol)
-        result = dataclasses.replace(result, benchmark=benchmark.name)
+        result = benchmark.result(questions, by_id, self.options.protocol)
         try:
             self._write(result, settings, one, answers, submitted)
         except OSError as error:
@@ -160,7 +120,7 @@ class _Evaluation:
             self.notes.append(f"{one.benchmark.name}: the files for the server were not all written to {folder}: {error}")
             return []
 
-    def earlier(self, names: Sequence[str]) -> list[Result]:
+    def _earlier(self) -> list[Result]:
         """The results of the other benchmarks in this folder, of the same model asked in the same way.
 
         Those whose data came from elsewhere, as from another split, whose rule has changed since, or whose file is damaged are
@@ -169,7 +129,7 @@ class _Evaluation:
         found: dict[str, Result] = {}
         left_out: dict[str, str] = {}
         for name in BENCHMARKS:
-            files = [] if name in names else (self.folder / name).glob(f"result-{self.options.protocol}-*.json")
+            files = [] if name in self.names else (self.folder / name).glob(f"result-{self.options.protocol}-*.json")
             for path in sorted(files, key=lambda file: file.stat().st_mtime_ns):
                 try:
                     written = json.loads(path.read_text(encoding="utf-8"))
@@ -192,28 +152,26 @@ class _Evaluation:
     def _departs(self, name: str, written: dict[str, Any]) -> str:
         """Why an earlier result cannot stand beside those of this run; empty if it can."""
         if written["data_root"] != self.root:
-            places = [f"--data-root {root}" if root else "no --data-root" for root in (written["data_root"], self.root)]
-            return f"it was asked with {places[0]}, this run with {places[1]}."
-        version = BENCHMARKS[name].version  # alone, for a small benchmark's rule has the large one's name
-        if written["scorer"].rpartition(" ")[2] != str(version):
-            return f"the rule was {written['scorer']}, and is now version {version}: name {name} among the benchmarks."
+            theirs, ours = _data_root(written["data_root"]), _data_root(self.root)
+            return f"it was asked {theirs}, this run {ours}."
+        benchmark = BENCHMARKS[name]
+        if written["scorer"] != benchmark.scorer:
+            return f"the rule was {written['scorer']}, and is now version {benchmark.version}: name {name} among the benchmarks."
         return ""
 
-    def _answer(
-        self, benchmark: Benchmark, questions: Sequence[Question], prompts: Prompts, answers: AnswerFile, given: dict[str, str]
-    ) -> None:
-        missing = [i for i, question in enumerate(questions) if question.id not in given]
-        prompts.arrange(self.options.batch_size, missing)
-        prompts.chunks = prompts.chunks[self.state.process_index :: self.state.num_processes]
-        answerer = Answerer(self.model, benchmark.max_new_tokens)
-        for some in answerer.answer(prompts, benchmark.name, self.options.workers, done=len(given)):
-            answers.append([(questions[i], prompts.texts[i], text) for i, text in some.items()], str(self.checkpoint))
+    def _answer(self, one: Prepared, answers: AnswerFile, given: dict[str, str]) -> None:
+        """Answers this process's share of the questions that have no answer yet."""
+        missing = [i for i, question in enumerate(one.questions) if question.id not in given]
+        one.prompts.narrow(missing, self.state.process_index, self.state.num_processes)
+        answerer = Answerer(self.model, one.benchmark.max_new_tokens)
+        for some in answerer.answer(one.prompts, one.benchmark.name, self.options.workers, done=len(given)):
+            answered = [(one.questions[i], one.prompts.texts[i], text) for i, text in some.items()]
+            answers.append(answered, str(self.checkpoint))
 
     @property
     def model(self) -> Any:
         if self._model is None:
-            if self.state.device.type == "cpu":
-                torch.set_flush_denormal(True)
+            prepare_device(self.state.device)
             self._model = load_model(self.checkpoint, self.options.dtype, self.options.trust_remote_code).to(self.state.device)
         return self._model
 
@@ -256,13 +214,5 @@ class _Evaluation:
         write_text(folder / f"result-{result.protocol}-{answers.key}.json", json.dumps(written, indent=1) + "\n")
 
 
-def data_folder(benchmark: Benchmark, root: str | None) -> DataFolder:
-    """Where a benchmark's data lie: below ``--data-root``; those of the mini world are made when they are first asked for."""
-    if root is None and benchmark.mini:
-        root = str(mini.ensure(training=False) / "test")
-    if root is not None and benchmark.mini and (Path(root) / "test").is_dir():
-        raise ValueError(f"data_root: {root} is a whole world; name one of its splits, {Path(root) / 'test'} or .../validation.")
-    if root is None:
-        return DataFolder(benchmark.name, None)
-    places = [Path(root) / name for name in benchmark.folders or (benchmark.name,)]
-    return DataFolder(benchmark.name, next((place for place in places if place.is_dir()), places[0]))
+def _data_root(root: str | None) -> str:
+    return f"with `data_root={root}`" if root else "without `data_root`"

@@ -22,7 +22,7 @@ from evomoe.evaluation import Question
 from evomoe.evaluation.benchmarks.letters import vlmevalkit_prompt
 from evomoe.evaluation.benchmarks.mme import COGNITION, PERCEPTION
 from evomoe.evaluation.generation import Answerer, Prompts, ask
-from evomoe.evaluation.sources import EncodedPicture
+from evomoe.evaluation.pictures import EncodedPicture
 
 CLONE, PYTHON = os.environ.get("EVOMOE_VLMEVALKIT", ""), os.environ.get("EVOMOE_VLMEVALKIT_PYTHON", "")
 WHY = "EVOMOE_VLMEVALKIT and EVOMOE_VLMEVALKIT_PYTHON name no clone of VLMEvalKit and no interpreter for it"

@@ -9,8 +9,8 @@ from official_files import RED
 
 from evomoe.evaluation import BENCHMARKS
 from evomoe.evaluation.benchmarks import mmbench
-from evomoe.evaluation.scoring import load_questions
-from evomoe.evaluation.sources import DataFile, DataFolder, MissingDataError
+from evomoe.evaluation.data_folder import DataFile, DataFolder, MissingDataError
+from evomoe.evaluation.questions import load_questions
 
 
 def load(name, path):
@@ -92,9 +92,14 @@ def test_missing_data_are_one_sentence(tmp_path):
 
 def test_the_small_sets_are_not_looked_for_where_the_real_ones_are_published(tmp_path):
     with pytest.raises(
-        MissingDataError, match=f"^mini-pope: its files are not in {tmp_path}. evomoe makes .* leave --data-root out"
+        MissingDataError, match=f"^mini-pope: its files are not in {tmp_path}. evomoe makes .* leave `data_root` out"
     ):
-        BENCHMARKS["mini-pope"].load(DataFolder("mini-pope", tmp_path))
+        BENCHMARKS["mini-pope"].load(BENCHMARKS["mini-pope"].data(tmp_path))
+
+
+def test_a_name_makes_no_small_set(tmp_path):
+    with pytest.raises(MissingDataError, match="^mini-own: its data are not in .*hf download --repo-type dataset me/own "):
+        DataFolder("mini-own", tmp_path).parquet("me/own", None, "test")
 
 
 def test_a_file_for_a_benchmark_that_reads_none_is_refused(tmp_path):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-_MODULE = "evomoe.integrations.lmms_eval_model"
+_MODULE = "evomoe.evaluation.harness.lmms_eval_model"
 
 
 def manifest() -> Any:

@@ -21,6 +21,7 @@ from evomoe.data.records import IMAGE_MARK, Turn
 from evomoe.evaluation.generation import Answerer, Asked, Prompts
 from evomoe.evaluation.processes import this_process
 from evomoe.loading import load_model, load_processor
+from evomoe.support.device import prepare
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,7 @@ class _EvoMoE(lmms):
         super().__init__()
         state = this_process()
         self._device = torch.device(device) if device and state.num_processes == 1 else state.device
-        if self._device.type == "cpu":
-            torch.set_flush_denormal(True)
+        prepare(self._device)
         self._model = load_model(pretrained, dtype, trust_remote_code).to(self._device).eval()
         self.processor = load_processor(pretrained, trust_remote_code)
         self.batch_size, self.image_aspect = int(batch_size), image_aspect

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from evomoe.evaluation.base import PROTOCOLS, ProtocolName
+from evomoe.evaluation.benchmark import PROTOCOLS, ProtocolName
 from evomoe.evaluation.benchmarks import BENCHMARKS
 from evomoe.files import check_folder
 from evomoe.recipe import ImageAspect
 from evomoe.run_folder import results_folder
+from evomoe.support.errors import OptionError
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """How a checkpoint is evaluated.
 
     Attributes:
@@ -41,22 +42,22 @@ class Options:
     trust_remote_code: bool = False
 
     def check(self, names: Sequence[str], argument: str = "benchmarks") -> None:
-        """Raises ValueError, naming it, if an option is wrong; the user knows the benchmarks' names as ``argument``."""
+        """Raises OptionError if an option or a benchmark's name is wrong; the caller knows the names as ``argument``."""
         if self.data_root is not None:
             check_folder("data_root", self.data_root)
         for name in names:
             if name not in BENCHMARKS:
-                raise ValueError(f"{argument}: there is no '{name}'; choose from {', '.join(BENCHMARKS)}.")
+                raise OptionError(argument, f"there is no '{name}'; choose from {', '.join(BENCHMARKS)}.")
         if len(set(names)) < len(names) or not names:
-            raise ValueError(f"{argument}: name each benchmark once, and at least one.")
+            raise OptionError(argument, "name each benchmark once, and at least one.")
         if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol: there is no '{self.protocol}'; choose from {', '.join(PROTOCOLS)}.")
+            raise OptionError("protocol", f"there is no '{self.protocol}'; choose from {', '.join(PROTOCOLS)}.")
         if self.limit < 0:
-            raise ValueError(f"limit: {self.limit} must be 0 (all questions) or more.")
+            raise OptionError("limit", f"{self.limit} must be 0 (all questions) or more.")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size: {self.batch_size} must be at least 1.")
+            raise OptionError("batch_size", f"{self.batch_size} must be at least 1.")
         if self.workers < 0:
-            raise ValueError(f"workers: {self.workers} must be 0 (this process) or more.")
+            raise OptionError("workers", f"{self.workers} must be 0 (this process) or more.")
 
     def folder(self, checkpoint: str | Path) -> Path:
         """Where answers and results go."""

@@ -1,4 +1,4 @@
-"""Where a benchmark's questions and pictures come from: a local folder with the official files, or Hugging Face parquet.
+"""Where a benchmark's data come from: a local folder with the official files, or Hugging Face parquet.
 
 Every file that is read is noted with its checksum, so that a result can say which version of the data it is about.
 """
@@ -6,31 +6,22 @@ Every file that is read is noted with its checksum, so that a result can say whi
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomoe.data.sources import Pairs, parse_json
-from evomoe.evaluation.base import Picture
+from evomoe.evaluation.fields import json_lines
 from evomoe.words import counted
 
 if TYPE_CHECKING:
-    from types import UnionType
-
     import datasets
-    from PIL import Image
 
     from evomoe.data.images import ImageFolder
 
 
 _NAMED = 3  # files in a message
-# What a whole repository takes, as its page on the hub says, where that is known.
-_HUB_SIZES = {
-    "lmms-lab-encoder/VQAv2": "44.8 GB",
-    "lmms-lab-encoder/ScienceQA": "1.34 GB",
-    "lmms-lab-encoder/POPE": "510 MB",
-}
 
 
 class MissingDataError(ValueError):
@@ -55,82 +46,20 @@ class DataFile:
         return f"{self.path} (from {self.origin}{f', MD5 {self.md5}' if self.md5 else ''})"
 
 
-@dataclass(frozen=True)
-class FilePicture:
-    """A picture file."""
-
-    path: str
-
-    @property
-    def key(self) -> str:
-        return self.path
-
-    def open(self) -> "Image.Image":
-        from evomoe.data.images import open_rgb
-
-        return open_rgb(self.path)
-
-    def fingerprint(self) -> str:
-        with open(self.path, "rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
-@dataclass(frozen=True)
-class CellPicture:
-    """A picture in a row of a dataset, read from disk when it is opened; ``key`` names it."""
-
-    rows: "datasets.Dataset" = field(repr=False, compare=False)
-    number: int
-    key: str
-    column: str = "image"
-
-    def open(self) -> "Image.Image":
-        from evomoe.data.images import open_rgb
-
-        cell = self.rows[self.number][self.column]
-        return open_rgb(cell["bytes"] if cell.get("bytes") else cell["path"], self.key)
-
-    def fingerprint(self) -> str:
-        cell = self.rows[self.number][self.column]
-        content = cell["bytes"] if cell.get("bytes") else Path(cell["path"]).read_bytes()
-        return hashlib.blake2b(content).hexdigest()
-
-
-@dataclass(frozen=True)
-class EncodedPicture:
-    """A picture as base64 text, as MMBench's tables hold them."""
-
-    text: str = field(repr=False)
-    key: str
-
-    def open(self) -> "Image.Image":
-        import base64
-
-        from evomoe.data.images import BadImageError, open_rgb
-
-        try:
-            content = base64.b64decode(self.text, validate=True)
-        except ValueError as error:
-            raise BadImageError(f"image {self.key} is not base64: {error}") from error
-        return open_rgb(content, self.key)
-
-    def fingerprint(self) -> str:
-        return hashlib.blake2b(self.text.encode()).hexdigest()
-
-
 class DataFolder:
     """The data of one benchmark.
 
     Args:
         benchmark: its name.
         path: its folder, or one of the files in it, which is then preferred; None looks at the hub alone.
+        made_here: whether evomoe makes the data itself, so that they are published nowhere.
 
     Attributes:
         read: every file that was read, by name, with its checksum and, for tables, its number of rows.
     """
 
-    def __init__(self, benchmark: str, path: str | Path | None) -> None:
-        self.benchmark = benchmark
+    def __init__(self, benchmark: str, path: str | Path | None, made_here: bool = False) -> None:
+        self.benchmark, self.made_here = benchmark, made_here
         self._file = Path(path) if path is not None and Path(path).is_file() else None
         self.path = self._file.parent if self._file else None if path is None else Path(path)
         self.read: dict[str, dict[str, Any]] = {}
@@ -158,7 +87,7 @@ class DataFolder:
         """
         if (path := self.find(*choices)) is not None:
             return path
-        where = "--data-root DIR" if self.path is None else str(self.path)
+        where = "`data_root`" if self.path is None else str(self.path)
         wanted = " or ".join(choice.describe() for choice in choices)
         raise MissingDataError(f"{self.benchmark}: missing in {where}: {wanted}.")
 
@@ -210,10 +139,16 @@ class DataFolder:
         """
         return [record for record in json_lines(self.text(path), path) if record is not None]
 
-    def parquet(self, repository: str, config: str | None, split: str) -> "datasets.Dataset":
+    def parquet(self, repository: str, config: str | None, split: str, size: str = "") -> "datasets.Dataset":
         """A split of a dataset in Hugging Face's format, its pictures still encoded.
 
         It lies in the benchmark's folder (parquet files as on the hub) or on the hub, which asks for no token for public data.
+
+        Args:
+            repository: its name on the hub.
+            config: one of its configurations; None for the only one.
+            split: such as "test".
+            size: what the whole repository takes, as its page on the hub says; empty if that is not known.
 
         Raises:
             MissingDataError: it is in neither place.
@@ -232,26 +167,31 @@ class DataFolder:
                 rows = datasets.load_dataset(repository, config, split=split)
                 fingerprint = rows._fingerprint
         except Exception as error:  # datasets and the hub's client raise many kinds, and all mean the same here
-            reason = " ".join(str(error).split())[:300]
-            where = f"in {self.path}" if self.path else f"on the hub as {repository}"
-            if self.benchmark.startswith("mini-"):
-                raise MissingDataError(
-                    f"{self.benchmark}: its files are not in {self.path}. evomoe makes the small sets itself: leave --data-root out, or "
-                    "name a split of a world, such as the folder test in it."
-                ) from error
-            place = self.path or f"DIR/{self.benchmark}"
-            wanted = "; ".join(file.describe() for file in self._sought.values())
-            size = f" (about {_HUB_SIZES[repository]})" if repository in _HUB_SIZES else ""
-            raise MissingDataError(
-                f"{self.benchmark}: its data are not {where} ({reason}): put what is published, with its folder of pictures, into "
-                f"{place}{'' if self.path else ', for --data-root DIR'}: {wanted}; or fetch the parquet{size}: "
-                f"hf download --repo-type dataset {repository} --local-dir {place}"
-            ) from error
+            raise MissingDataError(self._without_parquet(repository, size, error)) from error
         for column, feature in rows.features.items():
             if isinstance(feature, datasets.Image):
                 rows = rows.cast_column(column, datasets.Image(decode=False))
         self.read[f"{repository}, {config or 'default'}, {split}"] = {"fingerprint": fingerprint, "rows": len(rows)}
         return rows
+
+    def _without_parquet(self, repository: str, size: str, error: Exception) -> str:
+        """The message where there are neither the official files nor the parquet."""
+        if self.made_here:
+            return (
+                f"{self.benchmark}: its files are not in {self.path}. evomoe makes the small sets itself: leave `data_root` out, or "
+                "name a split of a world, such as the folder test in it."
+            )
+        reason = " ".join(str(error).split())[:300]
+        where = f"in {self.path}" if self.path else f"on the hub as {repository}"
+        place = self.path or f"DIR/{self.benchmark}"
+        option = "" if self.path else ", for `data_root=DIR`"
+        wanted = "; ".join(file.describe() for file in self._sought.values())
+        known_size = f" (about {size})" if size else ""
+        return (
+            f"{self.benchmark}: its data are not {where} ({reason}): put what is published, with its folder of pictures, into "
+            f"{place}{option}: {wanted}; or fetch the parquet{known_size}: "
+            f"hf download --repo-type dataset {repository} --local-dir {place}"
+        )
 
     @property
     def files(self) -> str:
@@ -283,7 +223,7 @@ class DataFolder:
             if file.md5 and md5 != file.md5:
                 raise ValueError(
                     f"{self.benchmark}: {file.path} has the MD5 {md5}, the published one {file.md5}. "
-                    "Get the published one, or score this one with --any-version."
+                    "Get the published one, or score this one with `any_version`."
                 )
         if known and found not in known and not self.published:
             first = list(self.read.items())[:_NAMED]
@@ -291,7 +231,7 @@ class DataFolder:
             versions = " or ".join(f"{count:,}" for count in known)
             raise ValueError(
                 f"{self.benchmark}: {counted(found, 'question')} read, but the known versions have {versions} ({files}). "
-                "Get a known version, or score this one with --any-version."
+                "Get a known version, or score this one with `any_version`."
             )
 
 
@@ -317,61 +257,3 @@ def _fingerprint(folder: Path, files: Iterable[str]) -> str:
             content = hashlib.file_digest(file, "blake2b").digest()
         total.update(os.path.relpath(path, folder.resolve()).encode() + b"\0" + content)
     return total.hexdigest()
-
-
-_KINDS: dict[Any, str] = {str: "text", int: "a whole number", list: "a list", str | int: "text or a whole number"}
-
-
-def values(record: Any, where: str, *names: str, kind: "type | UnionType" = object) -> list[Any]:
-    """The values of a record's fields, all of one kind; ``where`` names file and record in the error.
-
-    Raises:
-        ValueError: it has no such field, or what is there is of another kind.
-    """
-    missing = [name for name in names if not isinstance(record, dict) or name not in record]
-    if missing:
-        raise ValueError(f"{where}: the record has no field {missing[0]!r}. Is this the file that the benchmark publishes?")
-    found = [record[name] for name in names]
-    for name, value in zip(names, found, strict=True):
-        if not isinstance(value, kind):
-            raise ValueError(f"{where}: the field {name!r} must be {_KINDS[kind]}, not {value!r:.80}.")
-    return found
-
-
-def texts(record: Any, where: str, name: str) -> tuple[str, ...]:
-    """The texts of a record's list.
-
-    Raises:
-        ValueError: there is none, or something else is in it.
-    """
-    (found,) = values(record, where, name, kind=list)
-    for entry in found:
-        if not isinstance(entry, str):
-            raise ValueError(f"{where}: an entry of {name!r} must be text, not {entry!r:.80}.")
-    return tuple(found)
-
-
-def picture_file(images: "ImageFolder", name: str, where: str) -> FilePicture:
-    """A picture of a folder by its name there; ``where`` names file and record in the error.
-
-    Raises:
-        ValueError: the name leads out of the folder.
-    """
-    try:
-        return FilePicture(images.resolve(name))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def check_pictures(name: str, pictures: Iterable[Picture | None]) -> None:
-    """Raises MissingDataError if picture files do not exist: how many, and the first."""
-    paths = dict.fromkeys(picture.path for picture in pictures if isinstance(picture, FilePicture))
-    missing = [path for path in paths if not Path(path).exists()]
-    if missing:
-        raise MissingDataError(f"{name}: {counted(len(missing), 'picture')} of {len(paths):,} missing, first {missing[0]}.")
-
-
-def json_lines(text: str, path: Path) -> Iterator[Any]:
-    """The values of a text with one on each line; None for an empty line."""
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(), which splits at line ends of Unicode too
-        yield parse_json(line, str(path), number) if line.strip() else None

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,35 +14,17 @@ from quiz_texts import TEXTS
 from safetensors.torch import load_file, save_file
 from tiny import make_language_model
 
-from evomoe.evaluation import BENCHMARKS, command, processes
-from evomoe.evaluation.command import dump_prompts, evaluate_checkpoint
+from evomoe.evaluation import BENCHMARKS, checkpoint_evaluation
+from evomoe.evaluation.evaluate import dump_prompts, evaluate_checkpoint
+from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.evaluation.generation import Answerer
-from evomoe.evaluation.options import Options
-from evomoe.evaluation.sources import FilePicture
-
-
-@pytest.fixture
-def options(tmp_path) -> Options:
-    return Options(output=str(tmp_path / "out"), batch_size=2, workers=0)
+from evomoe.evaluation.pictures import FilePicture
+from evomoe.support.errors import OptionError
 
 
 def rows_of(folder: Path) -> list[dict]:
     (file,) = (path for path in folder.glob("answers-*.jsonl") if "partial" not in path.name)
     return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-@pytest.fixture
-def asked(monkeypatch) -> list[str]:
-    """The prompts that a model has really answered."""
-    asked: list[str] = []
-    generate = Answerer._generate
-
-    def counting(self, prompts, batch):
-        asked.extend(prompts.asked[i].where.split("'")[1] for i in batch.index)
-        return generate(self, prompts, batch)
-
-    monkeypatch.setattr(Answerer, "_generate", counting)
-    return asked
 
 
 @pytest.mark.parametrize(("limit", "chosen"), [(0, range(7)), (2, (3, 5)), (4, (3, 4, 5, 6)), (7, range(7)), (100, range(7))])
@@ -143,23 +124,15 @@ def test_two_processes_give_what_one_gives(workspace, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("| benchmark ") == 1
-    text = evaluate_checkpoint(workspace / "model", ["easy-vqa"], Options(limit=6, output=str(tmp_path / "one"), workers=0))
+    text = evaluate_checkpoint(
+        workspace / "model", ["easy-vqa"], EvaluationOptions(limit=6, output=str(tmp_path / "one"), workers=0)
+    )
     rows = rows_of(tmp_path / "one" / "easy-vqa")
     assert rows == rows_of(tmp_path / "two" / "easy-vqa")
     assert text.split("\n\nAnswers")[0] in result.stdout
     shares = [path.read_text().splitlines() for path in sorted((tmp_path / "shares").iterdir())]
     assert [len(lines) for lines in shares] == [4, 2]  # three batches of two
     assert {json.loads(line)["question_id"] for lines in shares for line in lines} == {row["question_id"] for row in rows}
-
-
-def test_processes_that_cannot_be_joined_are_refused(workspace, quiz, options, monkeypatch):
-    """As under torchrun on an accelerator for which accelerate has no way to join them."""
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    state = SimpleNamespace(num_processes=1, device=torch.device("mps"))
-    monkeypatch.setattr(processes, "PartialState", lambda **settings: state)
-    with pytest.raises(ValueError, match="2 processes were started, and accelerate cannot join them on 'mps'"):
-        evaluate_checkpoint(workspace / "model", ["quiz"], options)
 
 
 def test_several_benchmarks_share_a_report(workspace, quiz, options, monkeypatch):
@@ -226,7 +199,7 @@ def test_the_report_has_the_benchmarks_of_earlier_runs_of_the_same_model(workspa
     text = evaluate_checkpoint(workspace / "model", ["other"], replace(options, image_aspect="pad"))
     assert "\n| quiz " not in text  # asked in another way
     text = evaluate_checkpoint(workspace / "model", ["other"], replace(options, limit=3))
-    assert "\n| quiz " not in text and "--limit 3" in text
+    assert "\n| quiz " not in text and "`limit=3`" in text
 
 
 def test_the_report_does_not_mix_data_of_two_places(workspace, quiz, options, monkeypatch, tmp_path):
@@ -242,7 +215,7 @@ def test_the_report_does_not_mix_data_of_two_places(workspace, quiz, options, mo
     assert "\n| quiz " in text and "left out" not in text  # one place, named in two ways
     for elsewhere in (test, options):
         text = evaluate_checkpoint(workspace / "model", ["other"], elsewhere)
-        assert "\n| quiz " not in text and f"{file} is left out: it was asked with --data-root {tmp_path / 'validation'}" in text
+        assert "\n| quiz " not in text and f"{file} is left out: it was asked with `data_root={tmp_path / 'validation'}`" in text
 
 
 def test_moved_data_are_not_asked_anew(workspace, quiz, options, asked, tmp_path):
@@ -302,29 +275,8 @@ def test_all_mistakes_come_before_the_first_answer(workspace, quiz, options, que
     assert asked == []
 
 
-def test_processes_share_the_questions(workspace, quiz, options, asked, monkeypatch):
-    """What one of two processes answers; the other's part is asked by a second one."""
-
-    class State:
-        device, num_processes = torch.device("cpu"), 2
-
-        def __init__(self, cpu: bool, timeout) -> None:
-            assert cpu is not torch.accelerator.is_available()  # without it, accelerate joins no processes there
-            self.process_index, self.is_main_process = rank, rank == 0
-
-        def wait_for_everyone(self) -> None:
-            pass
-
-    monkeypatch.setattr(processes, "PartialState", State)
-    rank = 1
-    assert evaluate_checkpoint(workspace / "model", ["quiz"], options) == "" and len(asked) == 3
-    monkeypatch.setattr(State, "num_processes", 1)
-    rank = 0
-    assert "\n| quiz " in evaluate_checkpoint(workspace / "model", ["quiz"], options) and sorted(asked) == sorted(set(asked))
-
-
 def test_prompts_are_shown_without_weights(workspace, quiz, options, monkeypatch):
-    monkeypatch.setattr(command, "load_model", None)
+    monkeypatch.setattr(checkpoint_evaluation, "load_model", None)
     shown = dump_prompts(workspace / "model", ["quiz"], options)
     assert "quiz, question 'q0'" in shown and "<|user|><image>what color is the shape ?<|assistant|>" in shown
     rows = [json.loads(line) for line in (Path(options.output) / "quiz" / "prompts.jsonl").read_text().splitlines()]
@@ -376,5 +328,17 @@ def test_a_model_without_a_processor_is_refused(workspace, quiz, options):
     ],
 )
 def test_mistakes_are_named_before_anything_is_loaded(names, changes, message):
-    with pytest.raises(ValueError, match=message):
-        evaluate_checkpoint("no/such/model", names, Options(**changes))
+    for verb in (evaluate_checkpoint, dump_prompts):
+        with pytest.raises(OptionError, match=message):
+            verb("no/such/model", names, EvaluationOptions(**changes))
+
+
+def test_mistakes_are_named_before_torch_is_imported():
+    code = (
+        "import sys\n"
+        "from evomoe.evaluation.evaluate import evaluate_checkpoint\n"
+        "try:\n    evaluate_checkpoint('no/such/model', ['vqa'])\n"
+        "except ValueError as error:\n    print(error.option, {'torch', 'transformers'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == "benchmarks set()\n"

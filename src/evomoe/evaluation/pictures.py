@@ -1,0 +1,116 @@
+"""Pictures that are not read before they are needed: a file, a cell of a dataset, base64 text."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from evomoe.evaluation.data_folder import MissingDataError
+from evomoe.words import counted
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+    from evomoe.data.images import ImageFolder
+
+
+class Picture(Protocol):
+    """A picture that is not read before it is needed."""
+
+    @property
+    def key(self) -> str:
+        """Names the picture: questions about the same one have equal keys, and it is decoded and encoded once for all."""
+        ...
+
+    def open(self) -> "Image.Image":
+        """Decodes it to RGB; raises BadImageError, naming it."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of its content: tells it from another picture of the same name."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilePicture:
+    """A picture file."""
+
+    path: str
+
+    @property
+    def key(self) -> str:
+        return self.path
+
+    def open(self) -> "Image.Image":
+        from evomoe.data.images import open_rgb
+
+        return open_rgb(self.path)
+
+    def fingerprint(self) -> str:
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+@dataclass(frozen=True)
+class CellPicture:
+    """A picture in a row of a dataset, read from disk when it is opened; ``key`` names it."""
+
+    rows: "datasets.Dataset" = field(repr=False, compare=False)
+    number: int
+    key: str
+    column: str = "image"
+
+    def open(self) -> "Image.Image":
+        from evomoe.data.images import open_rgb
+
+        cell = self.rows[self.number][self.column]
+        return open_rgb(cell["bytes"] if cell.get("bytes") else cell["path"], self.key)
+
+    def fingerprint(self) -> str:
+        cell = self.rows[self.number][self.column]
+        content = cell["bytes"] if cell.get("bytes") else Path(cell["path"]).read_bytes()
+        return hashlib.blake2b(content).hexdigest()
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A picture as base64 text, as MMBench's tables hold them."""
+
+    text: str = field(repr=False)
+    key: str
+
+    def open(self) -> "Image.Image":
+        import base64
+
+        from evomoe.data.images import BadImageError, open_rgb
+
+        try:
+            content = base64.b64decode(self.text, validate=True)
+        except ValueError as error:
+            raise BadImageError(f"image {self.key} is not base64: {error}") from error
+        return open_rgb(content, self.key)
+
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(self.text.encode()).hexdigest()
+
+
+def picture_file(images: "ImageFolder", name: str, where: str) -> FilePicture:
+    """A picture of a folder by its name there; ``where`` names file and record in the error.
+
+    Raises:
+        ValueError: the name leads out of the folder.
+    """
+    try:
+        return FilePicture(images.resolve(name))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def check_pictures(name: str, pictures: Iterable[Picture | None]) -> None:
+    """Raises MissingDataError if picture files do not exist: how many, and the first."""
+    paths = dict.fromkeys(picture.path for picture in pictures if isinstance(picture, FilePicture))
+    missing = [path for path in paths if not Path(path).exists()]
+    if missing:
+        raise MissingDataError(f"{name}: {counted(len(missing), 'picture')} of {len(paths):,} missing, first {missing[0]}.")
