@@ -6,6 +6,7 @@ Run it with ``python examples/custom_router.py``. docs/extending.md goes through
 import logging
 import math
 import tempfile
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,30 +16,43 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaCon
 from evomoe import upcycle
 from evomoe.modality import Modality
 from evomoe.routers import ROUTERS, Router
+from evomoe.row_options import RouterOptions
 from evomoe.stages.trainable import set_trainable
+from evomoe.support.errors import OptionError
 
 IMAGE_TOKEN, WORDS = 99, 90
 
 
-class CosineRouter(Router):
-    """logits = scale of the modality * cosine of the token and a learned direction per expert.
+@dataclass(frozen=True)
+class CosineOptions(RouterOptions):
+    """How sure the router is at the start.
 
-    Args:
-        scale: where both scales start; the larger, the surer the router.
+    Attributes:
+        scale: where the scales of both modalities start; the larger, the surer.
     """
 
-    def __init__(self, hidden_size: int, num_experts: int, scale: float = 5.0) -> None:
-        super().__init__(hidden_size, num_experts)
-        if scale <= 0:
-            raise ValueError(f"router 'cosine': scale must be positive, got {scale}.")
-        self.start = scale
+    scale: float = 5.0
+
+    def check(self, num_experts: int) -> None:
+        if self.scale <= 0:
+            raise OptionError("scale", f"{self.scale:g} must be positive.")
+
+
+class CosineRouter(Router):
+    """logits = scale of the modality * cosine of the token and a learned direction per expert."""
+
+    Options = CosineOptions
+    options: CosineOptions
+
+    def __init__(self, hidden_size: int, num_experts: int, **options) -> None:
+        super().__init__(hidden_size, num_experts, **options)
         self.directions = nn.Parameter(torch.empty(num_experts, hidden_size))
         self.log_scale = nn.Parameter(torch.empty(2))  # text, image
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.directions)
-        nn.init.constant_(self.log_scale, math.log(self.start))
+        nn.init.constant_(self.log_scale, math.log(self.options.scale))
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         cosine_TE = F.normalize(x_TD, dim=-1) @ F.normalize(self.directions.float(), dim=-1).T

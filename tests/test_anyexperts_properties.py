@@ -118,18 +118,18 @@ def test_every_token_has_its_slots_within_range_and_cap_whatever_it_is_batched_w
         router.check(1, "straight_through")
         whole, parts = route(x_TD), [route(x_TD[:cut]), route(x_TD[cut:])]
     R, N = router.num_experts, whole.logits_TE.shape[1]
-    slots_T = (router.k_min + (router.k_max - router.k_min) * whole.importance_T.sigmoid()).round().long()
+    slots_T = (router.options.k_min + (router.options.k_max - router.options.k_min) * whole.importance_T.sigmoid()).round().long()
     virtual_T = ((whole.index_TK >= R) & (whole.index_TK < N)).sum(-1)
     assert torch.equal((whole.index_TK < N).sum(-1), slots_T)
-    assert round(router.k_min) <= slots_T.min() and slots_T.max() <= round(router.k_max)
-    assert (slots_T - virtual_T >= router.min_real).all()
-    size = R // router.groups
+    assert round(router.options.k_min) <= slots_T.min() and slots_T.max() <= round(router.options.k_max)
+    assert (slots_T - virtual_T >= router.options.min_real).all()
+    size = R // router.options.groups
     assert all(len({expert // size for expert in row if expert < R}) <= router.open_groups for row in whole.index_TK.tolist())
-    if router.cap_scope == "token":
-        assert (virtual_T <= router.rho * slots_T + 1e-4).all()
+    if router.options.cap_scope == "token":
+        assert (virtual_T <= router.options.rho * slots_T + 1e-4).all()
     assert all(len(set(row) - {N}) == slots for row, slots in zip(whole.index_TK.tolist(), slots_T.tolist(), strict=True))
     assert torch.equal(torch.cat([part.index_TK for part in parts]), whole.index_TK)
     torch.testing.assert_close(torch.cat([part.weight_TK for part in parts]), whole.weight_TK)
     assert (whole.weight_TK[whole.index_TK == N] == 0).all()
-    counted = whole.index_TK < (N if router.over == "all" else R)
+    counted = whole.index_TK < (N if router.options.over == "all" else R)
     torch.testing.assert_close((whole.weight_TK * counted).sum(-1), torch.ones(10))

@@ -160,7 +160,7 @@ def test_each_expert_alone_is_what_it_adds():
         for t in range(5):
             parts = [weight_TK[t, k] * experts[int(e)](x_TD[t : t + 1])[0] for k, e in enumerate(index_TK[t]) if e < 16]
             torch.testing.assert_close(found[t], sum(parts, torch.zeros(32)), atol=1e-6, rtol=1e-5)
-    assert [p.shape for p in experts[2].parameters()] == [(32, 32), (32, 16)] and len([*experts]) == 16
+    assert [weight.shape for weight in experts.weights(2).values()] == [(32, 32), (32, 16)] and len([*experts]) == 16
 
 
 def test_the_model_s_own_balance_loss_is_off(monkeypatch):
@@ -298,7 +298,7 @@ def test_the_number_of_experts_is_set_where_the_router_takes_one():
     set_experts_per_token(model, 3)
     inputs = inputs_for("llava", (1, 0))
     assert model.config.moe.num_experts_per_tok == 3 and real_experts_per_token(model, lambda m: m(**inputs)) == 3
-    with pytest.raises(ValueError, match="1.5 experts per token: router 'linear' chooses a whole number"):
+    with pytest.raises(ValueError, match="^experts_per_token: this router chooses a whole number of experts, not 1.5"):
         set_experts_per_token(model, 1.5)
     for router, options in (("top_p", {}), ("shuffled", {"inner": "linear"})):
         model = upcycle(make_llava(), router=router, router_options=options)
@@ -341,8 +341,8 @@ def test_gate_seed_mode_and_virtual_bias_of_what_is_new():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k_min": "2", "k_max": "4"}, "k_min of router 'anyexperts' is '2'; it must be a number or nothing"),
-        ({"num_virtual": 2.5}, "num_virtual of router 'anyexperts' is 2.5; it must be a whole number or nothing"),
+        ({"k_min": "2", "k_max": "4"}, "k_min: router 'anyexperts' takes a number or nothing, not '2'"),
+        ({"num_virtual": 2.5}, "num_virtual: router 'anyexperts' takes a whole number or nothing, not 2.5"),
         ({"num_virtual": -1}, "must not be negative"),
         ({"output_scale": 0.0}, "must be above 0"),
         ({"groups": 3}, "16 real experts cannot stand in 3 equal groups"),

@@ -53,7 +53,7 @@ def test_noise_leaves_the_first_expert_and_has_the_size_asked_for():
     assert not torch.equal(others[0].up_proj.weight, others[1].up_proj.weight)
     again = make("noise", std=0.25)
     assert torch.equal(again[2].up_proj.weight, others[1].up_proj.weight)
-    with pytest.raises(ValueError, match="std must not be negative"):
+    with pytest.raises(ValueError, match="init_options.std: -1 must not be negative"):
         make("noise", std=-1.0)
 
 
@@ -79,7 +79,7 @@ def test_drop_upcycling_keeps_the_statistics_of_what_it_drops():
     expert = make("drop_upcycling", ffn=ffn, ratio=1.0)[2]
     assert expert.up_proj.weight.mean().item() == pytest.approx(3.0, abs=0.1)
     assert expert.up_proj.weight.std().item() == pytest.approx(0.5, rel=0.1)
-    with pytest.raises(ValueError, match="ratio must lie in"):
+    with pytest.raises(ValueError, match="init_options.ratio: 1.5 must lie in"):
         make("drop_upcycling", ratio=1.5)
 
 
@@ -91,7 +91,7 @@ def test_evolved_reads_its_layer_from_the_file_of_stage_2(tmp_path):
 
 
 def test_evolved_says_what_does_not_fit(tmp_path):
-    with pytest.raises(ValueError, match="needs the file that Stage II wrote"):
+    with pytest.raises(ValueError, match="init_options.experts: name the file that Stage II wrote"):
         make("evolved", experts=tmp_path / "missing.safetensors")
     with pytest.raises(ValueError, match=r"has no tensor 'layers\.2\.experts\.1\."):
         make("evolved", layer=2, experts=evolved_tensors(layer=0))

@@ -64,11 +64,12 @@ def test_grouped_mm_has_the_gradients_of_the_loop(frozen, empty_slots):
 
 
 @needs_grouped_mm
-def test_frozen_experts_share_one_storage_with_grouped_mm_and_stay_right_when_weights_change():
+def test_packed_experts_share_one_storage_and_stay_right_when_weights_change():
     experts = make_experts().requires_grad_(False)
     experts.implementation = "grouped_mm"
     routing = make_routing(9, 1)
-    experts(*routing)
+    torch.testing.assert_close(experts(*routing), token_by_token(experts, *routing), atol=1e-6, rtol=1e-5)
+    experts.pack()
     storages = {expert.up_proj.weight.untyped_storage().data_ptr() for expert in experts}
     assert len(storages) == 1
     experts[1].up_proj.weight.data.mul_(3)
@@ -77,6 +78,12 @@ def test_frozen_experts_share_one_storage_with_grouped_mm_and_stay_right_when_we
     twin[2].down_proj.weight.data = torch.zeros(D, F)
     torch.testing.assert_close(twin(*routing), token_by_token(twin, *routing), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(experts(*routing), token_by_token(experts, *routing), atol=1e-6, rtol=1e-5)
+
+
+def test_experts_that_train_or_that_grouped_mm_cannot_run_are_not_packed():
+    for experts in (make_experts(), make_experts(mlp_bias=True).requires_grad_(False)):
+        experts.pack()
+        assert len({expert.up_proj.weight.untyped_storage().data_ptr() for expert in experts}) == len(experts)
 
 
 def test_an_expert_without_tokens_is_not_run_unless_it_trains():
@@ -95,7 +102,7 @@ def test_grouped_mm_refuses_experts_that_it_cannot_run():
     experts = make_experts(mlp_bias=True)
     assert not experts.can_group()
     experts.implementation = "grouped_mm"
-    with pytest.raises(ValueError, match="implementation = 'loop'"):
+    with pytest.raises(ValueError, match="implementation to 'loop'"):
         experts(*make_routing(4, 1))
 
 
@@ -103,6 +110,8 @@ def test_grouped_mm_refuses_experts_that_it_cannot_run():
 @pytest.mark.parametrize("empty_slots", [False, True])
 def test_on_cuda_in_bfloat16_grouped_mm_is_chosen_and_equals_the_loop(empty_slots):
     experts = make_experts().requires_grad_(False).to("cuda", torch.bfloat16)
+    assert not experts._grouped_mm_pays(torch.zeros(1, D, device="cuda", dtype=torch.bfloat16))
+    experts.pack()
     x_TD, index_TK, weight_TK = (t.cuda() for t in make_routing(64, 2, empty_slots))
     x_TD = x_TD.bfloat16().requires_grad_()
     assert experts._grouped_mm_pays(x_TD)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import evomoe
-from evomoe import _registration, families, upcycle
+from evomoe import _registration, auto, families, upcycle
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -96,12 +96,12 @@ def test_configuration_and_model_class_pickle(folder):
     assert all(torch.equal(twin.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_classes_of_families_are_attributes_of_their_module():
-    assert families.EvoMoELlamaConfig is families.config_class("llama")
-    assert families.EvoMoELlamaForCausalLM.__name__ == "EvoMoELlamaForCausalLM"
+def test_classes_of_families_are_attributes_of_the_module_that_stays():
+    assert auto.EvoMoELlamaConfig is families.config_class("llama")
+    assert auto.EvoMoELlamaForCausalLM.__name__ == "EvoMoELlamaForCausalLM"
     for name in ("EvoMoENothingConfig", "EvoMoELlamaForNothing", "something"):
         with pytest.raises(AttributeError, match=name):
-            getattr(families, name)
+            getattr(auto, name)
 
 
 def test_the_package_s_own_names_are_loaded_lazily_and_others_do_not_exist():

@@ -5,6 +5,7 @@ not pay for torch. So, while transformers' auto classes are not loaded yet, a fi
 """
 
 import sys
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.util import find_spec
 
@@ -20,7 +21,10 @@ def install() -> None:
 
 
 def _register() -> None:
-    import evomoe.families  # noqa: F401  (importing it registers)
+    families = import_module("evomoe.families")
+    # While that module itself is being imported it has no such function yet: it registers at its end.
+    if register := getattr(families, "register", None):
+        register()
 
 
 class _AutoClassesFinder(MetaPathFinder):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.accounting import count_parameters, parameter_facts, readable
+from evomoe.anyexperts_options import AnyExpertsOptions
 from evomoe.block import AttachedBlock
 from evomoe.configuration import MoEConfig
 from evomoe.files import new_folder, write_text
@@ -24,6 +25,7 @@ from evomoe.modeling import EvoMoEMixin
 from evomoe.recipe import AttachOptions
 from evomoe.routers.anyexperts import AnyExpertsRouter
 from evomoe.routing import GATES
+from evomoe.row_options import read_options
 from evomoe.structure import UnsupportedModelError, decoder_layers, find_sparse_ffn, text_config
 from evomoe.support.needs import needs_of
 from evomoe.upcycling import become, sparse_form
@@ -144,6 +146,7 @@ def attach_folder(
     Raises:
         ValueError: ``out`` exists, or ``attach`` refused.
     """
+    read_options(AnyExpertsOptions, moe.router_options, "router 'anyexperts'")
     options = {"k_min": moe.k_min, "k_max": moe.k_max} | moe.router_options
     with new_folder(out) as folder:
         model = attach(

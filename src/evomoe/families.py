@@ -1,6 +1,6 @@
 """The configuration and model classes of every family, made on demand and registered with transformers' auto classes.
 
-Importing this module makes EvoMoE checkpoints known to ``AutoConfig``.
+Importing this module registers them.
 
 ``EvoMoELlavaConfig``, ``EvoMoELlavaForConditionalGeneration`` and so on are attributes of ``evomoe.auto``, so that they pickle.
 """
@@ -96,4 +96,9 @@ def class_named(name: str) -> type | None:
     return None
 
 
-AutoConfig.register(MODEL_TYPE, AnyEvoMoEConfig, exist_ok=True)
+def register() -> None:
+    """Makes EvoMoE checkpoints known to ``AutoConfig``."""
+    AutoConfig.register(MODEL_TYPE, AnyEvoMoEConfig, exist_ok=True)
+
+
+register()

@@ -66,6 +66,9 @@ class ShuffledRouter(Router):
     def check(self, top_k: int, gate: str) -> None:
         self.inner.check(top_k, gate)
 
+    def for_experts_per_token(self, number: float) -> dict[str, Any]:
+        raise OptionError("experts_per_token", "router 'shuffled' does not choose a number of experts that can be set.")
+
     def after_step(self) -> None:
         self.inner.after_step()
 

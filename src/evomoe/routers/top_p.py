@@ -44,4 +44,6 @@ class TopPRouter(LinearRouter):
         return torch.where(is_needed_TK, index_TK, self.num_experts), chosen_TK * is_needed_TK
 
     def for_experts_per_token(self, number: float) -> dict[str, Any]:
-        raise OptionError("experts_per_token", "router 'top_p' chooses a number of experts of its own for each token.")
+        raise OptionError(
+            "experts_per_token", "router 'top_p' does not choose a number of experts that can be set: each token has its own."
+        )
