@@ -124,7 +124,9 @@ def test_every_token_has_its_slots_within_range_and_cap_whatever_it_is_batched_w
     assert round(router.options.k_min) <= slots_T.min() and slots_T.max() <= round(router.options.k_max)
     assert (slots_T - virtual_T >= router.options.min_real).all()
     size = R // router.options.groups
-    assert all(len({expert // size for expert in row if expert < R}) <= router.open_groups for row in whole.index_TK.tolist())
+    assert all(
+        len({expert // size for expert in row if expert < R}) <= router.options.open_groups for row in whole.index_TK.tolist()
+    )
     if router.options.cap_scope == "token":
         assert (virtual_T <= router.options.rho * slots_T + 1e-4).all()
     assert all(len(set(row) - {N}) == slots for row, slots in zip(whole.index_TK.tolist(), slots_T.tolist(), strict=True))

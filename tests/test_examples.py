@@ -55,7 +55,7 @@ def test_the_custom_router_is_a_row_like_any_other(custom_router):
         router.log_scale[1] += 1.0  # image tokens only
     changed_T = (sparse(**inputs, output_router_logits=True).router_logits[0] != logits_TE).any(-1)
     assert int(changed_T.sum()) == 4
-    with pytest.raises(ValueError, match="router 'cosine': scale must be positive"):
+    with pytest.raises(ValueError, match="router_options.scale: 0 must be positive"):
         upcycle(make_llava(), router="cosine", router_options={"scale": 0.0})
 
 

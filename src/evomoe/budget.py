@@ -63,10 +63,10 @@ def change_moe(model: PreTrainedModel, changes: dict[str, Any]) -> None:
     Raises:
         OptionError: the routers refuse a value.
     """
+    adjustable, options = first_router(model).adjustable, changes.get("router_options", {})
     before, blocks = model.config.moe, list(model.moe_blocks.values())
-    options = changes.get("router_options", {})
     for option in options:
-        if option not in first_router(model).adjustable:
+        if option not in adjustable:
             raise OptionError("router", f"'{before.router}' has no '{option}' that can be changed after training.")
     moe = replace(before, **changes | {"router_options": before.router_options | options})
     kept = [block.router.options for block in blocks]

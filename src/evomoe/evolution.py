@@ -17,8 +17,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from evomoe import sharding
 from evomoe.files import write_tensors
 from evomoe.recipe import EvolutionOptions
+from evomoe.support.errors import OptionError
+from evomoe.support.needs import needs, needs_of
 
 Tensors = list[Tensor]
 
@@ -28,17 +31,20 @@ def ema(shadow: Tensors, step: "Step", beta: float) -> None:
     torch._foreach_lerp_(shadow, step.new, 1 - beta)
 
 
+@needs("back")
 def scaled_update(shadow: Tensors, step: "Step", beta: float) -> None:
     """theta_n <- theta_n + (1 - b) (theta_1 now - theta_1 before the step): a shorter step the same way."""
     torch._foreach_add_(shadow, step.back, alpha=beta - 1)
 
 
+@needs("back")
 def lookback(shadow: Tensors, step: "Step", beta: float) -> None:
     """theta_n <- b theta_1 before the step + (1 - b) theta_1 now."""
     torch._foreach_copy_(shadow, step.new)
     torch._foreach_add_(shadow, step.back, alpha=beta)
 
 
+@needs("gradient")
 def literal(shadow: Tensors, step: "Step", beta: float) -> None:
     """theta_n <- b theta_1 + (1 - b) gradient of theta_1: Eq. 1 as printed."""
     torch._foreach_copy_(shadow, step.gradient)
@@ -51,17 +57,16 @@ RULES: dict[str, Callable[[Tensors, "Step", float], None]] = {
     "lookback": lookback,
     "literal": literal,
 }
-"""The four readings of Eq. 1: each updates one expert's shadow in place, all layers in one fused call."""
+"""The four readings of Eq. 1: each updates one expert's shadow in place, all layers in one fused call.
+
+A rule declares which fields of ``Step`` it needs beside ``new``: ``@needs("back", "gradient")``.
+"""
 
 
 def check_rule(options: EvolutionOptions) -> None:
-    """Raises ValueError if the rule does not exist."""
+    """Raises OptionError if the rule does not exist."""
     if options.rule not in RULES:
-        raise ValueError(f"evolution rule: there is no '{options.rule}'; choose from {', '.join(RULES)}.")
-
-
-_NEEDS_BACK = {"scaled_update", "lookback"}
-_NEEDS_GRADIENT = {"literal"}
+        raise OptionError("evolution.rule", f"there is no '{options.rule}'; choose from {', '.join(RULES)}.")
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,9 @@ class ExpertEvolution:
         start = self.local_values()
         self.shadows: list[Tensors] = [[self._place(t.clone()) for t in start] for _ in config.beta_ranges]
         self.stage1: Tensors = [self._place(t.clone()) for t in start]
-        self._old: Tensors = [self._place(t.clone()) for t in start] if config.rule in _NEEDS_BACK else []
+        self.rule, needed = RULES[config.rule], needs_of(RULES[config.rule])
+        self._old: Tensors = [self._place(t.clone()) for t in start] if "back" in needed else []
+        self._needs_gradient = "gradient" in needed
 
     @property
     def num_experts(self) -> int:
@@ -111,13 +118,13 @@ class ExpertEvolution:
         if self.step > self.config.stop_fraction * self.total_steps:
             return
         new = [self._place(t) for t in self.local_values()]
-        gradient = [self._place(t) for t in self._local_gradients()] if self.config.rule in _NEEDS_GRADIENT else []
+        gradient = [self._place(t) for t in self._local_gradients()] if self._needs_gradient else []
         if self._old:
             torch._foreach_sub_(self._old, new)  # in place: the buffer holds the way back until it is refilled below
         for shadow, beta_by_layer in zip(self.shadows, self.draw_betas(self.step), strict=True):
             for beta, chosen in self._groups(beta_by_layer):
                 step = Step(*([tensors[i] for i in chosen] if tensors else [] for tensors in (new, self._old, gradient)))
-                RULES[self.config.rule]([shadow[i] for i in chosen], step, beta)
+                self.rule([shadow[i] for i in chosen], step, beta)
         if self._old:
             torch._foreach_copy_(self._old, new)
 
@@ -145,7 +152,7 @@ class ExpertEvolution:
     def expert_tensors(self) -> dict[str, Tensor]:
         """The evolved experts, whole (gathered if sharded), float32 on the CPU: ``layers.{layer}.experts.{n}.{parameter}``."""
         return {
-            f"layers.{layer}.experts.{n}.{name}": self._whole(tensor, parameter)
+            f"layers.{layer}.experts.{n}.{name}": sharding.whole(tensor, parameter)
             for n, shadow in enumerate(self.shadows, start=1)
             for (layer, name), tensor, parameter in zip(self.names, shadow, self._parameters(), strict=True)
         }
@@ -154,7 +161,7 @@ class ExpertEvolution:
         """Writes experts, Stage I weights and position to ``folder``; every process must call, those with ``write`` write."""
         tensors = self.expert_tensors()
         for (layer, name), tensor, parameter in zip(self.names, self.stage1, self._parameters(), strict=True):
-            tensors[f"layers.{layer}.stage1.{name}"] = self._whole(tensor, parameter)
+            tensors[f"layers.{layer}.stage1.{name}"] = sharding.whole(tensor, parameter)
         if not write:
             return
         state = {"step": self.step, "total_steps": self.total_steps, "config": asdict(self.config)}
@@ -183,15 +190,8 @@ class ExpertEvolution:
         self.step = state["step"]
 
     def _fill(self, targets: Tensors, file, label: str) -> None:
-        for (layer, name), target, parameter in zip(self.names, targets, self._parameters(), strict=False):
-            whole = file.get_tensor(f"layers.{layer}.{label}.{name}")
-            if _is_dtensor(parameter):
-                from torch.distributed.tensor import distribute_tensor
-
-                whole = distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements).to_local()
-            elif hasattr(parameter, "ds_tensor"):
-                raise ValueError("Resuming Stage II under DeepSpeed ZeRO-3 is not supported; use ZeRO-2 or FSDP2.")
-            target.copy_(whole)
+        for (layer, name), target, parameter in zip(self.names, targets, self._parameters(), strict=True):
+            target.copy_(sharding.scatter(file.get_tensor(f"layers.{layer}.{label}.{name}"), parameter))
 
     def _parameters(self) -> list[nn.Parameter]:
         # Looked up at every call: sharding wrappers replace Parameter objects.
@@ -199,48 +199,21 @@ class ExpertEvolution:
 
     def is_sharded(self) -> bool:
         """Whether each process holds only a part of every parameter (FSDP2, ZeRO-3)."""
-        return any(_is_dtensor(p) or hasattr(p, "ds_tensor") for p in self._parameters())
+        return any(map(sharding.is_sharded, self._parameters()))
 
     def local_values(self) -> Tensors:
         """theta_1 now, float32: this process's part, in the order of ``names``."""
-        return [_local(parameter).detach().float() for parameter in self._parameters()]
+        return [sharding.local(parameter).detach().float() for parameter in self._parameters()]
 
     def _local_gradients(self) -> Tensors:
         gradients = []
         for (layer, name), parameter in zip(self.names, self._parameters(), strict=True):
             if parameter.grad is None:
                 raise ValueError(
-                    f"rule 'literal' needs gradients, and layer {layer}'s {name} has none (not available under ZeRO)."
+                    f"rule '{self.config.rule}' needs gradients, and layer {layer}'s {name} has none (not available under ZeRO)."
                 )
-            gradients.append(_local(parameter.grad).float())
+            gradients.append(sharding.local(parameter.grad).float())
         return gradients
 
     def _place(self, tensor: Tensor) -> Tensor:
         return tensor.cpu() if self.config.offload else tensor
-
-    @staticmethod
-    def _whole(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-        if _is_dtensor(parameter):
-            from torch.distributed.tensor import DTensor
-
-            on_mesh = tensor.to(parameter.device_mesh.device_type)
-            sharded = DTensor.from_local(
-                on_mesh, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
-            )
-            return sharded.full_tensor().cpu().contiguous()
-        if hasattr(parameter, "ds_tensor"):
-            whole = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
-            torch.distributed.all_gather(whole, tensor)
-            return torch.cat(whole)[: parameter.ds_numel].view(parameter.ds_shape).cpu()
-        return tensor.detach().cpu().contiguous()
-
-
-def _is_dtensor(tensor: Tensor) -> bool:
-    return hasattr(tensor, "placements")
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This process's part: of a DTensor (FSDP2), of a ZeRO-3 parameter, or the tensor itself."""
-    if _is_dtensor(tensor):
-        return tensor.to_local()
-    return getattr(tensor, "ds_tensor", tensor)
