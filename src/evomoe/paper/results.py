@@ -39,7 +39,9 @@ def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[s
     for cell in cells:
         found = json.loads(cell.scoring.file(study).read_text())
         row = rows.setdefault(cell.row.name, {"label": cell.row.label, "recipe": _recipe(cell), "seeds": {}})
-        kept = ("scores", "average", "run", "trained", *["experts_per_token"] * table.counts_experts)
+        kept = ["scores", "average", "run", "trained"]
+        if table.counts_experts:
+            kept.append("experts_per_token")
         row["seeds"][str(cell.seed)] = {key: found[key] for key in kept if key in found} | {
             "model": cell.scoring.model(Path()).as_posix()
         }
@@ -64,8 +66,12 @@ def _questions(table: Table, cell: Cell) -> dict[str, Any]:
 
 def _file(questions: Mapping[str, Any], folder: Path) -> Path:
     """A file for each table, and others for its other questions."""
-    others = [questions["split"]] * (questions["split"] != "test") + [f"limit{questions['limit']}"] * bool(questions["limit"])
-    return folder / ("-".join([f"table{questions['table']}", *others]) + ".json")
+    parts = [f"table{questions['table']}"]
+    if questions["split"] != "test":
+        parts.append(questions["split"])
+    if questions["limit"]:
+        parts.append(f"limit{questions['limit']}")
+    return folder / f"{'-'.join(parts)}.json"
 
 
 def is_kept(table: Table, cells: Sequence[Cell], folder: Path) -> bool:
@@ -121,13 +127,14 @@ def render(table: Table, found: Mapping[str, Any]) -> str:
     Below it stand the table's further comparisons.
     """
     published = {row.name: row.published for row in table.rows}
-    header = (
-        ["row", "seeds"]
-        + ["real experts"] * table.counts_experts
-        + [*table.headings]
-        + ["AVG"] * (not table.average)
-        + [f"AVG - {table.baseline}"] * bool(table.baseline)
-    )
+    header = ["row", "seeds"]
+    if table.counts_experts:
+        header.append("real experts")
+    header += table.headings
+    if not table.average:
+        header.append("AVG")
+    if table.baseline:
+        header.append(f"AVG - {table.baseline}")
     lines = []
     for row in table.rows:
         if (kept := found["rows"].get(row.name)) is None:

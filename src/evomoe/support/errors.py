@@ -21,11 +21,14 @@ class OptionError(ValueError):
     """
 
     def __init__(self, option: str, message: str) -> None:
-        super().__init__(option, message)  # both, so that the error can be pickled
         self.option, self.message = option, message
+        super().__init__(with_flags(self))  # tyro prints the first argument of what a dataclass raises while it parses
 
     def __str__(self) -> str:
         return f"{self.option}: {self.message}"
+
+    def __reduce__(self) -> tuple[type["OptionError"], tuple[str, str]]:
+        return type(self), (self.option, self.message)
 
 
 @contextmanager
@@ -42,6 +45,11 @@ def as_flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
+def foreign(error: Exception) -> str:
+    """The first line of another program's error; what it has in backticks is no option of ours."""
+    return str(error).strip().partition("\n")[0].replace("`", "'")
+
+
 def with_flags(error: Exception | Warning | str, positional: Collection[str] = ()) -> str:
     """What the command line prints of an error: flags in place of arguments.
 
@@ -55,6 +63,8 @@ def with_flags(error: Exception | Warning | str, positional: Collection[str] = (
 
     def rendered(found: re.Match) -> str:
         name, value = found.groups()
+        if value == "False":
+            return flag(f"no_{name}")
         return flag(name) if value in (None, "True") else f"{flag(name)} {value}"
 
     if isinstance(error, OptionError):
