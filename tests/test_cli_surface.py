@@ -91,14 +91,14 @@ def test_help_does_not_import_torch():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["upcycle", "dense", "out", "--num-experts", "1"], "num_experts is 1; a mixture needs at least 2."),
-        (["train", "--model", "m", "--data", "d", "--output", "o", "--stages", "2", "1"], "stages: [2, 1] must be some of"),
+        (["upcycle", "dense", "out", "--num-experts", "1"], "--num-experts: 1 is too few; a mixture needs at least 2."),
+        (["train", "--model", "m", "--data", "d", "--output", "o", "--stages", "2", "1"], "--stages: [2, 1] must be some of"),
         (["eval", "model", "--benchmarks", "vqa"], "benchmarks: there is no 'vqa'; choose from vqav2, gqa,"),
         (["params", "./no/such"], "./no/such: there is no such folder"),
-        (["train", "--model", "m", "--data", "d", "--output", "o", "--stage2.steps", "-5"], "--stage2.steps is -5; it must be"),
+        (["train", "--model", "m", "--data", "d", "--output", "o", "--stage2.steps", "-5"], "--stage2.steps: -5 must be"),
         (
             ["train", "--model", "m", "--data", "d", "--output", "o", "--evolution.stop-fraction", "2"],
-            "--evolution.stop-fraction is",
+            "--evolution.stop-fraction: 2.0 must",
         ),
     ],
 )

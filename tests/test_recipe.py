@@ -101,7 +101,7 @@ WRONG = {
     "negative seed": ({"seed": -1}, "^seed: -1 must be a whole number from 0 to 4294967295"),
     "large seed": ({"seed": 2**32}, "^seed: 4294967296 must"),
     "seed of the evolution": ({"evolution": EvolutionOptions(seed=-1)}, "^evolution.seed: -1 must"),
-    "one expert": ({"num_experts": 1, "beta_ranges": ()}, "^num_experts: 1 are too few"),
+    "one expert": ({"num_experts": 1, "beta_ranges": ()}, "^num_experts: 1 is too few"),
     "top-k": ({"num_experts_per_tok": 5}, r"^num_experts_per_tok: 5 \(top-k\)"),
     "no slot": ({"num_experts_per_tok": 0}, r"^num_experts_per_tok: 0 \(top-k\)"),
     "dropout": ({"expert_dropout": 1.0}, "^expert_dropout: 1.0 must"),

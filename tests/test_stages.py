@@ -367,7 +367,9 @@ def a_sparse_folder(workspace: Path) -> str:
 def test_a_sparse_model_is_no_start_for_the_stages_that_make_one(workspace):
     recipe = make_recipe(workspace).but(model=a_sparse_folder(workspace))
     for start in (run, describe):
-        with pytest.raises(ValueError, match="^stages: .* is an EvoMoE model already; Stage III alone trains it further: `stages=3`"):
+        with pytest.raises(
+            ValueError, match="^stages: .* is an EvoMoE model already; Stage III alone trains it further: `stages=3`"
+        ):
             start(recipe)
 
 

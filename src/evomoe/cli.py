@@ -15,7 +15,7 @@ from evomoe.analysis.options import ProbeOptions
 from evomoe.evaluation.base import ProtocolName
 from evomoe.evaluation.options import Options as EvaluationOptions
 from evomoe.files import refuse_existing, refuse_missing
-from evomoe.listing import TABLES, describe_table
+from evomoe.listing import TABLES
 from evomoe.named_values import NamedValues
 from evomoe.paper import FIGURES
 from evomoe.paper.options import FigureOptions
@@ -376,6 +376,8 @@ def list_names(
     Args:
         what: the table.
     """
+    from evomoe.listing import describe_table
+
     print(describe_table(what))
 
 

@@ -38,7 +38,7 @@ def _summary(what: str, value) -> str:
         stages = " ".join(f"{stage} ({STAGES[stage]})" for stage in value.stages)
         return f"stages {stages}{experts}{moe}"
     if what == "tables":
-        return value.title
+        return value.heading
     if what == "benchmarks":
         return value.summary
     summary = (inspect.getdoc(value) or "").partition("\n")[0].strip()

@@ -107,7 +107,7 @@ class MoEOptions:
 
     def __post_init__(self) -> None:
         if self.num_experts < 2:
-            raise OptionError("num_experts", f"{self.num_experts} are too few; a mixture needs at least 2.")
+            raise OptionError("num_experts", f"{self.num_experts} is too few; a mixture needs at least 2.")
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise OptionError(
                 "num_experts_per_tok",

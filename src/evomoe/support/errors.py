@@ -21,14 +21,11 @@ class OptionError(ValueError):
     """
 
     def __init__(self, option: str, message: str) -> None:
+        super().__init__(option, message)  # both, so that the error can be pickled
         self.option, self.message = option, message
-        super().__init__(with_flags(self))  # tyro prints the first argument of what a dataclass raises while it parses
 
     def __str__(self) -> str:
         return f"{self.option}: {self.message}"
-
-    def __reduce__(self) -> tuple[type["OptionError"], tuple[str, str]]:
-        return type(self), (self.option, self.message)
 
 
 @contextmanager
