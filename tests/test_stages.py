@@ -319,7 +319,7 @@ def test_records_that_are_cut_are_counted(tmp_path, caplog):
     records[3]["conversations"][1]["value"] = "?.," * 30
     workspace = write_workspace(tmp_path, records)
     run(make_recipe(workspace, stages=(2,), steps=2, max_length=60), report=False)
-    assert "Cut at --max-length 60: 1 of 8 records." in caplog.text
+    assert "Cut at max_length 60: 1 of 8 records." in caplog.text
 
 
 @pytest.mark.slow
@@ -490,7 +490,7 @@ def test_dry_run_tells_what_would_train_and_loads_no_weights(workspace):
 def test_dry_run_warns_of_batches_larger_than_the_data_and_of_large_routers(workspace):
     recipe = make_recipe(workspace)
     text = describe(recipe.but(stage2=dataclasses.replace(recipe.stage2, accumulation=7), router_options={}))
-    assert text.count("a step takes 28 records, more than there are; smaller: --stage2.batch-size, --stage2.accumulation") == 1
+    assert text.count("a step takes 28 records, more than there are; smaller: `stage2.batch_size`, `stage2.accumulation`") == 1
     warning = "the router of layer 0 has 204.04 k parameters, the experts that a token runs there 4.61 k; smaller: --router-options hypernet_width=16 rank=4"
     assert text.count(warning) == 1
     assert warning in upcycle_folder(recipe.model, workspace / "sparse")

@@ -84,10 +84,10 @@ def test_a_fused_ffn_becomes_experts():
 
 
 WRONG = {
-    "one expert": ({"num_experts": 1}, "num_experts is 1; a mixture needs at least 2"),
-    "top-k above E": ({"num_experts_per_tok": 5}, r"top-k\) is 5; it must lie between 1 and num_experts \(4\)"),
-    "top-k zero": ({"num_experts_per_tok": 0}, r"top-k\) is 0"),
-    "expert dropout": ({"expert_dropout": 1.0}, "expert_dropout is 1.0"),
+    "one expert": ({"num_experts": 1}, "^num_experts: 1 is too few; a mixture needs at least 2"),
+    "top-k above E": ({"num_experts_per_tok": 5}, r"^num_experts_per_tok: 5 \(top-k\) must lie between 1 and `num_experts`, which is 4"),
+    "top-k zero": ({"num_experts_per_tok": 0}, r"^num_experts_per_tok: 0 \(top-k\)"),
+    "expert dropout": ({"expert_dropout": 1.0}, "^expert_dropout: 1.0 must"),
     "router": ({"router": "dtrr"}, "router: there is no 'dtrr'; choose from linear, modality"),
     "router option": ({"router_options": {"rnk": 3}}, "--router-options: router .dtr. takes no .rnk."),
     "inner router option": ({"router": "dtr+shared", "router_options": {"rnk": 3}}, r"--router-options: router .dtr\+shared. takes no"),
@@ -99,8 +99,8 @@ WRONG = {
     "initialiser option": ({"expert_init": "noise", "init_options": {"sdt": 1}}, "--init-options: init .noise. takes no .sdt."),
     "initialiser value": ({"expert_init": "drop_upcycling", "init_options": {"ratio": 2}}, "ratio must lie in"),
     "no evolved experts": ({"expert_init": "evolved"}, "needs the file that Stage II wrote"),
-    "placement": ({"moe_layers": "every"}, "moe_layers: there is no 'every'; choose from alternating"),
-    "layer too high": ({"moe_layers": [0, 4]}, r"moe_layers: \[0, 4\] must be distinct indices from 0 to 3"),
+    "placement": ({"moe_layers": "every"}, "^moe_layers: there is no 'every'; choose from alternating"),
+    "layer too high": ({"moe_layers": [0, 4]}, r"^moe_layers: \[0, 4\] must be distinct indices from 0 to 3"),
     "negative layer": ({"moe_layers": [-1]}, "distinct indices from 0 to 3"),
     "layer twice": ({"moe_layers": [1, 1]}, "distinct indices from 0 to 3"),
     "no layer": ({"moe_layers": []}, "moe_layers is empty"),
