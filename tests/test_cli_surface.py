@@ -320,8 +320,9 @@ def test_what_the_package_warns_of_is_one_line(workspace, capsys):
         warnings.simplefilter("always")
         warnings.warn("theirs", stacklevel=1)
         for _ in range(2):
-            warnings.warn("ours", RouterWarning, stacklevel=1)
-    assert warnings.showwarning is before and capsys.readouterr().err == "evomoe: warning: ours\n"
+            warnings.warn("ours: choose `gate=probability`", RouterWarning, stacklevel=1)
+    assert warnings.showwarning is before
+    assert capsys.readouterr().err == "evomoe: warning: ours: choose --gate probability\n"
 
 
 def test_the_version_is_told(capsys):
