@@ -54,6 +54,7 @@ lint: $(READY)
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/pyrefly check --summary=none
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/deptry src
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/run.py

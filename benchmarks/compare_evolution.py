@@ -35,6 +35,7 @@ from evomoe.recipe import EvolutionOptions, Recipe
 from evomoe.run_folder import StageFolder
 from evomoe.stages.common import training_arguments
 from evomoe.stages.trainable import set_trainable
+from evomoe.support.device import best_device, prepare
 from evomoe.tables import markdown_table
 from evomoe.trainer import EvolutionCallback, EvoMoETrainer
 
@@ -158,7 +159,7 @@ def table(options: Options) -> str:
 
 
 def main(options: Options) -> None:
-    torch.set_flush_denormal(True)
+    prepare(best_device())
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     begin = time.monotonic()
     for seed in options.seeds:

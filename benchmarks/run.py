@@ -1,6 +1,6 @@
 """Speed and memory as ratios against what a user would run instead: ``make bench``.
 
-All comparisons are made in one process, alternating. float32 on the CPU, bfloat16 on a GPU.
+All comparisons are made in one process, alternating. float32 on the CPU, bfloat16 on an accelerator.
 """
 
 import json
@@ -36,9 +36,10 @@ from evomoe.recipe import EvolutionOptions
 from evomoe.routers.dtr import DynamicTokenAwareRouter
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import decoder_layers
+from evomoe.support.device import best_device, prepare
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+DEVICE = best_device()
+DTYPE = torch.float32 if DEVICE.type == "cpu" else torch.bfloat16
 
 
 def dense_ffn(hidden: int, inner: int) -> nn.Module:
@@ -267,8 +268,8 @@ def command_line() -> Iterator[str]:
 
 def main() -> None:
     torch.manual_seed(0)
-    torch.set_flush_denormal(True)
-    rounds = 12 if DEVICE == "cpu" else 50
+    prepare(DEVICE)
+    rounds = 12 if DEVICE.type == "cpu" else 50
     begin = time.perf_counter()
     print(f"{machine()}, {DTYPE}")
     for benchmark in (block_against_dense, router_against_dense, evolution_step, variable_slots, answering):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from evomoe.support.device import best_device, device_name
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -54,15 +56,15 @@ def compare(
 
 def seconds() -> float:
     """The clock, once the device has done its work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if best_device().type != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 
 def machine() -> str:
     """The machine's name for the head of a table."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    if best_device().type != "cpu":
+        return f"{device_name()}, torch {torch.__version__}"
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:

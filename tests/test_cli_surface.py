@@ -91,14 +91,14 @@ def test_help_does_not_import_torch():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["upcycle", "dense", "out", "--num-experts", "1"], "num_experts is 1; a mixture needs at least 2."),
-        (["train", "--model", "m", "--data", "d", "--output", "o", "--stages", "2", "1"], "stages: [2, 1] must be some of"),
+        (["upcycle", "dense", "out", "--num-experts", "1"], "--num-experts: 1 is too few; a mixture needs at least 2."),
+        (["train", "--model", "m", "--data", "d", "--output", "o", "--stages", "2", "1"], "--stages: [2, 1] must be some of"),
         (["eval", "model", "--benchmarks", "vqa"], "benchmarks: there is no 'vqa'; choose from vqav2, gqa,"),
         (["params", "./no/such"], "./no/such: there is no such folder"),
-        (["train", "--model", "m", "--data", "d", "--output", "o", "--stage2.steps", "-5"], "--stage2.steps is -5; it must be"),
+        (["train", "--model", "m", "--data", "d", "--output", "o", "--stage2.steps", "-5"], "--stage2.steps: -5 must be"),
         (
             ["train", "--model", "m", "--data", "d", "--output", "o", "--evolution.stop-fraction", "2"],
-            "--evolution.stop-fraction is",
+            "--evolution.stop-fraction: 2.0 must",
         ),
     ],
 )
@@ -285,8 +285,8 @@ def test_compose_writes_a_llava(tmp_path, capsys):
         (["upcycle", "dense", "there"], "there exists already; name another folder."),
         (["compose", "out", "--text", "a/b/c", "--vision", "tower"], "a/b/c: there is no such folder."),
         (["eval", "/no/model"], "/no/model: there is no such folder."),
-        (["score", "pope", "--predictions", "no.jsonl", "--annotations", "there"], "predictions: there is no no.jsonl."),
-        (["score", "pope", "--predictions", "there", "--annotations", "no"], "annotations: there is no no."),
+        (["score", "pope", "--predictions", "no.jsonl", "--annotations", "there"], "--predictions: there is no no.jsonl."),
+        (["score", "pope", "--predictions", "there", "--annotations", "no"], "--annotations: there is no no."),
         (["train", "--model", "../m", "--data", "d", "--output", "o"], "../m: there is no such folder."),
         (["train", "--model", "m", "--data", "no.json", "--output", "o"], "no.json: there is no such file."),
         (["train", "--model", "m", "--data", "./saved:train", "--output", "o"], "./saved: there is no such folder."),
@@ -294,7 +294,7 @@ def test_compose_writes_a_llava(tmp_path, capsys):
             ["train", "--model", "m", "--data", "d", "--output", "o", "--stage2.data", "no.jsonl"],
             "no.jsonl: there is no such file.",
         ),
-        (["train", "--model", "m", "--data", "d", "--output", "o", "--image-root", "no"], "image_root: no is not a folder."),
+        (["train", "--model", "m", "--data", "d", "--output", "o", "--image-root", "no"], "--image-root: no is not a folder."),
         (["train", "--model", "m", "--data", "d", "--output", "there"], "--output: there is not empty and holds no recipe.json"),
     ],
 )
@@ -320,8 +320,9 @@ def test_what_the_package_warns_of_is_one_line(workspace, capsys):
         warnings.simplefilter("always")
         warnings.warn("theirs", stacklevel=1)
         for _ in range(2):
-            warnings.warn("ours", RouterWarning, stacklevel=1)
-    assert warnings.showwarning is before and capsys.readouterr().err == "evomoe: warning: ours\n"
+            warnings.warn("ours: choose `gate=probability`", RouterWarning, stacklevel=1)
+    assert warnings.showwarning is before
+    assert capsys.readouterr().err == "evomoe: warning: ours: choose --gate probability\n"
 
 
 def test_the_version_is_told(capsys):

@@ -359,17 +359,17 @@ def test_an_image_processor_of_another_tower_is_refused():
 
 def test_folders_that_hold_no_vision_tower_are_refused_and_nothing_is_written(tmp_path):
     text, vision = write_parts(tmp_path)
-    with pytest.raises(ValueError, match="--vision .*text: a model of type 'llama' has no vision tower"):
+    with pytest.raises(ValueError, match="^vision: .*text: a model of type 'llama' has no vision tower"):
         compose_folder(str(text), str(text), tmp_path / "out")
-    with pytest.raises(ValueError, match="--text .*vision: Models of type 'clip' are neither"):
+    with pytest.raises(ValueError, match="^text: .*vision: Models of type 'clip' are neither"):
         compose_folder(str(vision), str(vision), tmp_path / "out")
     make_llava().save_pretrained(tmp_path / "llava")
-    with pytest.raises(ValueError, match="--text .*llava: this is a vision-language model already"):
+    with pytest.raises(ValueError, match="^text: .*llava: this is a vision-language model already"):
         compose_folder(str(tmp_path / "llava"), str(vision), tmp_path / "out")
-    with pytest.raises(ValueError, match="--vision .*nothing: there is no such folder"):
+    with pytest.raises(ValueError, match="^vision: .*nothing: there is no such folder"):
         compose_folder(str(text), str(tmp_path / "nothing"), tmp_path / "out")
     (text / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="--text .*text: its tokenizer has no chat template.*chat_template.jinja beside"):
+    with pytest.raises(ValueError, match="^text: .*text: its tokenizer has no chat template.*chat_template.jinja beside"):
         compose_folder(str(text), str(vision), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"text", "vision", "llava"}
     assert isinstance(LlamaConfig.from_pretrained(text), LlamaConfig)

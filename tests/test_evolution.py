@@ -168,7 +168,7 @@ def test_collapsed_experts_are_named_and_refused_with_a_way_out():
     report = diversity_report(evolution)
     assert report["collapsed"] == ["expert2", "expert3", "expert4"]
     with pytest.raises(
-        ValueError, match="'lookback' with stop_fraction 1.0 under a cosine .*scaled_update.*--allow-collapsed-experts"
+        ValueError, match="'lookback' with stop_fraction 1.0 under a cosine .*scaled_update.*`allow_collapsed_experts=True`"
     ):
         check_not_collapsed(report, "cosine")
     report["collapsed"].pop()
@@ -180,7 +180,7 @@ def test_bad_options_are_named():
         EvolutionOptions(beta_ranges=((0.5, 1.2),)).check(2)
     with pytest.raises(ValueError, match=r"\[0.9, 0.5\]"):
         EvolutionOptions(beta_ranges=((0.9, 0.5),)).check(2)
-    with pytest.raises(ValueError, match="--evolution.stop-fraction"):
+    with pytest.raises(ValueError, match="^stop_fraction: "):
         EvolutionOptions(stop_fraction=1.5).check(4)
     with pytest.raises(ValueError, match="4 experts need 3"):
         EvolutionOptions(beta_ranges=fixed(0.9, 0.8)).check(4)

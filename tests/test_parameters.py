@@ -156,9 +156,9 @@ def test_the_dense_configuration_comes_back_from_the_sparse_one():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--num-experts", "1"], "num_experts is 1; a mixture needs at least 2"),
+        (["--num-experts", "1"], "--num-experts: 1 is too few; a mixture needs at least 2"),
         (["--router", "dtrr"], "router: there is no 'dtrr'; choose from"),
-        (["--moe-layers", "4"], "moe_layers: [4] must be distinct indices from 0 to 3"),
+        (["--moe-layers", "4"], "--moe-layers: [4] must be distinct indices from 0 to 3"),
     ],
 )
 def test_a_wrong_option_is_named(config, run, options, message):

@@ -16,6 +16,7 @@ from evomoe.files import new_folder, write_tensors, write_text
 from evomoe.named_values import parse_named_values
 from evomoe.recipe import STAGES, EvolutionOptions, MoEOptions, Recipe, StageOptions
 from evomoe.recipes import EVOMOE, RECIPES
+from evomoe.support.errors import OptionError
 
 FULL = Recipe(
     model="m", data="d", output="o", image_root="images", stages=(1, 2, 3), moe_layers="0,2", init_options={"std": [1, 2]},
@@ -88,38 +89,38 @@ WRONG = {
     "stage twice": ({"stages": (1, 1)}, "each once, in order"),
     "a stage of no use": (
         {"num_experts": 5, "expert_init": "partition"},
-        "--expert-init partition takes no experts from Stage II; leave it out: --stages 1 3.",
+        "^expert_init: 'partition' takes no experts from Stage II; leave it out: `stages=1 3`.",
     ),
-    "too few ranges": ({"num_experts": 5}, "--evolution.beta-ranges has 3 entries; 5 experts need 4"),
-    "evolved without Stage II": ({"stages": (1, 3)}, "--expert-init evolved needs Stage II .* --init-options experts=FILE"),
+    "too few ranges": ({"num_experts": 5}, "^evolution.beta_ranges: it has 3 entries; 5 experts need 4"),
+    "evolved without Stage II": ({"stages": (1, 3)}, "^expert_init: 'evolved' needs Stage II .* `init_options=experts=FILE`"),
     "a gate that kills the gradient": ({"gate": "normalised"}, "would get no gradient from the language loss"),
     "on_bad_record": ({"on_bad_record": "ignore"}, "on_bad_record: there is no 'ignore'"),
-    "max_length": ({"max_length": 0}, "--max-length is 0; it must be a whole number of at least 1"),
-    "max_pixels": ({"max_pixels": 0}, "--max-pixels is 0"),
-    "workers": ({"workers": -2}, "--workers is -2; it must be a whole number of at least 0"),
-    "negative seed": ({"seed": -1}, "--seed is -1; it must be a whole number from 0 to 4294967295"),
-    "large seed": ({"seed": 2**32}, "--seed is 4294967296"),
-    "seed of the evolution": ({"evolution": EvolutionOptions(seed=-1)}, "--evolution.seed is -1"),
-    "one expert": ({"num_experts": 1, "beta_ranges": ()}, "num_experts is 1"),
-    "top-k": ({"num_experts_per_tok": 5}, r"top-k\) is 5"),
-    "no slot": ({"num_experts_per_tok": 0}, r"top-k\) is 0"),
-    "dropout": ({"expert_dropout": 1.0}, "expert_dropout is 1.0"),
-    "negative dropout": ({"expert_dropout": -0.1}, "expert_dropout is -0.1"),
-    "beta above 1": ({"beta_ranges": ((0.9, 1.1),) * 3}, r"--evolution.beta-ranges: \[0.9, 1.1\] must satisfy"),
-    "beta below 0": ({"beta_ranges": ((-0.1, 0.5),) * 3}, "--evolution.beta-ranges"),
-    "beta that is no number": ({"beta_ranges": ((0.9, math.nan),) * 3}, "--evolution.beta-ranges"),
+    "max_length": ({"max_length": 0}, "^max_length: 0 must be a whole number of at least 1"),
+    "max_pixels": ({"max_pixels": 0}, "^max_pixels: 0 must"),
+    "workers": ({"workers": -2}, "^workers: -2 must be a whole number of at least 0"),
+    "negative seed": ({"seed": -1}, "^seed: -1 must be a whole number from 0 to 4294967295"),
+    "large seed": ({"seed": 2**32}, "^seed: 4294967296 must"),
+    "seed of the evolution": ({"evolution": EvolutionOptions(seed=-1)}, "^evolution.seed: -1 must"),
+    "one expert": ({"num_experts": 1, "beta_ranges": ()}, "^num_experts: 1 is too few"),
+    "top-k": ({"num_experts_per_tok": 5}, r"^num_experts_per_tok: 5 \(top-k\)"),
+    "no slot": ({"num_experts_per_tok": 0}, r"^num_experts_per_tok: 0 \(top-k\)"),
+    "dropout": ({"expert_dropout": 1.0}, "^expert_dropout: 1.0 must"),
+    "negative dropout": ({"expert_dropout": -0.1}, "^expert_dropout: -0.1 must"),
+    "beta above 1": ({"beta_ranges": ((0.9, 1.1),) * 3}, r"^evolution.beta_ranges: \[0.9, 1.1\] must satisfy"),
+    "beta below 0": ({"beta_ranges": ((-0.1, 0.5),) * 3}, "^evolution.beta_ranges: "),
+    "beta that is no number": ({"beta_ranges": ((0.9, math.nan),) * 3}, "^evolution.beta_ranges: "),
     "range upside down": ({"beta_ranges": ((0.9, 0.8),) * 3}, "0 <= low <= high <= 1"),
-    "stop_fraction": ({"stop_fraction": 1.5}, "--evolution.stop-fraction is 1.5"),
-    "negative stop_fraction": ({"stop_fraction": -0.5}, "--evolution.stop-fraction is -0.5"),
-    "stop_fraction that is no number": ({"stop_fraction": math.nan}, "--evolution.stop-fraction is nan"),
-    "dropout that is no number": ({"expert_dropout": math.nan}, "expert_dropout is nan"),
-    "beta_scope": ({"beta_scope": "epoch"}, "--evolution.beta-scope: there is no 'epoch'"),
+    "stop_fraction": ({"stop_fraction": 1.5}, "^evolution.stop_fraction: 1.5 must"),
+    "negative stop_fraction": ({"stop_fraction": -0.5}, "^evolution.stop_fraction: -0.5 must"),
+    "stop_fraction that is no number": ({"stop_fraction": math.nan}, "^evolution.stop_fraction: nan must"),
+    "dropout that is no number": ({"expert_dropout": math.nan}, "^expert_dropout: nan must"),
+    "beta_scope": ({"beta_scope": "epoch"}, "^evolution.beta_scope: there is no 'epoch'"),
 }
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
 def test_what_cannot_work_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptionError, match=message):
         EVOMOE.but(**changes)
 
 
@@ -127,30 +128,29 @@ def test_what_cannot_work_is_refused(changes, message):
 @pytest.mark.parametrize("field", ["learning_rate", "epochs", "batch_size", "accumulation"])
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
 def test_stage_options_must_be_positive(stage, field, value):
-    option = f"--stage{stage}.{field.replace('_', '-')}"
-    with pytest.raises(ValueError, match=f"^{option} is {value}; it must be a (positive|whole) number"):
+    with pytest.raises(OptionError, match=f"^stage{stage}.{field}: {value} must be a (positive|whole) number"):
         EVOMOE.but(**{f"stage{stage}": StageOptions(**{field: value})})
 
 
 @pytest.mark.parametrize(("field", "value"), [("steps", -1), ("steps", 2.5), ("batch_size", 2.5), ("accumulation", "2")])
 def test_counts_of_a_stage_must_be_whole_numbers(field, value):
-    with pytest.raises(ValueError, match=f"--stage2.{field.replace('_', '-')} is {value}; it must be a whole number"):
+    with pytest.raises(ValueError, match=f"^stage2.{field}: {value} must be a whole number"):
         EVOMOE.but(stage2=StageOptions(**{field: value}))
 
 
 TRAINER_REFUSES = {
-    "learning_rate": "use --stage{n}.learning-rate", "num_train_epochs": "use --stage{n}.epochs", "max_steps": "use --stage{n}.steps",
-    "per_device_train_batch_size": "use --stage{n}.batch-size", "gradient_accumulation_steps": "use --stage{n}.accumulation",
-    "seed": "use --seed", "data_seed": "use --seed", "dataloader_num_workers": "use --workers", "output_dir": "use --output",
-    "resume_from_checkpoint": "use --resume", "remove_unused_columns": "leave it out", "eval_strategy": "`evomoe eval`",
+    "learning_rate": "use `stage{n}.learning_rate`", "num_train_epochs": "use `stage{n}.epochs`", "max_steps": "use `stage{n}.steps`",
+    "per_device_train_batch_size": "use `stage{n}.batch_size`", "gradient_accumulation_steps": "use `stage{n}.accumulation`",
+    "seed": "use `seed`", "data_seed": "use `seed`", "dataloader_num_workers": "use `workers`", "output_dir": "use `output`",
+    "resume_from_checkpoint": "use `resume`", "remove_unused_columns": "leave it out", "eval_strategy": "`evomoe eval`",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "remedy"), TRAINER_REFUSES.items())
 def test_the_trainer_s_options_are_those_without_an_option_of_their_own(name, remedy):
-    with pytest.raises(ValueError, match=f"--stage2.trainer: {name} .*{remedy.format(n=2)}"):
+    with pytest.raises(ValueError, match=f"^stage2.trainer: {name} .*{remedy.format(n=2)}"):
         EVOMOE.but(stage2=replace(EVOMOE.stage2, trainer={name: 1}))
-    with pytest.raises(ValueError, match=f"--trainer: {name} .*{remedy.format(n=1)}"):
+    with pytest.raises(ValueError, match=f"^trainer: {name} .*{remedy.format(n=1)}"):
         EVOMOE.but(trainer={"bf16": True, name: 1})
 
 

@@ -194,7 +194,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_from_there(workspace, mon
 def test_an_existing_output_folder_is_refused_unless_the_same_run_is_resumed(workspace):
     recipe = make_recipe(workspace, stages=(2,), steps=2)
     run(recipe)
-    with pytest.raises(ValueError, match="holds a run already. Add --resume"):
+    with pytest.raises(ValueError, match="^output: .* holds a run already. Add `resume=True`"):
         run(recipe)
     with pytest.raises(ValueError, match="another recipe .*seed: 0 -> 1"):
         run(recipe.but(seed=1), resume=True)
@@ -212,14 +212,14 @@ def test_a_run_that_got_to_no_checkpoint_is_started_anew_by_any_recipe(workspace
         with pytest.raises(RuntimeError, match="killed"):
             run(recipe)
     (workspace / "run" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="of another recipe .*leave out --resume to start anew"):
+    with pytest.raises(ValueError, match="of another recipe .*leave out `resume` to start anew"):
         run(other, resume=True)
     with pytest.raises(RuntimeError, match="killed"):
         run(other)
     metrics = [json.loads(line) for line in (workspace / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(m["stage"], m["step"]) for m in metrics] == [("evolution", 1), ("evolution", 2)]
     assert not stage_folder(recipe.output, 3).path.exists() and Recipe.load(workspace / "run" / "recipe.json") == other
-    with pytest.raises(ValueError, match="holds a run already. Add --resume"):  # now there is a checkpoint
+    with pytest.raises(ValueError, match="^output: .* holds a run already. Add `resume=True`"):  # now there is a checkpoint
         run(recipe)
     assert (workspace / "run" / "mine.txt").read_text() == "mine"
 
@@ -263,13 +263,13 @@ def test_equal_experts_of_any_initialiser_stop_stage_3_when_only_the_router_trai
     [
         (
             {"expert_init": "noise", "init_options": {"sdt": 0.1}},
-            "--init-options: init 'noise' takes no 'sdt'; it takes std=0.001",
+            "init.options: init 'noise' takes no 'sdt'; it takes std=0.001",
         ),
         ({"expert_init": "noise", "init_options": {"std": "x"}}, "std of init 'noise' is 'x'; it must be a number"),
         ({"init_options": {"experts": "/nowhere.safetensors"}}, "there is no /nowhere.safetensors"),
-        ({"stage2": StageOptions(train="router")}, "--stage2.train: .* has no parameters in 'router'"),
-        ({"trainer": {"report_to": "wandb"}}, "--trainer: .*report_to: .*pip install wandb"),
-        ({"trainer": {"deepspeed": "zero2.json"}}, "--trainer: .*: deepspeed is not installed: pip install deepspeed"),
+        ({"stage2": StageOptions(train="router")}, "^stage2.train: .* has no parameters in 'router'"),
+        ({"trainer": {"report_to": "wandb"}}, "^trainer: .*report_to: .*pip install wandb"),
+        ({"trainer": {"deepspeed": "zero2.json"}}, "^trainer: .*: deepspeed is not installed: pip install deepspeed"),
     ],
 )
 def test_what_would_be_refused_later_is_refused_before_stage_1(workspace, change, message, monkeypatch):
@@ -288,7 +288,7 @@ def test_a_text_only_model_names_the_stage_that_needs_pictures_and_what_to_do(tm
     make_tokenizer().save_pretrained(workspace / "text")
     recipe = make_recipe(workspace, stages=(1, 2, 3)).but(model=str(workspace / "text"))
     with pytest.raises(
-        ValueError, match="--stage1.train: .*'projector'. It is text-only: give --stages 2 3 or --stage1.train text"
+        ValueError, match="^stage1.train: .*'projector'. It is text-only: give `stages=2 3` or `stage1.train=text`"
     ):
         describe(recipe)
     assert describe(recipe.but(stages=(2, 3))) and describe(recipe.but(stage1=dataclasses.replace(recipe.stage1, train="text")))
@@ -319,7 +319,7 @@ def test_records_that_are_cut_are_counted(tmp_path, caplog):
     records[3]["conversations"][1]["value"] = "?.," * 30
     workspace = write_workspace(tmp_path, records)
     run(make_recipe(workspace, stages=(2,), steps=2, max_length=60), report=False)
-    assert "Cut at --max-length 60: 1 of 8 records." in caplog.text
+    assert "Cut at max_length 60: 1 of 8 records." in caplog.text
 
 
 @pytest.mark.slow
@@ -367,7 +367,9 @@ def a_sparse_folder(workspace: Path) -> str:
 def test_a_sparse_model_is_no_start_for_the_stages_that_make_one(workspace):
     recipe = make_recipe(workspace).but(model=a_sparse_folder(workspace))
     for start in (run, describe):
-        with pytest.raises(ValueError, match="EvoMoE model already; Stage III alone trains it further: --stages 3"):
+        with pytest.raises(
+            ValueError, match="^stages: .* is an EvoMoE model already; Stage III alone trains it further: `stages=3`"
+        ):
             start(recipe)
 
 
@@ -385,10 +387,10 @@ def test_stage_3_goes_on_with_a_sparse_model(workspace):
     for change, message in (
         (
             {"num_experts_per_tok": 2},
-            "sparse is an EvoMoE model already and is trained as it is; leave out --num-experts-per-tok",
+            "sparse is an EvoMoE model already and is trained as it is; leave out `num_experts_per_tok`",
         ),
-        ({"moe_layers": "all", "init_options": {"std": 1.0}}, "leave out --moe-layers, --init-options"),
-        ({"expert_init": "replicate"}, "leave out --expert-init"),
+        ({"moe_layers": "all", "init_options": {"std": 1.0}}, "leave out `moe_layers`, `init_options`"),
+        ({"expert_init": "replicate"}, "leave out `expert_init`"),
     ):
         with pytest.raises(ValueError, match=message):
             describe(recipe.but(output=str(workspace / "other"), **change))
@@ -409,7 +411,7 @@ def test_a_bias_moves_with_every_step_also_after_a_kill(workspace, kill_at):
 
 
 def test_stage_3_alone_needs_experts_from_somewhere(workspace):
-    with pytest.raises(ValueError, match="--expert-init evolved needs Stage II .* --init-options experts=FILE"):
+    with pytest.raises(ValueError, match="^expert_init: 'evolved' needs Stage II .* `init_options=experts=FILE`"):
         run(make_recipe(workspace, stages=(3,)))
 
 
@@ -488,7 +490,7 @@ def test_dry_run_tells_what_would_train_and_loads_no_weights(workspace):
 def test_dry_run_warns_of_batches_larger_than_the_data_and_of_large_routers(workspace):
     recipe = make_recipe(workspace)
     text = describe(recipe.but(stage2=dataclasses.replace(recipe.stage2, accumulation=7), router_options={}))
-    assert text.count("a step takes 28 records, more than there are; smaller: --stage2.batch-size, --stage2.accumulation") == 1
+    assert text.count("a step takes 28 records, more than there are; smaller: `stage2.batch_size`, `stage2.accumulation`") == 1
     warning = "the router of layer 0 has 204.04 k parameters, the experts that a token runs there 4.61 k; smaller: --router-options hypernet_width=16 rank=4"
     assert text.count(warning) == 1
     assert warning in upcycle_folder(recipe.model, workspace / "sparse")

@@ -84,10 +84,10 @@ def test_a_fused_ffn_becomes_experts():
 
 
 WRONG = {
-    "one expert": ({"num_experts": 1}, "num_experts is 1; a mixture needs at least 2"),
-    "top-k above E": ({"num_experts_per_tok": 5}, r"top-k\) is 5; it must lie between 1 and num_experts \(4\)"),
-    "top-k zero": ({"num_experts_per_tok": 0}, r"top-k\) is 0"),
-    "expert dropout": ({"expert_dropout": 1.0}, "expert_dropout is 1.0"),
+    "one expert": ({"num_experts": 1}, "^num_experts: 1 is too few; a mixture needs at least 2"),
+    "top-k above E": ({"num_experts_per_tok": 5}, r"^num_experts_per_tok: 5 \(top-k\) must lie between 1 and `num_experts`, which is 4"),
+    "top-k zero": ({"num_experts_per_tok": 0}, r"^num_experts_per_tok: 0 \(top-k\)"),
+    "expert dropout": ({"expert_dropout": 1.0}, "^expert_dropout: 1.0 must"),
     "router": ({"router": "dtrr"}, "router: there is no 'dtrr'; choose from linear, modality"),
     "router option": ({"router_options": {"rnk": 3}}, "router_options: router .dtr. takes no .rnk."),
     "inner router option": ({"router": "dtr+shared", "router_options": {"rnk": 3}}, r"router_options: router .dtr\+shared. takes no"),

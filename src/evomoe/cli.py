@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -15,15 +15,22 @@ from evomoe.analysis.options import ProbeOptions
 from evomoe.evaluation.benchmark import ProtocolName
 from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.files import refuse_existing, refuse_missing
+from evomoe.listing import TABLES
 from evomoe.named_values import NamedValues
 from evomoe.paper import FIGURES
 from evomoe.paper.options import FigureOptions
 from evomoe.recipe import AttachOptions, ConversionOptions, MoEOptions, Recipe
 from evomoe.recipes import RECIPES
 from evomoe.run_folder import can_resume, check_paths, results_folder
-from evomoe.terminal import RESUME, hide_loading_bars, plain_warnings, refuse, when_interrupted
+from evomoe.support.errors import OptionError, with_flags
+from evomoe.terminal import RESUME, hide_loading_bars, plain_warnings, positional, refuse, when_interrupted
 
 Flat = tyro.conf.arg(name="")
+
+if TYPE_CHECKING:  # checkers take literals only
+    FigureName = TableName = str
+else:
+    FigureName, TableName = Literal[*FIGURES], Literal[*TABLES]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,11 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"evomoe {__version__}")
         return 0
+    verb = verbs.get(arguments[0]) if arguments else None
+    without_flag = positional(verb) if verb else set()
     try:
-        with plain_warnings():
-            if arguments and arguments[0] in verbs:  # not through all verbs: an error shall point to the help of this one
-                verb = arguments[0]
-                tyro.cli(verbs[verb], prog=f"evomoe {verb}", args=arguments[1:], config=(tyro.conf.AvoidSubcommands,))
+        with plain_warnings(without_flag):
+            if verb:  # not through all verbs: an error shall point to the help of this one
+                tyro.cli(verb, prog=f"evomoe {arguments[0]}", args=arguments[1:], config=(tyro.conf.AvoidSubcommands,))
             else:
                 tyro.extras.subcommand_cli_from_dict(
                     verbs,
@@ -62,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError) as error:
-        print(f"evomoe: {error}", file=sys.stderr)
+        print(f"evomoe: {with_flags(error, without_flag)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
         print(" ".join(["evomoe: interrupted.", *map(str, interrupt.args)]), file=sys.stderr)
@@ -90,14 +98,14 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
     name = next((after for before, after in itertools.pairwise(parts) if before == "--recipe"), "evomoe")
     from_file = name.endswith(".json")
     if not from_file and name not in RECIPES:
-        refuse(f"--recipe: there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json.")
+        refuse(OptionError("recipe", f"there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json."))
     if "--lr" in parts:  # what many will try, and too short for the parser to guess what is meant
-        refuse("each stage has its own --lr: --stage1.learning-rate; see `evomoe train --help`.")
+        refuse("each stage has its own `lr`: `stage1.learning_rate`; see `evomoe train --help`.")
     if from_file:
         try:
             base = Recipe.load(name)
         except (ValueError, OSError) as error:
-            refuse(f"--recipe: {error}")
+            refuse(OptionError("recipe", str(error)))
     else:
         base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
 
@@ -114,7 +122,7 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
         if dry_run:
             from evomoe.stages.dry_run import describe
 
-            print(describe(options, resume))
+            print(with_flags(describe(options, resume)))
             return
         from evomoe.stages import run
 
@@ -151,7 +159,7 @@ def upcycle(
 
     hide_loading_bars()
     made = {"expert_init": expert_init, "moe_layers": moe_layers, "init_options": init_options}
-    print(upcycle_folder(dense, out, **made, **asdict(options), **asdict(moe)))
+    print(with_flags(upcycle_folder(dense, out, **made, **asdict(options), **asdict(moe))))
 
 
 def attach(
@@ -270,7 +278,7 @@ def score(
     """
     for option, path in (("predictions", predictions), ("annotations", annotations)):
         if not Path(path).exists():
-            raise ValueError(f"{option}: there is no {path}.")
+            raise OptionError(option, f"there is no {path}.")
     if output:
         refuse_existing(output, "file")
     from evomoe.evaluation.scoring import score_predictions
@@ -293,9 +301,9 @@ def table(
     """Run a table of the paper: its rows on the mini world, the published numbers beside them.
 
     Args:
-        name: the paper's number of the table, or a study of our own: readings (of Eq. 1), anyexperts (a variable number of experts).
+        name: the paper's number of the table, or a study of our own, see `evomoe list tables`.
         scale: mini runs here; paper says which models, data, steps and GPU hours it took, and writes the recipes to launch.
-        rows: some rows only; the one that the others are compared with is run too, unless --results has it.
+        rows: some rows only; the one that the others are compared with is run too, unless the results have it.
         seeds: how many; 0 for as many as the table needs.
         jobs: how many pieces of work at once.
         split: test reports; validation is for choosing.
@@ -338,7 +346,7 @@ def analyze(
 
 
 def plot(
-    figure: tyro.conf.Positional[Literal["1a", "1b", "5", "slots"]],
+    figure: tyro.conf.Positional[FigureName],
     checkpoint: tyro.conf.Positional[str],
     options: Annotated[FigureOptions, Flat] = FigureOptions(),  # noqa: B008
 ) -> None:
@@ -361,7 +369,7 @@ def plot(
 
 
 def list_names(
-    what: tyro.conf.Positional[Literal["routers", "inits", "losses", "gates", "rules", "benchmarks", "recipes"]],
+    what: tyro.conf.Positional[TableName],
 ) -> None:
     """List what an option can name.
 

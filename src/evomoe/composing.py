@@ -23,6 +23,7 @@ from evomoe.accounting import readable
 from evomoe.files import new_folder
 from evomoe.loading import load_config, takes_pictures
 from evomoe.support import hf
+from evomoe.support.errors import OptionError, foreign
 
 IMAGE_TOKEN = "<image>"
 
@@ -166,24 +167,24 @@ def with_images(template: str) -> str:
 
 
 @contextmanager
-def _naming(part: str) -> Iterator[None]:
-    """Lets the errors of a block name the part that they are about, in one line."""
+def _naming(option: str, part: str) -> Iterator[None]:
+    """Lets the errors of a block name the part that they are about, and the option that named it, in one line."""
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{part}: {reason}") from error
+        raise OptionError(option, f"{part}: {foreign(error)}") from error
 
 
 def compose_folder(text: str, vision: str, out: str | Path, seed: int = 0, trust_remote_code: bool = False) -> str:
     """Loads the parts from folders or the hub, joins them and writes model and processor to ``out``.
 
     Raises:
-        ValueError: ``out`` exists, or a part cannot be loaded or does not fit; the message names the part.
+        OptionError: a part cannot be loaded, or does not fit to the other.
+        ValueError: ``out`` exists.
     """
     with new_folder(out) as folder:
         kwargs = {"trust_remote_code": trust_remote_code}
-        with _naming(f"--text {text}"):
+        with _naming("text", text):
             if takes_pictures(load_config(text, **kwargs)):
                 raise ValueError("this is a vision-language model already; name a language model alone.")
             tokenizer = AutoTokenizer.from_pretrained(text, **kwargs)
@@ -192,15 +193,15 @@ def compose_folder(text: str, vision: str, out: str | Path, seed: int = 0, trust
                     "its tokenizer has no chat template. Take the model's chat (instruct) variant, or save the model to a folder and "
                     "write the template to chat_template.jinja beside its tokenizer."
                 )
-        with _naming(f"--vision {vision}"):
+        with _naming("vision", vision):
             config = load_config(vision, **kwargs)
             if not hasattr(config, "patch_size") and not hasattr(config, "vision_config"):
                 raise ValueError(f"a model of type '{config.model_type}' has no vision tower.")
             image_processor = AutoImageProcessor.from_pretrained(vision, **kwargs)
             tower = AutoModel.from_pretrained(vision, **kwargs)
-        with _naming(f"--text {text}"):
+        with _naming("text", text):
             language_model = AutoModelForCausalLM.from_pretrained(text, **kwargs)
-        with _naming(f"--text {text}, --vision {vision}"):
+        with _naming("text", f"{text}, with `vision={vision}`"):
             model, processor = compose(language_model, tower, tokenizer, image_processor, seed)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

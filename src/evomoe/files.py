@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evomoe.support.errors import OptionError, foreign
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -64,7 +66,7 @@ def refuse_missing(name: str | Path) -> None:
 
 def not_on_hub(name: str | Path, kind: str, error: Exception) -> str:
     """The message for a name that is nowhere on this machine and that the hub gives no ``kind`` for, with its first reason."""
-    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    reason = foreign(error).rstrip(".")
     return (
         f"{name}: there is no such {'folder' if kind == 'model' else 'file or folder'}, and the hub gives no such {kind} ({reason}); "
         "name a local folder, or, without a network, set HF_HUB_OFFLINE=1, so that nothing is waited for."
@@ -72,15 +74,15 @@ def not_on_hub(name: str | Path, kind: str, error: Exception) -> str:
 
 
 def check_folder(option: str, path: str | Path) -> None:
-    """Raises ValueError, naming the option, if there is no such folder."""
+    """Raises OptionError if there is no such folder."""
     if not Path(path).is_dir():
-        raise ValueError(f"{option}: {path} is not a folder.")
+        raise OptionError(option, f"{path} is not a folder.")
 
 
 def check_output_folder(path: str | Path) -> None:
-    """Raises ValueError if ``--output`` names a file."""
+    """Raises OptionError if ``output`` names a file."""
     if Path(path).exists() and not Path(path).is_dir():
-        raise ValueError(f"--output: {path} is a file; name a folder.")
+        raise OptionError("output", f"{path} is a file; name a folder.")
 
 
 def refuse_existing(path: str | Path, kind: str = "folder") -> None:

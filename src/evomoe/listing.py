@@ -15,6 +15,7 @@ TABLES = {
     "rules": ("evomoe.evolution", "RULES"),
     "benchmarks": ("evomoe.evaluation", "BENCHMARKS"),
     "recipes": ("evomoe.recipes", "RECIPES"),
+    "tables": ("evomoe.paper.tables", "TABLES"),
 }
 
 
@@ -34,6 +35,8 @@ def _summary(what: str, value) -> str:
         moe = "".join(f", {name} {getattr(value.moe, name)}" for name in changed)
         stages = " ".join(f"{stage} ({STAGES[stage]})" for stage in value.stages)
         return f"stages {stages}{experts}{moe}"
+    if what == "tables":
+        return value.heading
     if what == "benchmarks":
         return value.summary
     summary = (inspect.getdoc(getattr(value, "make", value)) or "").partition("\n")[0].strip()

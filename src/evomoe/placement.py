@@ -7,6 +7,8 @@ Needs neither torch nor transformers.
 
 from collections.abc import Sequence
 
+from evomoe.support.errors import OptionError
+
 
 def moe_layers(placement: str | Sequence[int], num_layers: int) -> list[int]:
     """Resolves a placement to layer indices.
@@ -17,7 +19,7 @@ def moe_layers(placement: str | Sequence[int], num_layers: int) -> list[int]:
         num_layers: L.
 
     Raises:
-        ValueError: unknown name, or an index that no layer has.
+        OptionError: unknown name, or an index that no layer has.
     """
     if isinstance(placement, str):
         named = {
@@ -26,11 +28,11 @@ def moe_layers(placement: str | Sequence[int], num_layers: int) -> list[int]:
             "without_first": range(2, num_layers, 2),
         }
         if placement not in named:
-            raise ValueError(f"moe_layers: there is no '{placement}'; choose from {', '.join(named)}, or list layer indices.")
+            raise OptionError("moe_layers", f"there is no '{placement}'; choose from {', '.join(named)}, or list layer indices.")
         return list(named[placement])
     wrong = [index for index in placement if not 0 <= index < num_layers]
     if wrong or len(set(placement)) != len(placement):
-        raise ValueError(f"moe_layers: {list(placement)} must be distinct indices from 0 to {num_layers - 1}.")
+        raise OptionError("moe_layers", f"{list(placement)} must be distinct indices from 0 to {num_layers - 1}.")
     return sorted(placement)
 
 

@@ -16,7 +16,7 @@ from evomoe.files import write_text
 from evomoe.init_options import option_from_stage2
 from evomoe.named_values import NamedValues
 from evomoe.placement import parse_placement
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, within
 
 ImageAspect = Literal["auto", "pad", "keep"]
 
@@ -26,18 +26,18 @@ LARGEST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
 
 _STAGE_OPTION_OF = {
-    "learning_rate": "learning-rate",
+    "learning_rate": "learning_rate",
     "num_train_epochs": "epochs",
     "max_steps": "steps",
-    "per_device_train_batch_size": "batch-size",
+    "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "accumulation",
 }
 _RUN_OPTION_OF = {
-    "output_dir": "--output",
-    "seed": "--seed",
-    "data_seed": "--seed",
-    "dataloader_num_workers": "--workers",
-    "resume_from_checkpoint": "--resume",
+    "output_dir": "output",
+    "seed": "seed",
+    "data_seed": "seed",
+    "dataloader_num_workers": "workers",
+    "resume_from_checkpoint": "resume",
 }
 _FIXED = {
     "remove_unused_columns": "records have no columns that the model does not use",
@@ -48,24 +48,36 @@ _FIXED = {
 
 def _check_positive(option: str, value: float) -> None:
     if not 0 < value < math.inf:  # false for nan
-        raise ValueError(f"--{option} is {value}; it must be a positive number.")
+        raise OptionError(option, f"{value} must be a positive number.")
 
 
 def _check_whole(option: str, value: int, low: int, high: float = math.inf, hint: str = "") -> None:
     if type(value) is not int or not low <= value <= high:
         limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"--{option} is {value}; it must be a whole number {limits}{hint}.")
+        raise OptionError(option, f"{value} must be a whole number {limits}{hint}.")
 
 
 def _check_trainer(option: str, names: dict[str, Any], stages: tuple[int, ...]) -> None:
     for name in names:
         if name in _STAGE_OPTION_OF:
-            own = ", ".join(f"--stage{stage}.{_STAGE_OPTION_OF[name]}" for stage in stages)
-            raise ValueError(f"--{option}: {name} has an option of its own; use {own}.")
+            own = ", ".join(f"`stage{stage}.{_STAGE_OPTION_OF[name]}`" for stage in stages)
+            raise OptionError(option, f"{name} has an option of its own; use {own}.")
         if name in _RUN_OPTION_OF:
-            raise ValueError(f"--{option}: {name} has an option of its own; use {_RUN_OPTION_OF[name]}.")
+            raise OptionError(option, f"{name} has an option of its own; use `{_RUN_OPTION_OF[name]}`.")
         if name in _FIXED:
-            raise ValueError(f"--{option}: {name} cannot be chosen ({_FIXED[name]}); leave it out.")
+            raise OptionError(option, f"{name} cannot be chosen ({_FIXED[name]}); leave it out.")
+
+
+def check_on_bad_record(value: str) -> None:
+    """Raises OptionError if there is no such way with bad records."""
+    if value not in ("stop", "skip"):
+        raise OptionError("on_bad_record", f"there is no '{value}'; choose 'stop' or 'skip'.")
+
+
+def check_image_aspect(value: str) -> None:
+    """Raises OptionError if there is no such shape of pictures."""
+    if value not in get_args(ImageAspect):
+        raise OptionError("image_aspect", f"there is no '{value}'; choose 'auto', 'pad' or 'keep'.")
 
 
 @dataclass(frozen=True)
@@ -96,17 +108,17 @@ class MoEOptions:
 
     def __post_init__(self) -> None:
         if self.num_experts < 2:
-            raise ValueError(f"num_experts is {self.num_experts}; a mixture needs at least 2.")
+            raise OptionError("num_experts", f"{self.num_experts} is too few; a mixture needs at least 2.")
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
-            raise ValueError(
-                f"num_experts_per_tok (top-k) is {self.num_experts_per_tok}; it must lie between 1 and num_experts "
-                f"({self.num_experts})."
+            raise OptionError(
+                "num_experts_per_tok",
+                f"{self.num_experts_per_tok} (top-k) must lie between 1 and `num_experts`, which is {self.num_experts}.",
             )
         for name, coefficient in self.aux_losses.items():
             if not isinstance(coefficient, int | float) or not 0 <= coefficient < math.inf:
-                raise ValueError(f"aux_losses: {name}={coefficient!r} must be a finite number that is not negative.")
+                raise OptionError("aux_losses", f"{name}={coefficient!r} must be a finite number that is not negative.")
         if not 0 <= self.expert_dropout < 1:
-            raise ValueError(f"expert_dropout is {self.expert_dropout}; it must lie in [0, 1).")
+            raise OptionError("expert_dropout", f"{self.expert_dropout} must lie in [0, 1).")
 
 
 @dataclass(frozen=True)
@@ -169,20 +181,21 @@ class EvolutionOptions:
     offload: bool = False
 
     def check(self, num_experts: int) -> None:
-        """Raises ValueError if a value is out of its range, or the ranges of beta are not one per evolved expert."""
+        """Raises OptionError if a value is out of its range, or the ranges of beta are not one per evolved expert."""
         if len(self.beta_ranges) != num_experts - 1:
-            raise ValueError(
-                f"--evolution.beta-ranges has {len(self.beta_ranges)} entries; {num_experts} experts need {num_experts - 1}, a low and "
-                f"a high for each expert that evolves from the first: --evolution.beta-ranges{' 0.8 0.9' * (num_experts - 1)}"
+            raise OptionError(
+                "beta_ranges",
+                f"it has {len(self.beta_ranges)} entries; {num_experts} experts need {num_experts - 1}, a low and a high for each "
+                f"expert that evolves from the first, such as{' 0.8 0.9' * (num_experts - 1)}",
             )
         for low, high in self.beta_ranges:
             if not 0 <= low <= high <= 1:
-                raise ValueError(f"--evolution.beta-ranges: [{low}, {high}] must satisfy 0 <= low <= high <= 1.")
+                raise OptionError("beta_ranges", f"[{low}, {high}] must satisfy 0 <= low <= high <= 1.")
         if not 0 <= self.stop_fraction <= 1:
-            raise ValueError(f"--evolution.stop-fraction is {self.stop_fraction}; it must lie in [0, 1].")
+            raise OptionError("stop_fraction", f"{self.stop_fraction} must lie in [0, 1].")
         if self.beta_scope not in ("step", "layer"):
-            raise ValueError(f"--evolution.beta-scope: there is no '{self.beta_scope}'; choose 'step' or 'layer'.")
-        _check_whole("evolution.seed", self.seed, 0, LARGEST_SEED)
+            raise OptionError("beta_scope", f"there is no '{self.beta_scope}'; choose 'step' or 'layer'.")
+        _check_whole("seed", self.seed, 0, LARGEST_SEED)
 
 
 @dataclass(frozen=True)
@@ -209,14 +222,13 @@ class StageOptions:
     train: str = ""
     trainer: NamedValues = field(default_factory=dict)
 
-    def check(self, stage: int) -> None:
-        """Raises ValueError if a value cannot be trained with; the message names the option of that stage."""
-        _check_positive(f"stage{stage}.learning-rate", self.learning_rate)
-        _check_positive(f"stage{stage}.epochs", self.epochs)
-        _check_whole(f"stage{stage}.steps", self.steps, 0, hint="; 0 trains by epochs")
-        _check_whole(f"stage{stage}.batch-size", self.batch_size, 1)
-        _check_whole(f"stage{stage}.accumulation", self.accumulation, 1)
-        _check_trainer(f"stage{stage}.trainer", self.trainer, (stage,))
+    def check(self) -> None:
+        """Raises OptionError if a value cannot be trained with; the recipe checks ``trainer``, which may be about other options."""
+        _check_positive("learning_rate", self.learning_rate)
+        _check_positive("epochs", self.epochs)
+        _check_whole("steps", self.steps, 0, hint="; 0 trains by epochs")
+        _check_whole("batch_size", self.batch_size, 1)
+        _check_whole("accumulation", self.accumulation, 1)
 
 
 @dataclass(frozen=True)
@@ -275,10 +287,12 @@ class Recipe:
     def __post_init__(self) -> None:
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown or not self.stages or list(self.stages) != sorted(set(self.stages)):
-            raise ValueError(f"stages: {list(self.stages)} must be some of {list(STAGES)}, each once, in order.")
+            raise OptionError("stages", f"{list(self.stages)} must be some of {list(STAGES)}, each once, in order.")
         # Here and not in the parts themselves: only the recipe knows under which name a part's options are given.
         for stage in STAGES:
-            self.stage(stage).check(stage)
+            with within(f"stage{stage}"):
+                self.stage(stage).check()
+            _check_trainer(f"stage{stage}.trainer", self.stage(stage).trainer, (stage,))
         _check_trainer("trainer", self.trainer, self.stages)
         if 2 in self.stages:
             unused = 3 in self.stages and not option_from_stage2(self.expert_init)
@@ -287,7 +301,8 @@ class Recipe:
                 raise OptionError(
                     "expert_init", f"'{self.expert_init}' takes no experts from Stage II; leave it out: `stages={others}`."
                 )
-            self.evolution.check(self.moe.num_experts)
+            with within("evolution"):
+                self.evolution.check(self.moe.num_experts)
         if self.stages != (3,):  # which may go on with a sparse model, and then makes no experts
             self.check_expert_init()
         if (
@@ -296,16 +311,15 @@ class Recipe:
             and self.moe.num_experts_per_tok == 1
             and self.stage3.train == "router"
         ):
-            raise ValueError(
-                "gate 'normalised' with one expert per token multiplies by 1: the router, which alone trains in Stage III, "
-                "would get no gradient from the language loss. Choose 'straight_through' or 'probability', or K = 2."
+            raise OptionError(
+                "gate",
+                "'normalised' with one expert per token multiplies by 1: the router, which alone trains in Stage III, would get "
+                "no gradient from the language loss. Choose 'straight_through' or 'probability', or `num_experts_per_tok=2`.",
             )
-        if self.on_bad_record not in ("stop", "skip"):
-            raise ValueError(f"on_bad_record: there is no '{self.on_bad_record}'; choose 'stop' or 'skip'.")
-        if self.image_aspect not in get_args(ImageAspect):
-            raise ValueError(f"image_aspect: there is no '{self.image_aspect}'; choose 'auto', 'pad' or 'keep'.")
-        _check_whole("max-length", self.max_length, 1)
-        _check_whole("max-pixels", self.max_pixels, 1)
+        check_on_bad_record(self.on_bad_record)
+        check_image_aspect(self.image_aspect)
+        _check_whole("max_length", self.max_length, 1)
+        _check_whole("max_pixels", self.max_pixels, 1)
         _check_whole("workers", self.workers, 0)
         _check_whole("seed", self.seed, 0, LARGEST_SEED)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from evomoe.data.sources import split_name
 from evomoe.files import check_folder, check_output_folder, refuse_missing
 from evomoe.recipe import STAGES, Recipe
+from evomoe.support.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def check_output(recipe: Recipe, resume: bool) -> None:
     Without ``resume`` it must be new, or hold a run that got to no checkpoint; with ``resume`` it must hold this recipe's run.
 
     Raises:
-        ValueError: it is something else; the message says what to do.
+        OptionError: ``output`` is a file, or a folder that this run may not use.
     """
     if not is_main_process():  # it would meet the folder that the main process makes
         return
@@ -97,22 +98,25 @@ def check_output(recipe: Recipe, resume: bool) -> None:
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not written.is_file():
-        raise ValueError(f"--output: {output} is not empty and holds no recipe.json, so it is no run's folder; name another.")
+        raise OptionError("output", f"{output} is not empty and holds no recipe.json, so it is no run's folder; name another.")
     if not resume:
         if can_resume(output) or (output / "report.md").is_file():
-            raise ValueError(f"--output: {output} holds a run already. Add --resume to go on with it, or name another folder.")
+            raise OptionError(
+                "output", f"{output} holds a run already. Add `resume=True` to go on with it, or name another folder."
+            )
         return
     changed = recipe.differences(Recipe.load(written))
     if changed:
-        remedy = "Name another folder." if can_resume(output) else "It has no checkpoint yet: leave out --resume to start anew."
-        raise ValueError(f"--output: {output} holds a run of another recipe ({'; '.join(changed)}). {remedy}")
+        remedy = "Name another folder." if can_resume(output) else "It has no checkpoint yet: leave out `resume` to start anew."
+        raise OptionError("output", f"{output} holds a run of another recipe ({'; '.join(changed)}). {remedy}")
 
 
 def check_paths(recipe: Recipe, resume: bool) -> None:
     """Refuses at once, before anything slow is imported, what plainly is not there, or is there and must not be.
 
     Raises:
-        ValueError: the message names it.
+        OptionError: the output or the folder of images.
+        ValueError: the model or the data; the message names what is not there.
     """
     check_output(recipe, resume)
     refuse_missing(recipe.model)

@@ -72,8 +72,10 @@ def build_processor(
     """
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    apart = [pre_tokenizers.Digits(individual_digits=True)] * numerals_apart
-    model.pre_tokenizer = pre_tokenizers.Sequence([*apart, by_bytes]) if apart else by_bytes
+    if numerals_apart:
+        model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
+    else:
+        model.pre_tokenizer = by_bytes
     model.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=sizes.vocabulary,

@@ -2,17 +2,27 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import NoReturn, get_args, get_type_hints
+
+import tyro
+
+from evomoe.support.errors import with_flags
 
 RESUME = "The same command with --resume goes on from the last checkpoint."
 
 
-def refuse(message: str) -> NoReturn:
+def refuse(error: Exception | str) -> NoReturn:
     """Ends as the parser does when it is given a wrong option."""
-    print(f"evomoe: {message}", file=sys.stderr)
+    print(f"evomoe: {with_flags(error)}", file=sys.stderr)
     sys.exit(2)
+
+
+def positional(verb: Callable[..., None]) -> set[str]:
+    """The names of a verb's arguments that are given by their place and have no flag."""
+    hints = get_type_hints(verb, include_extras=True)
+    return {name for name, hint in hints.items() if tyro.conf.Positional in get_args(hint)}
 
 
 @contextmanager
@@ -25,8 +35,12 @@ def when_interrupted(hint: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Within the block, what this package warns of is one line, once, without the place in the code; other warnings are as they were."""
+def plain_warnings(positional: Collection[str] = ()) -> Iterator[None]:
+    """Within the block, what this package warns of is one line, once, without the place in the code; other warnings are as they were.
+
+    Args:
+        positional: names of arguments that have no flag.
+    """
     said = set()
     with warnings.catch_warnings():
         show = warnings.showwarning
@@ -36,7 +50,7 @@ def plain_warnings() -> Iterator[None]:
                 show(message, category, filename, *more, **options)
             elif str(message) not in said:
                 said.add(str(message))
-                print(f"evomoe: warning: {message}", file=sys.stderr)
+                print(f"evomoe: warning: {with_flags(message, positional)}", file=sys.stderr)
 
         warnings.showwarning = show_plainly
         yield

@@ -102,7 +102,7 @@ def test_what_cannot_be_analyzed_is_refused_in_one_sentence(sparse, capsys):
         (arguments(sparse, model="hollow"), "hollow: its weights cannot be loaded: "),
         (no_pictures, "--data: there is no picture in all 6 records of"),
         (arguments(sparse, "--records", "1"), "--data: there is no picture in 1 of the 24 records of"),
-        (arguments(sparse, "--records", "0"), "--records is 0; it must be at least 1."),
+        (arguments(sparse, "--records", "0"), "--records: 0 must be at least 1."),
         (arguments(sparse, "--stage1", "./nothing"), "./nothing: there is no such folder."),
         (["analyze", "m", "--data", "no.json"], "no.json: there is no such file."),
         (["analyze", "./nothing", "--data", "d"], "./nothing: there is no such folder."),

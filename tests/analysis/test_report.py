@@ -204,7 +204,7 @@ def test_a_stage_that_did_not_learn_is_called_out_first(tmp_path, losses, alarm)
     lines = [{"stage": "evolution", "step": step, "loss": loss, "grad_norm": 1.0} for step, loss in enumerate(losses)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = write_report(tmp_path, Recipe("m", "d", "o"), ReportInput({}, None, "", notes="A note.")).read_text()
-    assert (alarm is None) is ("--stage2.learning-rate" not in text)
+    assert (alarm is None) is ("`stage2.learning_rate`" not in text)
     assert alarm is None or text.index(alarm) < text.index("A note.")
 
 

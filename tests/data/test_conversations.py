@@ -414,7 +414,7 @@ def test_processor_error_names_the_record(make_processor, cases):
 
 def test_options_are_checked(make_processor, cases):
     one = [cases["no image"]]
-    with pytest.raises(ValueError, match="on_bad_record: 'drop'"):
+    with pytest.raises(ValueError, match="^on_bad_record: there is no .drop."):
         ConversationDataset(one, make_processor(), on_bad_record="drop")
     with pytest.raises(ValueError, match="max_length: 0 must be at least 1"):
         ConversationDataset(one, make_processor(), max_length=0)

@@ -68,7 +68,7 @@ def test_same_seed_same_bytes(tmp_path):
     assert one == two and one != other and len(one) > 60
     with pytest.raises(ValueError, match="one exists already"):
         mini.write(tmp_path / "one")
-    with pytest.raises(ValueError, match="sizes: gqa is 0; every test set needs at least 1"):
+    with pytest.raises(ValueError, match="^gqa: 0 is too few; every test set needs at least 1"):
         mini.TestSizes(gqa=0)
 
 

@@ -177,7 +177,7 @@ def test_bad_picture_names_the_record(bad_pictures, write_json, picture):
         load_records(path, bad_pictures, max_pixels=2_000_000)
     assert "train.json, record 1 (id 'culprit')" in str(caught.value)
     assert BAD_PICTURES[picture] in str(caught.value)
-    assert "--on-bad-record skip" in str(caught.value)
+    assert "`on_bad_record=skip`" in str(caught.value)
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
@@ -209,10 +209,10 @@ def test_skip_counts_and_lists(pictures, write_json):
 
 def test_when_no_picture_is_there_the_folder_is_asked_about(pictures, write_json):
     rows = [llava("missing.png"), llava("other.png")]
-    with pytest.raises(BadRecordError, match="pictures; is --image-root right") as caught:
+    with pytest.raises(BadRecordError, match="pictures; is `image_root` right") as caught:
         load_records(write_json(rows), pictures)
     assert "Repair" not in str(caught.value)
-    with pytest.raises(BadRecordError, match="Repair them; training can leave them out: --on-bad-record skip"):
+    with pytest.raises(BadRecordError, match="Repair them; training can leave them out: `on_bad_record=skip`"):
         load_records(write_json([*rows, llava("red.png")]), pictures)
 
 
@@ -265,7 +265,7 @@ def test_broken_file_is_named(tmp_path, name, content, message):
 def test_missing_file_and_unknown_options_are_named(tmp_path, pictures, write_json):
     with pytest.raises(ValueError, match="absent.json: there is no such file"):
         load_records(tmp_path / "absent.json")
-    with pytest.raises(ValueError, match="on_bad_record: 'ignore' is neither"):
+    with pytest.raises(ValueError, match="^on_bad_record: there is no 'ignore'"):
         load_records(write_json([llava()]), pictures, on_bad_record="ignore")
     with pytest.raises(ValueError, match="image_root: .*nowhere is not a folder"):
         load_records(write_json([llava()]), tmp_path / "nowhere")

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from evomoe.support.errors import OptionError, with_flags, within
+from evomoe.support.errors import OptionError, foreign, with_flags, within
 
 
 def test_python_reads_arguments_and_the_command_line_prints_flags():
@@ -35,3 +35,12 @@ def test_parts_stand_before_the_option():
 def test_an_error_crosses_processes():
     error = pickle.loads(pickle.dumps(OptionError("seed", "-1 must not be negative.")))
     assert (error.option, str(error)) == ("seed", "seed: -1 must not be negative.")
+
+
+def test_what_is_switched_off_is_the_flag_that_switches_it_off():
+    assert with_flags("leave out `resume=False`.") == "leave out --no-resume."
+
+
+def test_what_others_write_in_backticks_is_no_option():
+    error = OSError("Use `repo_type` if needed.\nMore of it.")
+    assert with_flags(f"it cannot be loaded ({foreign(error)})") == "it cannot be loaded (Use 'repo_type' if needed.)"

@@ -27,6 +27,8 @@ from evomoe.files import check_output_folder, write_text
 from evomoe.loading import load_config, load_model, load_processor, takes_pictures
 from evomoe.run_folder import results_folder, stage1_model
 from evomoe.structure import image_token_ids
+from evomoe.support.device import best_device
+from evomoe.support.errors import OptionError
 from evomoe.tables import markdown_table
 
 
@@ -51,14 +53,14 @@ def analyze(checkpoint: str, options: ProbeOptions, output: str | None = None, s
     if config.moe.expert_init != "partition":  # whose experts are parts of the dense model's FFNs, of another shape
         stage1 = stage1 or stage1_model(checkpoint)
     if stage1 and isinstance(load_config(stage1, options.trust_remote_code), EvoMoEConfig):
-        raise ValueError(f"--stage1: {stage1} is a sparse model; name the dense one that the experts came from.")
+        raise OptionError("stage1", f"{stage1} is a sparse model; name the dense one that the experts came from.")
     folder = results_folder("analyze", checkpoint, output)
     check_output_folder(folder)
     model = load_sparse(checkpoint, options)
     try:
         statistics, losses = measure(model, probe), measure_losses(model, probe)
     except torch.OutOfMemoryError as error:
-        raise ValueError(f"out of memory with {options.batch_size} records at once; take a smaller --batch-size.") from error
+        raise OptionError("batch_size", f"out of memory with {options.batch_size} records at once; take fewer.") from error
     if stage1:
         dense = load_model(stage1, options.dtype, options.trust_remote_code)
         statistics = statistics.with_added(task_vector_cosine=task_vector_cosines(model, dense))
@@ -160,7 +162,7 @@ def open_probe(checkpoint: str, config: EvoMoEConfig, options: ProbeOptions) -> 
 def load_sparse(checkpoint: str, options: ProbeOptions) -> PreTrainedModel:
     """The model, on the accelerator if there is one; nothing in it trains."""
     model = load_model(checkpoint, options.dtype, options.trust_remote_code).requires_grad_(False)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(best_device())
 
 
 def describe(model: PreTrainedModel) -> str:

@@ -12,6 +12,7 @@ from evomoe.analysis.uniformity import mean_of_pairs, weight_cosine
 from evomoe.block import EvoMoEBlock
 from evomoe.evolution import ExpertEvolution
 from evomoe.structure import decoder_layers, ffn_names
+from evomoe.support.errors import OptionError
 
 COLLAPSED = 1e-3
 """Experts nearer to expert 1 than this share of the way that expert 1 went in Stage II count as copies of it."""
@@ -69,7 +70,7 @@ def check_not_collapsed(report: dict[str, Any], schedule: str) -> None:
         f"All evolved experts are copies of expert 1 (largest relative distance "
         f"{max(report['relative_distance'].values()):.1e}): rule '{report['rule']}' with stop_fraction {report['stop_fraction']} "
         f"under a {schedule} learning rate lets them catch up. The language loss would give the router no gradient. Use rule "
-        "'scaled_update', or 'ema' with a stop_fraction below 1; --allow-collapsed-experts goes on all the same."
+        "'scaled_update', or 'ema' with a stop_fraction below 1; `allow_collapsed_experts=True` goes on all the same."
     )
 
 
@@ -89,7 +90,7 @@ def check_experts_differ(model: PreTrainedModel, expert_init: str) -> None:
     raise ValueError(
         f"All experts are equal (expert_init '{expert_init}'), and only the router would train: it could not tell them apart. "
         "Start from evolved experts, from expert_init noise or drop_upcycling, or train the experts too: "
-        "--stage3.train router+experts. --allow-collapsed-experts goes on all the same."
+        "`stage3.train=router+experts`. `allow_collapsed_experts=True` goes on all the same."
     )
 
 
@@ -101,7 +102,7 @@ def task_vector_cosines(model: PreTrainedModel, dense: PreTrainedModel) -> dict[
         dense: the dense model that its experts went apart from: that of Stage I.
 
     Raises:
-        ValueError: the dense model has other FFNs.
+        OptionError: the dense model, which `analyze` calls ``stage1``, has other FFNs.
     """
     layers = decoder_layers(dense)
     names, cosines = ffn_names(dense), {}
@@ -109,8 +110,8 @@ def task_vector_cosines(model: PreTrainedModel, dense: PreTrainedModel) -> dict[
         start = dict(layers[index].get_submodule(names[index]).named_parameters()) if index < len(layers) else {}
         experts = [block.experts.weights(number) for number in range(len(block.experts))]
         if any({n: p.shape for n, p in expert.items()} != {n: p.shape for n, p in start.items()} for expert in experts):
-            raise ValueError(
-                f"--stage1: the FFN of its layer {index} is not of the experts' shape; name the dense model they came from."
+            raise OptionError(
+                "stage1", f"the FFN of its layer {index} is not of the experts' shape; name the dense model they came from."
             )
         aligned = [[expert[name] for name in start] for expert in experts]
         cosines[index] = mean_of_pairs(weight_cosine(aligned, list(start.values())))

@@ -6,6 +6,7 @@ from typing import Literal
 from evomoe.data.sources import split_name
 from evomoe.files import check_folder, refuse_missing
 from evomoe.recipe import ImageAspect
+from evomoe.support.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,12 @@ class ProbeOptions:
     trust_remote_code: bool = False
 
     def check(self) -> None:
-        """Raises ValueError, naming it, if an option is wrong or its file is not there."""
+        """Raises OptionError if an option is wrong, ValueError if its file is not there."""
         if not self.data:
-            raise ValueError("--data: name the records to look at, such as those that the model was trained on.")
+            raise OptionError("data", "name the records to look at, such as those that the model was trained on.")
         refuse_missing(split_name(self.data)[0])
         if self.image_root is not None:
             check_folder("image_root", self.image_root)
         for name in ("records", "batch_size", "max_length"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1.")
+                raise OptionError(name, f"{getattr(self, name)} must be at least 1.")

@@ -10,6 +10,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.image_swap import Item, swap_pictures
 from evomoe.data.conversations import Collator, ConversationDataset
+from evomoe.support.errors import OptionError
 from evomoe.words import counted
 
 Batch = dict[str, Tensor]
@@ -41,9 +42,9 @@ class Probe:
         )
 
     def check_pictures(self) -> None:
-        """Raises ValueError if no record has an image token, so that there is one modality only."""
+        """Raises OptionError if no record has an image token, so that there is one modality only."""
         if not any(torch.isin(item["input_ids"], torch.tensor(self._image_tokens)).any() for item in self.items):
-            raise ValueError(f"--data: there is no picture in {self.name}; name data with pictures, or raise --records.")
+            raise OptionError("data", f"there is no picture in {self.name}; name data with pictures, or raise `records`.")
 
     @cached_property
     def items(self) -> list[Item]:

@@ -63,7 +63,7 @@ def _alarms(recipe: Recipe, metrics: list[dict]) -> list[str]:
             what = f"ended at a higher loss ({losses[-1]:.4g}) than it began with ({losses[0]:.4g})"
         else:
             continue
-        alarms.append(f"**Stage {stage} ({STAGES[stage]}) {what}.** Try a lower --stage{stage}.learning-rate.")
+        alarms.append(f"**Stage {stage} ({STAGES[stage]}) {what}.** Try a lower `stage{stage}.learning_rate`.")
     return alarms
 
 

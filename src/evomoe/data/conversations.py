@@ -15,7 +15,8 @@ from evomoe.data.images import Shape, open_rgb
 from evomoe.data.labels import IGNORED, place_labels
 from evomoe.data.records import BadRecordError, Record, bad_summary
 from evomoe.data.survey import Surveyed, cut_fault, read_pictures, survey
-from evomoe.recipe import ImageAspect
+from evomoe.recipe import ImageAspect, check_on_bad_record
+from evomoe.support.errors import OptionError
 
 __all__ = ["Collator", "ConversationDataset", "LabelMismatchError", "messages_of"]
 
@@ -40,7 +41,8 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
 
     Raises:
         LabelMismatchError: The chat template does not suit the first record, so it will suit none.
-        ValueError: The processor has no chat template or no fast tokenizer, or an option has an unknown value.
+        OptionError: An option has an unknown value.
+        ValueError: The processor has no chat template or no fast tokenizer.
     """
 
     def __init__(
@@ -52,12 +54,11 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         image_aspect: ImageAspect = "auto",
         keep: bool = False,
     ) -> None:
-        if on_bad_record not in ("stop", "skip"):
-            raise ValueError(f"on_bad_record: {on_bad_record!r} is neither 'stop' nor 'skip'")
+        check_on_bad_record(on_bad_record)
         if max_length < 1:
-            raise ValueError(f"max_length: {max_length} must be at least 1")
+            raise OptionError("max_length", f"{max_length} must be at least 1.")
         if len(records) == 0:
-            raise ValueError("records: there are none")
+            raise OptionError("records", "there are none.")
         self.records: Any = records
         self.skipped: list[str] = list(getattr(records, "skipped", ()))
         self.processor = processor
@@ -207,14 +208,14 @@ class Collator:
         pad_to_multiple_of: Pads further to a multiple of so many tokens.
 
     Raises:
-        ValueError: padding_side is neither "right" nor "left".
+        OptionError: padding_side is neither "right" nor "left".
     """
 
     def __init__(
         self, processor: Any, padding_side: Literal["right", "left"] = "right", pad_to_multiple_of: int | None = None
     ) -> None:
         if padding_side not in ("right", "left"):
-            raise ValueError(f"padding_side: {padding_side!r} is neither 'right' nor 'left'")
+            raise OptionError("padding_side", f"{padding_side!r} is neither 'right' nor 'left'.")
         tokenizer = getattr(processor, "tokenizer", processor)
         # The attention mask hides the padding, so any id will do for a tokenizer that has none of its own.
         padding_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from evomoe.support.errors import OptionError
+
 Split = Literal["train", "test"]
 Mix = Literal["captions", "warmup", "full"]
 QuestionType = Literal["color", "shape", "yes/no", "yes/no negated"]
@@ -43,12 +45,12 @@ def questions(split: Split) -> list[Question]:
     """All questions of a split, in the order of the package.
 
     Raises:
-        ValueError: There is no such split.
+        OptionError: There is no such split.
     """
     import easy_vqa
 
     if split not in get_args(Split):
-        raise ValueError(f"split: {split!r} is not one of {', '.join(get_args(Split))}")
+        raise OptionError("split", f"{split!r} is not one of {', '.join(get_args(Split))}.")
     train = split == "train"
     texts, answers, image_ids = easy_vqa.get_train_questions() if train else easy_vqa.get_test_questions()
     paths = easy_vqa.get_train_image_paths() if train else easy_vqa.get_test_image_paths()
@@ -84,7 +86,7 @@ def train_records(mix: Mix, seed: int = 0) -> list[dict[str, Any]]:
         seed: Fixes the order.
 
     Raises:
-        ValueError: There is no such mix.
+        OptionError: There is no such mix.
     """
     return _records("train", mix, seed)
 
@@ -93,7 +95,7 @@ def export(split: Split, path: str | os.PathLike[str], mix: Mix, seed: int = 0) 
     """Writes a split as LLaVA's JSON, with absolute paths to the pictures.
 
     Raises:
-        ValueError: There is no such split or mix.
+        OptionError: There is no such split or mix.
     """
     target = Path(path)
     unfinished = target.with_name(target.name + ".unfinished")
@@ -103,7 +105,7 @@ def export(split: Split, path: str | os.PathLike[str], mix: Mix, seed: int = 0) 
 
 def _records(split: Split, mix: Mix, seed: int) -> list[dict[str, Any]]:
     if mix not in get_args(Mix):
-        raise ValueError(f"mix: {mix!r} is not one of {', '.join(get_args(Mix))}")
+        raise OptionError("mix", f"{mix!r} is not one of {', '.join(get_args(Mix))}.")
     asked = questions(split)
     exchanges = [] if mix == "full" else [(path, CAPTION_REQUEST, text) for path, text in captions(asked).items()]
     if mix != "captions":

@@ -4,11 +4,11 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from evomoe.recipe import ImageAspect
+from evomoe.recipe import ImageAspect, check_image_aspect
 
 _END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 _TAIL_BYTES = 1024
@@ -107,8 +107,7 @@ class Shape:
     """
 
     def __init__(self, processor: Any, aspect: ImageAspect) -> None:
-        if aspect not in get_args(ImageAspect):
-            raise ValueError(f"image_aspect: there is no '{aspect}'; choose from {', '.join(get_args(ImageAspect))}.")
+        check_image_aspect(aspect)
         image_processor = getattr(processor, "image_processor", None)
         crops = bool(getattr(image_processor, "do_center_crop", False))
         self.aspect: ImageAspect = aspect if aspect != "auto" else "pad" if crops else "keep"

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from evomoe.data.images import BadImageError, ImageFolder, MissingImageError, check_image
 from evomoe.data.sources import Source, open_source
 from evomoe.files import check_folder
+from evomoe.recipe import check_on_bad_record
 from evomoe.words import counted, kind_of
 
 if TYPE_CHECKING:
@@ -114,10 +115,10 @@ def load_records(
 
     Raises:
         BadRecordError: There are bad records under "stop", or no good one at all.
-        ValueError: The data cannot be opened, or an option has an unknown value.
+        OptionError: An option has an unknown value.
+        ValueError: The data cannot be opened.
     """
-    if on_bad_record not in ("stop", "skip"):
-        raise ValueError(f"on_bad_record: {on_bad_record!r} is neither 'stop' nor 'skip'")
+    check_on_bad_record(on_bad_record)
     if image_root is not None:
         check_folder("image_root", os.fspath(image_root))
     source = open_source(data)
@@ -134,7 +135,7 @@ def load_records(
     if not source.rows:
         raise BadRecordError(f"{source.name}: there are no records")
     if bad and (on_bad_record == "stop" or not kept):
-        where = f"Not one picture is in {images.folder}; is --image-root right?" if check.all_missing else ""
+        where = f"Not one picture is in {images.folder}; is `image_root` right?" if check.all_missing else ""
         raise BadRecordError(bad_summary(source.name, bad, len(source.rows), where))
     return Records(source, images, kept, bad)
 
@@ -193,7 +194,7 @@ def bad_summary(name: str, bad: Sequence[str], total: int, remedy: str = "") -> 
             f"{name}: {len(bad):,} of {counted(total, 'record')} {'is' if len(bad) == 1 else 'are'} bad:",
             *(f"  {message}" for message in bad[:_LISTED]),
             *([f"  and {more:,} more"] if more > 0 else []),
-            remedy or f"Repair {them}; training can leave {them} out: --on-bad-record skip.",
+            remedy or f"Repair {them}; training can leave {them} out: `on_bad_record=skip`.",
         ]
     )
 

@@ -88,7 +88,7 @@ def cut_fault(where: str, length: int, first_label: int, pictures_end: int, max_
     if length <= max_length or (pictures_end <= max_length and first_label < max_length):
         return None
     would = "cut through its pictures" if pictures_end > max_length else "leave no answer to learn"
-    return f"{where}: it has {length} tokens, and cutting it at max_length {max_length} would {would}; raise --max-length"
+    return f"{where}: it has {length} tokens, and cutting it at max_length {max_length} would {would}; raise `max_length`"
 
 
 def read_pictures(record: Record, read: Callable[[str | Image.Image], _Read]) -> list[_Read]:

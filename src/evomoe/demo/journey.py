@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.accounting import count_parameters
@@ -24,6 +23,8 @@ from evomoe.recipe import MoEOptions, Recipe, StageOptions
 from evomoe.run_folder import check_output
 from evomoe.stages import run
 from evomoe.stages.trainable import set_trainable
+from evomoe.support.device import best_device, prepare
+from evomoe.support.errors import OptionError
 
 DENSE_MODEL = Path(__file__).parent / "dense_vlm"
 
@@ -66,11 +67,10 @@ def run_demo(output: str | Path = "runs/demo", resume: bool = True) -> str:
     begin = time.monotonic()
     folder = _free_folder(Path(output))
     if folder.exists() and not resume:
-        raise ValueError(
-            f"output: {folder} holds an unfinished demo; leave out --no-resume to go on with it, or name another folder."
+        raise OptionError(
+            "output", f"{folder} holds an unfinished demo; leave out `resume=False` to go on with it, or name another folder."
         )
-    if not torch.cuda.is_available():
-        torch.set_flush_denormal(True)
+    prepare(best_device())
     recipe = demo_recipe(folder)
     sparse_folder, control_folder = _run(recipe), _run(control_recipe(folder), "dense control")
     report = _measure(folder, sparse_folder, control_folder)
@@ -94,7 +94,7 @@ def _run(recipe: Recipe, label: str = "") -> Path:
 
 def _measure(folder: Path, sparse_folder: Path, control_folder: Path) -> ReportInput:
     """Scores all models on the test split, and looks at routers and experts."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     dense, control, sparse = (load_model(path).to(device) for path in (DENSE_MODEL, control_folder, sparse_folder))
     asked = questions(easy_vqa.questions("test"))
     prompts = Prompts([*map(ask, asked)], load_processor(sparse_folder), keep=True)

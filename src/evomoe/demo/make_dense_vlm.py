@@ -27,6 +27,7 @@ from evomoe.evaluation.generation import Prompts, ask, evaluate
 from evomoe.evaluation.reports import score_table
 from evomoe.files import new_folder, write_text
 from evomoe.small_vlm import END, IMAGE, Architecture, build_processor, build_tower, build_vlm, optimise
+from evomoe.support.device import prepare
 from evomoe.tables import markdown_table
 
 ABSENCE = (
@@ -232,7 +233,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)  # the order of sums, and so the weights, depend on the number of threads
-    torch.set_flush_denormal(True)
+    prepare(torch.device("cpu"))
     recipe = Recipe()
     with new_folder(arguments.output) as folder:
         asked = easy_vqa.questions("train")

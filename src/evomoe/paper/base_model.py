@@ -27,6 +27,7 @@ from evomoe.data.prompts import LETTER_ANSWER, SHORT_ANSWER
 from evomoe.files import new_folder, write_text
 from evomoe.recipe import Recipe, StageOptions
 from evomoe.small_vlm import Architecture, build_processor, build_tower, build_vlm, optimise
+from evomoe.support.device import prepare
 
 VERSION = 1
 """Grows whenever a seed gives another model than before."""
@@ -170,7 +171,7 @@ def _learn(model: Path, data: Path, output: Path, options: StageOptions, seed: i
 def _assemble(folder: Path, world: Path, seed: int, recipe: BaseRecipe) -> None:
     """Trains the tower and joins it with a fresh projector and decoder."""
     torch.manual_seed(seed)
-    torch.set_flush_denormal(True)
+    prepare(torch.device("cpu"))
     files = [world / "train" / f"{name}.json" for name in ("letters", "words", "stage1", "stage2")]
     turns = [turn["value"] for file in files for record in json.loads(file.read_text()) for turn in record["conversations"]]
     texts = (text.replace("<image>", "") for text in turns)

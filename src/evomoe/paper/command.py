@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 from evomoe.paper.table import Row, Table
 from evomoe.paper.tables import TABLES
+from evomoe.support.errors import OptionError
 from evomoe.words import counted
 
 _ELSEWHERE = {
     "1": "Table 1 compares with models of others; score any of them with `evomoe eval`.",
-    "7": "Table 7 is what --scale paper takes its data, steps and hours from.",
+    "7": "Table 7 is what `scale=paper` takes its data, steps and hours from.",
     "8": "Table 8 is computed, not trained: docs/parameters.md, or `evomoe params MODEL`.",
 }
+_TRIAL = "A trial: MME adds up its subtasks, of which so few questions reach only some, so that its sum and AVG are too low."
 PROBED = 100
 """Questions of each benchmark that every expert answers alone before Stage III."""
 
@@ -42,12 +44,14 @@ def run_table(
         dry_run: say what would be run; train nothing.
 
     Raises:
-        ValueError: there is no such table or row, or a task failed.
+        OptionError: there is no such table or row, or a number is too small.
+        ValueError: a task failed.
     """
     table = find(name)
     chosen = with_baseline(table, rows)
-    if seeds < 0 or jobs < 1 or limit < 0:
-        raise ValueError("--seeds and --limit must be at least 0, --jobs at least 1.")
+    for option, value, least in (("seeds", seeds, 0), ("jobs", jobs, 1), ("limit", limit, 0)):
+        if value < least:
+            raise OptionError(option, f"{value} must be at least {least}.")
     seeds = seeds or table.seeds
     from evomoe.analysis.uniformity import disagreement
     from evomoe.data import mini
@@ -100,32 +104,32 @@ def run_table(
     if results:
         path, found = keep(found, results)
         said.append(f"Kept in {path}.")
-    heading = f"{table.heading} ({split} split" + f", {counted(limit, 'question')} per benchmark" * bool(limit) + ")"
-    few = [
-        "A trial: MME adds up its subtasks, of which so few questions reach only some, so that its sum and AVG are too low."
-    ] * bool(limit)
-    return "\n\n".join([heading, render(table, found), *few, *table.notes, *said])
+    asked, notes = f"{split} split", list(table.notes)
+    if limit:
+        asked += f", {counted(limit, 'question')} per benchmark"
+        notes.insert(0, _TRIAL)
+    return "\n\n".join([f"{table.heading} ({asked})", render(table, found), *notes, *said])
 
 
 def plan_table(name: str, rows: Sequence[str] = (), study: Path = Path("runs/study"), dry_run: bool = False) -> str:
     """A table at the paper's scale: what it takes, and the commands; unless ``dry_run``, writes the rows' recipes below ``study``.
 
     Raises:
-        ValueError: there is no such table or row.
+        OptionError: there is no such table or row, or the paper does not have it.
     """
     from evomoe.paper.plan import describe_plan
 
     table = find(name)
     if not table.name.isdigit():
-        raise ValueError(f"--scale paper: {table.name} is a study of our own, which the paper has not at its scale.")
+        raise OptionError("scale", f"{table.name} is a study of our own, which the paper has not at its scale.")
     return describe_plan(table, with_baseline(table, rows), study / "paper" / f"table{name}", not dry_run)
 
 
 def find(name: str) -> Table:
-    """Raises ValueError if there is no such table."""
+    """Raises OptionError if there is no such table."""
     if name not in TABLES:
         elsewhere = f" {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-        raise ValueError(f"table: there is no table {name} to run; choose from {', '.join(TABLES)}.{elsewhere}")
+        raise OptionError("name", f"there is no table {name} to run; choose from {', '.join(TABLES)}.{elsewhere}")
     return TABLES[name]
 
 

@@ -22,6 +22,7 @@ from evomoe.loading import load_processor
 from evomoe.paper.drawing import write_figure
 from evomoe.paper.options import FigureOptions
 from evomoe.paper.table_10 import TABLE
+from evomoe.support.errors import OptionError
 
 _MOE_TUNING, *_SHUFFLED = [row.published[-1] for row in TABLE.rows if row.published]
 PUBLISHED = ShuffleScores(_MOE_TUNING, _SHUFFLED)
@@ -42,8 +43,8 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
     label, known = read_scores(options.scores) if options.scores else ("", {})
     new = {name: checkpoint for name, checkpoint in checkpoints.items() if checkpoint not in known}
     if new and label and label != _label(options.benchmarks):
-        raise ValueError(
-            f"--scores: {options.scores} holds {label}, and {next(iter(new))} would be scored as {_label(options.benchmarks)}."
+        raise OptionError(
+            "scores", f"{options.scores} holds {label}, and {next(iter(new))} would be scored as {_label(options.benchmarks)}."
         )
     for checkpoint in new.values():
         refuse_missing(checkpoint)
@@ -87,7 +88,7 @@ def read_scores(path: str | Path) -> tuple[str, dict[str, ShuffleScores]]:
     """What is scored, and the scores by checkpoint, from a file that this figure wrote or one with the latter alone.
 
     Raises:
-        ValueError: it is neither.
+        OptionError: it is neither.
     """
     try:
         written: Any = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -97,4 +98,4 @@ def read_scores(path: str | Path) -> tuple[str, dict[str, ShuffleScores]]:
             raise ValueError("no shuffles")
         return label, scores
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f'--scores: {path} does not hold {{checkpoint: {{"own": 65.5, "shuffled": [65.3, ...]}}}}.') from error
+        raise OptionError("scores", f'{path} does not hold {{checkpoint: {{"own": 65.5, "shuffled": [65.3, ...]}}}}.') from error

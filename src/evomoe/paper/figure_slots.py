@@ -21,6 +21,7 @@ from evomoe.loading import load_processor
 from evomoe.paper.drawing import write_figure
 from evomoe.paper.options import FigureOptions
 from evomoe.structure import image_token_ids
+from evomoe.support.errors import OptionError
 
 MOST = 6
 """Questions that a picture has room for."""
@@ -70,7 +71,7 @@ def _records(checkpoint: str, config: EvoMoEConfig, model: PreTrainedModel, opti
         (next(probe.collated([item], model, labels=False)), picture) for item, picture in probe.with_one_picture(MOST)
     ]
     if not shown:
-        raise ValueError(f"--data: no record of {probe.name} has one picture; raise --records.")
+        raise OptionError("data", f"no record of {probe.name} has one picture; raise `records`.")
     return probe.name, shown
 
 
@@ -88,8 +89,8 @@ def _questions(processor: Any, model: PreTrainedModel, options: FigureOptions) -
 
     shown = [one for name in options.benchmarks for one in of(name)][:MOST]
     if not shown:
-        raise ValueError(
-            f"--benchmarks: of {', '.join(options.benchmarks)} no question that was drawn has a picture; name another one, or records "
-            "with --data."
+        raise OptionError(
+            "benchmarks",
+            f"of {', '.join(options.benchmarks)} no question that was drawn has a picture; name another one, or records with `data`.",
         )
     return f"questions of {', '.join(options.benchmarks)}", shown

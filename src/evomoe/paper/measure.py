@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.calibration import calibrate, mean_real_experts
@@ -21,6 +20,7 @@ from evomoe.paper.in_memory import benchmarks
 from evomoe.paper.task import Scoring, Training
 from evomoe.run_folder import stage_folder
 from evomoe.stages.stage2_evolution import EXPERTS
+from evomoe.support.device import best_device, prepare
 from evomoe.upcycling import upcycle
 
 LONGEST = 16
@@ -36,8 +36,8 @@ def score_model(scoring: Scoring, study: Path) -> dict[str, Any]:
         ``scores`` by benchmark, ``average``, and ``answers`` by benchmark and question id; of a sparse model also
         ``experts_per_token`` by benchmark: how many (real) experts a prompt's token had in an MoE layer, on average.
     """
-    torch.set_flush_denormal(True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
+    prepare(device)
     model = _model(scoring, study).to(device)
     scores, answers, experts = {}, {}, {}
     with _changed(model, scoring):

@@ -6,6 +6,7 @@ from pathlib import Path
 from evomoe.analysis.options import ProbeOptions
 from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.files import check_output_folder, refuse_missing
+from evomoe.support.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class FigureOptions(ProbeOptions):
 
     Attributes:
         data: 1b, 5, slots: the records that the routers are watched on, as `evomoe analyze` takes them; slots shows questions of
-            --benchmarks without it.
+            benchmarks without it.
         output: folder for the pictures (PNG, SVG) and their numbers (JSON); runs/plot/NAME unless named, NAME from the checkpoint's path.
         against: a second checkpoint, drawn beside the first.
         names: what the checkpoints are called in the picture; by their folders unless named.
@@ -37,14 +38,14 @@ class FigureOptions(ProbeOptions):
         """The checkpoints by their names in the picture.
 
         Raises:
-            ValueError: there are more or fewer names than checkpoints, or two alike.
+            OptionError: there are more or fewer names than checkpoints, or two alike.
         """
         chosen = [checkpoint] if self.against is None else [checkpoint, self.against]
         names = list(self.names) or [_short(one) for one in chosen]
         if not self.names and len(set(names)) < len(names):
             names = chosen
         if len(names) != len(chosen) or len(set(names)) < len(names):
-            raise ValueError(f"--names: give each of the {len(chosen)} checkpoints one name of its own.")
+            raise OptionError("names", f"give each of the {len(chosen)} checkpoints one name of its own.")
         return dict(zip(names, chosen, strict=True))
 
     def evaluation(self) -> EvaluationOptions:
@@ -59,11 +60,11 @@ class FigureOptions(ProbeOptions):
         )
 
     def check_figure(self, figure: str) -> None:
-        """Raises ValueError, naming it, if an option that this figure needs is wrong."""
+        """Raises OptionError if an option that this figure needs is wrong, ValueError if a checkpoint or data are not there."""
         if figure == "1a" or figure == "slots" and not self.data:
             self.evaluation().check(self.benchmarks)
             if self.scores is not None and not Path(self.scores).is_file():
-                raise ValueError(f"--scores: there is no file {self.scores}.")
+                raise OptionError("scores", f"there is no file {self.scores}.")
         else:
             self.check()
         check_output_folder(self.output)

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from evomoe import __version__
+from evomoe.support.device import device_name
 
 
 def provenance() -> dict[str, str]:
     """Date, commit ("unknown" outside a clone), machine, threads, and versions of what computes."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     packages = [f"evomoe {__version__}", *(f"{name} {version(name)}" for name in ("torch", "transformers"))]
     return {
         "date": date.today().isoformat(),
         "commit": _commit(),
-        "machine": f"{device}, {platform.system()}",
+        "machine": f"{device_name()}, {platform.system()}",
         "threads": str(torch.get_num_threads()),
         "versions": ", ".join(packages),
     }
@@ -31,4 +31,4 @@ def _commit() -> str:
         changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head + "+" * bool(changed)
+    return f"{head}+" if changed else head

@@ -124,7 +124,7 @@ def _side_by_side(left: dict[str, Task], study: Path, jobs: int, bar: tqdm) -> I
                         at = ", ".join(sorted(one.name for one in (task, *running.values())))
                         raise ValueError(
                             f"A process ended before its time, at {at} (logs in {study}). If the system was short of memory, take a "
-                            "smaller --jobs; the same command goes on from there."
+                            "smaller `jobs`; the same command goes on from there."
                         ) from error
                     if error is not None:
                         raise ValueError(f"{task.name} failed: {error} (log: {study / task.name}.log)") from error

@@ -8,6 +8,7 @@ from typing import Any
 from evomoe.evaluation.average import paper_benchmarks
 from evomoe.recipe import Recipe
 from evomoe.recipes import EVOMOE
+from evomoe.support.errors import OptionError
 
 SEVEN = tuple(benchmark.column for benchmark in paper_benchmarks())
 """The paper's benchmarks, by its columns."""
@@ -24,7 +25,7 @@ class Row:
     """A row of a table.
 
     Attributes:
-        name: what ``--rows`` takes.
+        name: what ``rows`` takes.
         label: what the table says.
         recipe: from the model of Stage I on; model, output, steps and batches are the scale's.
         published: the paper's numbers in the table's columns, AVG last if the table has it; None where it has none.
@@ -93,10 +94,10 @@ class Table:
         """The rows with these names, all if none is given.
 
         Raises:
-            ValueError: there is no such row.
+            OptionError: there is no such row.
         """
         known = {row.name: row for row in self.rows}
         for name in names:
             if name not in known:
-                raise ValueError(f"--rows: table {self.name} has no row '{name}'; choose from {', '.join(known)}.")
+                raise OptionError("rows", f"table {self.name} has no row '{name}'; choose from {', '.join(known)}.")
         return [known[name] for name in names] or list(self.rows)

@@ -10,7 +10,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import torch
 from huggingface_hub.dataclasses import type_validator
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks, is_deepspeed_available
@@ -31,6 +30,8 @@ from evomoe.recipe import STAGES, MoEOptions, Recipe
 from evomoe.run_folder import StageFolder, is_main_process, stage_folder
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
+from evomoe.support.device import best_device, prepare
+from evomoe.support.errors import OptionError, foreign, within
 from evomoe.trainer import EvoMoETrainer
 from evomoe.words import counted
 
@@ -53,18 +54,22 @@ def as_its_model(recipe: Recipe) -> Recipe:
     """The recipe with the mixture of the model that it starts from, if that is an EvoMoE, which Stage III trains further as it is.
 
     Raises:
-        ValueError: such a model, but another stage is asked for, or another mixture.
+        OptionError: such a model, but another stage is asked for.
+        ValueError: such a model, but another mixture is asked for; the message names the options.
     """
     config = load_config(recipe.model, recipe.trust_remote_code)
     if not isinstance(config, EvoMoEConfig):
         return recipe
     if recipe.stages != (3,):
-        raise ValueError(f"{recipe.model} is an EvoMoE model already; Stage III alone trains it further: --stages 3.")
+        raise OptionError("stages", f"{recipe.model} is an EvoMoE model already; Stage III alone trains it further: `stages=3`.")
     own, wrong = config.moe, contradictions(config, recipe.moe, recipe.moe_layers)
-    wrong += ["expert_init"] * (recipe.expert_init not in (Recipe.expert_init, own.expert_init))
-    if wrong := wrong + ["init_options"] * bool(recipe.init_options):
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-        raise ValueError(f"{recipe.model} is an EvoMoE model already and is trained as it is; leave out {flags}.")
+    if recipe.expert_init not in (Recipe.expert_init, own.expert_init):
+        wrong.append("expert_init")
+    if recipe.init_options:
+        wrong.append("init_options")
+    if wrong:
+        named = ", ".join(f"`{name}`" for name in wrong)
+        raise ValueError(f"{recipe.model} is an EvoMoE model already and is trained as it is; leave out {named}.")
     moe = MoEOptions(**{field.name: getattr(own, field.name) for field in fields(MoEOptions)})
     return recipe.but(moe=moe, expert_init=own.expert_init, moe_layers=",".join(map(str, own.moe_layers)))
 
@@ -96,7 +101,7 @@ def check_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
             arguments = training_arguments(recipe, stage, stage_folder(recipe.output, stage), num_records=1)
             _check_loggers(arguments)
         except (ValueError, ImportError) as error:
-            raise ValueError(f"--trainer: TrainingArguments of stage {stage}: {error}") from error
+            raise OptionError("trainer", f"TrainingArguments of stage {stage}: {foreign(error)}") from error
         _check_trained_parts(recipe, stage, sparse if stage == 3 else dense, moe)
     ChatTemplate(load_processor(recipe.model, recipe.trust_remote_code))
     return dense, sparse
@@ -114,15 +119,21 @@ def _check_loggers(arguments: TrainingArguments) -> None:
 def _check_trained_parts(recipe: Recipe, stage: int, model: PreTrainedModel, moe: MoEConfig) -> None:
     what = recipe.stage(stage).train
     try:
-        set_trainable(model, what, moe.moe_layers)
-    except ValueError as error:
-        remedy, parts = "", what.split("+")
-        if not takes_pictures(model.config) and {"projector", "vision"} & set(parts):
-            others = " ".join(str(other) for other in recipe.stages if other != stage)
-            of_text = "+".join(part for part in parts if part not in ("projector", "vision"))
-            ways = [f"--stages {others}"] * bool(others) + [f"--stage{stage}.train {of_text}"] * bool(of_text)
-            remedy = f" It is text-only: give {' or '.join(ways)}." if ways else " It is text-only."
-        raise ValueError(f"--stage{stage}.{error}{remedy}") from error
+        with within(f"stage{stage}"):
+            set_trainable(model, what, moe.moe_layers)
+    except OptionError as error:
+        parts = what.split("+")
+        if takes_pictures(model.config) or not {"projector", "vision"} & set(parts):
+            raise
+        others = " ".join(str(other) for other in recipe.stages if other != stage)
+        of_text = "+".join(part for part in parts if part not in ("projector", "vision"))
+        ways = []
+        if others:
+            ways.append(f"`stages={others}`")
+        if of_text:
+            ways.append(f"`stage{stage}.train={of_text}`")
+        remedy = f": give {' or '.join(ways)}" if ways else ""
+        raise OptionError(error.option, f"{error.message} It is text-only{remedy}.") from error
 
 
 def _check_init_options(recipe: Recipe, moe: MoEConfig) -> None:
@@ -200,12 +211,12 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
         "report_to": "none",
         "remove_unused_columns": False,
         "dataloader_num_workers": recipe.workers,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": best_device().type == "cuda",
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "disable_tqdm": True,
         "train_sampling_strategy": "group_by_length",
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": best_device().type == "cpu",
     }
     return TrainingArguments(**arguments | trainer_options(recipe, stage))
 
@@ -246,9 +257,8 @@ def train(
             "-m evomoe.cli train ..., or show it one GPU with CUDA_VISIBLE_DEVICES=0."
         )
     if dataset.cut and is_main_process():
-        logger.warning("Cut at --max-length %d: %d of %s.", recipe.max_length, dataset.cut, counted(len(dataset), "record"))
-    if arguments.device.type == "cpu":
-        torch.set_flush_denormal(True)  # without it, steps become several times slower as weights settle
+        logger.warning("Cut at max_length %d: %d of %s.", recipe.max_length, dataset.cut, counted(len(dataset), "record"))
+    prepare(arguments.device)
     set_seed(recipe.seed)
     layers = moe_layers(recipe.placement(), text_config(model.config).num_hidden_layers)
     set_trainable(model, recipe.stage(stage).train, layers)

@@ -1,13 +1,12 @@
 """What a run would do: what trains, how many parameters, how many steps. Loads no weights."""
 
-import torch
-
 from evomoe.accounting import count_parameters, large_router, readable
 from evomoe.recipe import STAGES, Recipe
 from evomoe.run_folder import check_output, stage_folder
 from evomoe.stages.common import as_its_model, check_recipe, load_data, planned_steps, trainer_options
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import text_config
+from evomoe.support.device import best_device, device_name
 from evomoe.words import counted
 
 
@@ -47,13 +46,13 @@ def describe(recipe: Recipe, resume: bool = False) -> str:
         in_a_step = settings.batch_size * settings.accumulation
         if in_a_step > len(dataset):
             lines.append(
-                f"  a step takes {in_a_step} records, more than there are; smaller: --stage{stage}.batch-size, "
-                f"--stage{stage}.accumulation"
+                f"  a step takes {in_a_step} records, more than there are; smaller: `stage{stage}.batch_size`, "
+                f"`stage{stage}.accumulation`"
             )
         if stage == 3 and (warning := large_router(model)):
             lines.append(f"  {warning}")
         if dataset.cut:
-            lines.append(f"  cut at --max-length {recipe.max_length}: {counted(dataset.cut, 'record')}")
+            lines.append(f"  cut at max_length {recipe.max_length}: {counted(dataset.cut, 'record')}")
         if dataset.skipped:
             lines += [
                 f"  {counted(len(dataset.skipped), 'bad record')} would be left out:",
@@ -61,8 +60,9 @@ def describe(recipe: Recipe, resume: bool = False) -> str:
             ]
         if options:
             lines.append(f"  TrainingArguments: {options}")
-    device = "CUDA" if torch.cuda.is_available() else "CPU"
-    return "\n".join([*lines, "", f"Would run on {device}. Nothing was loaded or written."])
+    device = best_device()
+    where = "CPU" if device.type == "cpu" else device_name(device)
+    return "\n".join([*lines, "", f"Would run on {where}. Nothing was loaded or written."])
 
 
 def _progress(recipe: Recipe, stage: int) -> str:

@@ -93,5 +93,5 @@ def stages_table(dense: PreTrainedModel, sparse: PreTrainedModel) -> str:
 def _check_own(source: str, config: EvoMoEConfig, options: MoEOptions, placement: str) -> None:
     """Refuses options that say something else than an EvoMoE's own configuration does; defaults say nothing."""
     if wrong := contradictions(config, options, placement):
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-        raise ValueError(f"{source} is an EvoMoE already and is counted as its configuration says; leave out {flags}.")
+        named = ", ".join(f"`{name}`" for name in wrong)
+        raise ValueError(f"{source} is an EvoMoE already and is counted as its configuration says; leave out {named}.")

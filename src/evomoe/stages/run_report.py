@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from evomoe.accounting import count_parameters
 from evomoe.analysis.probe import Probe
 from evomoe.analysis.report import ReportInput, write_report
@@ -16,6 +14,7 @@ from evomoe.recipe import STAGES, Recipe
 from evomoe.run_folder import stage_folder
 from evomoe.stages.trainable import set_trainable
 from evomoe.structure import image_token_ids, text_config
+from evomoe.support.device import best_device
 
 PROBE_RECORDS = 64
 
@@ -38,7 +37,7 @@ def report_run(recipe: Recipe, final: Path, dataset: ConversationDataset) -> Pat
     model = load_model(final, recipe.dtype, recipe.trust_remote_code)
     if isinstance(model, EvoMoEMixin):
         looked_at = Probe(dataset, "the last stage's training data", image_token_ids(model.config), PROBE_RECORDS)
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model = model.to(best_device())
         statistics, probe = routing_statistics(model, looked_at.unlabelled(model)), looked_at.name
         origin = model.config.moe.origin
     return write_report(Path(recipe.output), recipe, ReportInput(counts, statistics, probe, origin=origin))

@@ -9,6 +9,7 @@ from torch import nn
 
 from evomoe.block import EvoMoEBlock
 from evomoe.structure import decoder_layers, ffn_names, module_name, part_of
+from evomoe.support.errors import OptionError
 
 PARTS = ("text", "projector", "vision", "ffn", "router", "experts")
 
@@ -26,14 +27,14 @@ def set_trainable(model: nn.Module, what: str, moe_layers: Sequence[int]) -> lis
         The names of the parameters that train.
 
     Raises:
-        ValueError: there is no such part, or this model has none of it.
+        OptionError: there is no such part, or this model has none of it.
     """
     check_parts(what)
     chosen: set[str] = set()
     for part in what.split("+"):
         names = names_in(model, part, moe_layers)
         if not names:
-            raise ValueError(f"train: this model ({type(model).__name__}) has no parameters in '{part}'.")
+            raise OptionError("train", f"this model ({type(model).__name__}) has no parameters in '{part}'.")
         chosen |= names
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
@@ -56,10 +57,10 @@ def names_in(model: nn.Module, part: str, moe_layers: Sequence[int]) -> set[str]
 
 
 def check_parts(what: str) -> None:
-    """Raises ValueError if ``what`` names a part that does not exist."""
+    """Raises OptionError if ``what`` names a part that does not exist."""
     for part in what.split("+"):
         if part not in PARTS:
-            raise ValueError(f"train: there is no part '{part}'; choose from {', '.join(PARTS)}, joined by '+'.")
+            raise OptionError("train", f"there is no part '{part}'; choose from {', '.join(PARTS)}, joined by '+'.")
 
 
 def _below(names: Sequence[str] | dict, prefixes: Sequence[str]) -> set[str]:

@@ -42,6 +42,11 @@ def as_flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
+def foreign(error: Exception) -> str:
+    """The first line of another program's error; what it has in backticks is no option of ours."""
+    return str(error).strip().partition("\n")[0].replace("`", "'")
+
+
 def with_flags(error: Exception | Warning | str, positional: Collection[str] = ()) -> str:
     """What the command line prints of an error: flags in place of arguments.
 
@@ -55,6 +60,8 @@ def with_flags(error: Exception | Warning | str, positional: Collection[str] = (
 
     def rendered(found: re.Match) -> str:
         name, value = found.groups()
+        if value == "False":
+            return flag(f"no_{name}")
         return flag(name) if value in (None, "True") else f"{flag(name)} {value}"
 
     if isinstance(error, OptionError):

@@ -75,7 +75,7 @@ def letter(maker: LetteredMaker, before_hint: str = "") -> Asker:
         choice = maker(scene, rng)
         if choice is None:
             return None
-        hint = f"{before_hint}{choice.hint}\n" * bool(choice.hint)
+        hint = f"{before_hint}{choice.hint}\n" if choice.hint else ""
         return hint + choice.lines() + LETTER_ANSWER, choice.letter
 
     return ask

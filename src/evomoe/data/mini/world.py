@@ -19,6 +19,7 @@ from evomoe.data.mini.training import STAGE1, STAGE2, Exchange, Mix, conversatio
 from evomoe.data.mini.vqa_files import write_gqa, write_textvqa, write_vqav2
 from evomoe.data.mini.words import EXERCISES, LETTERS, exercise
 from evomoe.files import new_folder, write_text
+from evomoe.support.errors import OptionError
 
 VERSION = 2
 """Grows whenever a seed gives other files than before."""
@@ -78,7 +79,7 @@ class TestSizes:
 
     def __post_init__(self) -> None:
         if smallest := [name for name, size in vars(self).items() if size < 1]:
-            raise ValueError(f"sizes: {smallest[0]} is {getattr(self, smallest[0])}; every test set needs at least 1.")
+            raise OptionError(smallest[0], f"{getattr(self, smallest[0])} is too few; every test set needs at least 1.")
 
 
 @dataclass(frozen=True)

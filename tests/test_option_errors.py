@@ -1,0 +1,89 @@
+"""The same wrong option, given in Python and on the command line: each reader is told the name that they know."""
+
+import pytest
+from tiny import make_llava
+
+from evomoe import upcycle
+from evomoe.cli import main
+from evomoe.paper.command import run_table
+from evomoe.recipe import EvolutionOptions, MoEOptions, Recipe, StageOptions
+from evomoe.run_folder import check_output
+from evomoe.support.errors import OptionError, as_flag
+
+OF_A_RUN = {
+    "seed": ({"seed": -1}, ["--seed", "-1"]),
+    "max_length": ({"max_length": 0}, ["--max-length", "0"]),
+    "stages": ({"stages": (2, 1)}, ["--stages", "2", "1"]),
+    "num_experts": ({"moe": {"num_experts": 1}}, ["--num-experts", "1"]),
+    "num_experts_per_tok": ({"moe": {"num_experts_per_tok": 9}}, ["--num-experts-per-tok", "9"]),
+    "aux_losses": ({"moe": {"aux_losses": {"balance": -1}}}, ["--aux-losses", "balance=-1"]),
+    "gate": ({"moe": {"gate": "normalised"}}, ["--gate", "normalised"]),
+    "expert_init": ({"stages": (1, 3)}, ["--stages", "1", "3"]),
+    "evolution.beta_ranges": (
+        {"evolution": {"beta_ranges": ((0.9, 0.8),) * 3}},
+        ["--evolution.beta-ranges", *["0.9", "0.8"] * 3],
+    ),
+    "evolution.stop_fraction": ({"evolution": {"stop_fraction": 2.0}}, ["--evolution.stop-fraction", "2"]),
+    "stage2.batch_size": ({"stage2": {"batch_size": 0}}, ["--stage2.batch-size", "0"]),
+    "stage2.learning_rate": ({"stage2": {"learning_rate": 0.0}}, ["--stage2.learning-rate", "0"]),
+    "stage3.trainer": ({"stage3": {"trainer": {"max_steps": 1}}}, ["--stage3.trainer", "max_steps=1"]),
+    "trainer": ({"trainer": {"seed": 1}}, ["--trainer", "seed=1"]),
+}
+OF_A_CONVERSION = {
+    "num_experts": ({"num_experts": 1}, ["--num-experts", "1"]),
+    "expert_dropout": ({"expert_dropout": 1.0}, ["--expert-dropout", "1"]),
+    "moe_layers": ({"moe_layers": "some"}, ["--moe-layers", "some"]),
+}
+
+
+def told(arguments: list[str], capsys) -> str:
+    """What the command line says of arguments that it refuses."""
+    assert main(arguments) == 1
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "changes", "flags"), [(name, *case) for name, case in OF_A_RUN.items()], ids=OF_A_RUN)
+def test_an_option_of_a_run(option, changes, flags, capsys):
+    parts = {"moe": MoEOptions, "evolution": EvolutionOptions, "stage2": StageOptions, "stage3": StageOptions}
+    with pytest.raises(OptionError) as error:
+        Recipe("m", "d", "o", **{name: parts[name](**value) if name in parts else value for name, value in changes.items()})
+    assert error.value.option == option and str(error.value).startswith(f"{option}: ") and "--" not in str(error.value)
+    said = told(["train", "--model", "m", "--data", "d", "--output", "o", *flags], capsys)
+    assert said.startswith(f"evomoe: {as_flag(option)}: ") and "`" not in said
+
+
+@pytest.mark.parametrize(
+    ("option", "changes", "flags"), [(name, *case) for name, case in OF_A_CONVERSION.items()], ids=OF_A_CONVERSION
+)
+def test_an_option_of_a_conversion(option, changes, flags, workspace, capsys):
+    with pytest.raises(OptionError) as error:
+        upcycle(make_llava(), **changes)
+    assert error.value.option == option and "--" not in str(error.value)
+    said = told(["upcycle", str(workspace / "model"), str(workspace / "out"), *flags], capsys)
+    assert said.startswith(f"evomoe: {as_flag(option)}: ") and "`" not in said
+
+
+def test_an_option_in_the_advice(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    recipe = Recipe("m", "d", str(tmp_path / "run"))
+    recipe.save(tmp_path / "run" / "recipe.json")
+    (tmp_path / "run" / "report.md").touch()
+    with pytest.raises(OptionError, match=r"Add `resume=True` to go on with it"):
+        check_output(recipe, resume=False)
+    said = told(["train", "--model", "m", "--data", "d", "--output", str(tmp_path / "run")], capsys)
+    assert said.startswith("evomoe: --output: ") and "Add --resume to go on with it" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags", "message"),
+    [
+        ({"name": "77"}, ["77"], "name: there is no table 77 to run"),  # which is given by its place
+        ({"name": "2", "rows": ("x",)}, ["2", "--rows", "x"], "rows: table 2 has no row 'x'"),
+        ({"name": "2", "jobs": 0}, ["2", "--jobs", "0"], "jobs: 0 must be at least 1."),
+    ],
+)
+def test_an_option_of_a_table(arguments, flags, message, capsys, tmp_path):
+    with pytest.raises(OptionError, match=f"^{message}"):
+        run_table(**arguments, study=tmp_path)
+    shown = message if message.startswith("name") else f"--{message}"
+    assert told(["table", *flags, "--study", str(tmp_path)], capsys).startswith(f"evomoe: {shown}")
