@@ -19,7 +19,6 @@ import torch
 import tyro
 
 from evomoe import upcycle
-from evomoe.analysis.diversity import diversity_report
 from evomoe.analysis.interventions import only_expert
 from evomoe.analysis.routing import routing_statistics
 from evomoe.data import easy_vqa
@@ -29,15 +28,18 @@ from evomoe.demo.journey import DENSE_MODEL, demo_recipe
 from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK
 from evomoe.evaluation.benchmarks.easy_vqa import questions as questions_of
 from evomoe.evaluation.generation import Prompts, ask, evaluate
-from evomoe.files import write_text
-from evomoe.loading import load_model, load_processor
-from evomoe.recipe import EvolutionOptions, Recipe
-from evomoe.run_folder import StageFolder
-from evomoe.stages.common import training_arguments
-from evomoe.stages.trainable import set_trainable
+from evomoe.model.loading import load_model, load_processor
+from evomoe.recipe.options import EvolutionOptions
+from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import best_device, prepare
-from evomoe.tables import markdown_table
-from evomoe.trainer import EvolutionCallback, EvoMoETrainer
+from evomoe.support.files import write_text
+from evomoe.support.text import markdown_table
+from evomoe.training.callbacks import EvolutionCallback
+from evomoe.training.collapse import diversity_report
+from evomoe.training.stage import training_arguments
+from evomoe.training.trainable import set_trainable
+from evomoe.training.trainer import EvoMoETrainer
 
 VARIANTS = {
     "scaled_update": EvolutionOptions("scaled_update"),

@@ -14,10 +14,10 @@ import torch
 from timing import machine
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from evomoe.configuration import MoEConfig
 from evomoe.demo.journey import DENSE_MODEL
-from evomoe.families import sparse_config
-from evomoe.loading import empty_model, load_processor
+from evomoe.model.configuration import MoEConfig
+from evomoe.model.families import sparse_config
+from evomoe.model.loading import empty_model, load_processor
 
 
 def config_of_a_billion() -> LlavaConfig:
@@ -31,7 +31,7 @@ def config_of_a_billion() -> LlavaConfig:
 
 def convert(dense: str, out: str) -> None:
     """What the measured process does; prints the bytes that its peak grew by."""
-    from evomoe.upcycling import upcycle_folder
+    from evomoe.conversion.upcycling import upcycle_folder
 
     before = peak_bytes()
     upcycle_folder(dense, out)

@@ -19,24 +19,24 @@ from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from evomoe.block import EvoMoEBlock
-from evomoe.configuration import MoEConfig
 from evomoe.data import easy_vqa
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.records import load_records
 from evomoe.demo.journey import DENSE_MODEL
 from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK, questions
 from evomoe.evaluation.generation import Answerer, Prompts, ask
-from evomoe.evolution import ExpertEvolution
-from evomoe.forward_pass import ForwardPass, running
-from evomoe.loading import load_model, load_processor
-from evomoe.modality import Modality
-from evomoe.placement import moe_layers
-from evomoe.recipe import EvolutionOptions
-from evomoe.routers.dtr import DynamicTokenAwareRouter
-from evomoe.stages.trainable import set_trainable
-from evomoe.structure import decoder_layers
+from evomoe.model.block import EvoMoEBlock
+from evomoe.model.configuration import MoEConfig
+from evomoe.model.forward_pass import ForwardPass, running
+from evomoe.model.loading import load_model, load_processor
+from evomoe.model.modality import Modality
+from evomoe.model.routers.dtr import DynamicTokenAwareRouter
+from evomoe.model.structure import decoder_layers
+from evomoe.recipe.options import EvolutionOptions
+from evomoe.recipe.placement import moe_layers
 from evomoe.support.device import best_device, prepare
+from evomoe.training.evolution import ExpertEvolution
+from evomoe.training.trainable import set_trainable
 
 DEVICE = best_device()
 DTYPE = torch.float32 if DEVICE.type == "cpu" else torch.bfloat16

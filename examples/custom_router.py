@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from evomoe import upcycle
-from evomoe.modality import Modality
-from evomoe.routers import ROUTERS, Router
-from evomoe.row_options import RouterOptions
-from evomoe.stages.trainable import set_trainable
+from evomoe.model.modality import Modality
+from evomoe.model.routers import ROUTERS, Router
+from evomoe.recipe.row_options import RouterOptions
 from evomoe.support.errors import OptionError
+from evomoe.training.trainable import set_trainable
 
 IMAGE_TOKEN, WORDS = 99, 90
 

@@ -27,11 +27,13 @@ from transformers import (
 )
 
 from evomoe import upcycle
-from evomoe.accounting import count_parameters, readable
-from evomoe.composing import compose
+from evomoe.conversion.composing import compose
 from evomoe.data import easy_vqa
-from evomoe.recipe import MoEOptions, Recipe, StageOptions
-from evomoe.stages import run
+from evomoe.model.accounting import count_parameters
+from evomoe.recipe.options import MoEOptions, StageOptions
+from evomoe.recipe.recipe import Recipe
+from evomoe.support.text import readable
+from evomoe.training.run import run
 
 TEXT_QUESTION = "What is the capital of France, and what is it known for?"
 PIXELS, BATCH = 64, 4

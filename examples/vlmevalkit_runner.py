@@ -30,7 +30,7 @@ from evomoe.data.records import IMAGE_MARK, Turn
 from evomoe.evaluation.encode_once import EncodeOnce
 from evomoe.evaluation.generation import Answerer, Asked, Prompts
 from evomoe.evaluation.pictures import FilePicture
-from evomoe.loading import load_model, load_processor
+from evomoe.model.loading import load_model, load_processor
 
 
 def register(options: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ from torch import nn
 from evomoe import upcycle
 from evomoe.analysis.interventions import only_expert, replaced_routers, shuffled_routers
 from evomoe.analysis.routing import RoutingStatistics, routing_statistics
-from evomoe.routers.router import Router
-from evomoe.structure import decoder_layers
+from evomoe.model.routers.router import Router
+from evomoe.model.structure import decoder_layers
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
 

@@ -11,15 +11,15 @@ from tiny import IMAGE_TOKEN, inputs_for, make_llava
 from evomoe.analysis.calibration import calibrate, mean_real_experts, real_experts_per_token
 from evomoe.analysis.interventions import shuffled_importance
 from evomoe.analysis.recording import record_routing
-from evomoe.anyexperts_options import matched
-from evomoe.budget import set_budget, set_cap_scope
-from evomoe.loading import load_model
-from evomoe.modality import Modality
-from evomoe.routers import ROUTERS
-from evomoe.routers.anyexperts import CAPS, AnyExpertsRouter, choose_capped
-from evomoe.routers.choice import ChoiceBias, hide_groups
-from evomoe.row_options import RouterWarning
-from evomoe.upcycling import upcycle
+from evomoe.conversion.upcycling import upcycle
+from evomoe.model.budget import set_budget, set_cap_scope
+from evomoe.model.loading import load_model
+from evomoe.model.modality import Modality
+from evomoe.model.routers import ROUTERS
+from evomoe.model.routers.anyexperts import CAPS, AnyExpertsRouter, choose_capped
+from evomoe.model.routers.choice import ChoiceBias, hide_groups
+from evomoe.recipe.anyexperts_options import matched
+from evomoe.recipe.row_options import RouterWarning
 
 D, R, T = 16, 8, 60
 

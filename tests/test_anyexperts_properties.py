@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomoe.modality import Modality
-from evomoe.routers.anyexperts import AnyExpertsRouter, cap_by_batch, choose_capped
+from evomoe.model.modality import Modality
+from evomoe.model.routers.anyexperts import AnyExpertsRouter, cap_by_batch, choose_capped
 
 D = 6
 quick = settings(max_examples=60, deadline=None)

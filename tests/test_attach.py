@@ -8,19 +8,19 @@ from tiny import families, inputs_for, make, make_llava, make_records, make_toke
 from torch import nn
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
-from evomoe.accounting import count_parameters
+from evomoe.analysis.analyze import describe
 from evomoe.analysis.calibration import calibrate, real_experts_per_token
-from evomoe.analysis.command import describe
 from evomoe.analysis.recording import record_routing
-from evomoe.attaching import attach
-from evomoe.budget import set_budget, set_experts_per_token
-from evomoe.cli import main
-from evomoe.experts import StackedExperts
-from evomoe.loading import load_model
-from evomoe.modality import Modality
-from evomoe.stages.trainable import set_trainable
-from evomoe.structure import UnsupportedModelError
-from evomoe.upcycling import upcycle
+from evomoe.cli.main import main
+from evomoe.conversion.attaching import attach
+from evomoe.conversion.upcycling import upcycle
+from evomoe.model.accounting import count_parameters
+from evomoe.model.budget import set_budget, set_experts_per_token
+from evomoe.model.experts import StackedExperts
+from evomoe.model.loading import load_model
+from evomoe.model.modality import Modality
+from evomoe.model.structure import UnsupportedModelError
+from evomoe.training.trainable import set_trainable
 
 SPARSE = sorted(families.SPARSE)
 NEUTRAL = {"num_virtual": 0, "alpha_f": 0.0, "lam": 0.0}

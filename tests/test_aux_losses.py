@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from evomoe.aux_losses import AUX_LOSSES
-from evomoe.configuration import MoEConfig
-from evomoe.modality import Modality
-from evomoe.routing import LayerRecord, Routing
+from evomoe.model.aux_losses import AUX_LOSSES
+from evomoe.model.configuration import MoEConfig
+from evomoe.model.modality import Modality
+from evomoe.model.routing import LayerRecord, Routing
 from evomoe.support.needs import needs_of
 
 E = 4

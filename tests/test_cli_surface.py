@@ -17,11 +17,11 @@ from unittest import mock
 
 import pytest
 
-from evomoe.cli import main
-from evomoe.listing import TABLES
-from evomoe.recipes import RECIPES
-from evomoe.row_options import RouterWarning
-from evomoe.terminal import plain_warnings
+from evomoe.cli.listing import TABLES
+from evomoe.cli.main import main
+from evomoe.cli.terminal import plain_warnings
+from evomoe.recipe.named_recipes import RECIPES
+from evomoe.recipe.row_options import RouterWarning
 
 SNAPSHOT = Path(__file__).with_name("cli_surface.txt")
 
@@ -350,9 +350,13 @@ def interrupt(*args, **kwargs):
 
 
 def test_ctrl_c_says_how_to_go_on_where_there_is_a_way(workspace, monkeypatch, capsys):
-    for function in ("evomoe.listing.describe_table", "evomoe.evaluation.evaluate.evaluate_checkpoint", "evomoe.demo.run_demo"):
+    for function in (
+        "evomoe.cli.listing.describe_table",
+        "evomoe.evaluation.evaluate.evaluate_checkpoint",
+        "evomoe.demo.run_demo",
+    ):
         monkeypatch.setattr(function, interrupt)
-    monkeypatch.setattr("evomoe.stages.run", interrupt)
+    monkeypatch.setattr("evomoe.training.run.run", interrupt)
     for arguments, hint in (
         (["list", "recipes"], ""),
         (["eval", "model"], " The same command goes on where it stopped."),

@@ -36,11 +36,12 @@ from transformers import (
     TorchAoConfig,
 )
 
-from evomoe.composing import compose, compose_folder, with_images
-from evomoe.recipe import Recipe, StageOptions
-from evomoe.run_folder import stage_folder
-from evomoe.stages import run
-from evomoe.upcycling import upcycle_folder
+from evomoe.conversion.composing import compose, compose_folder, with_images
+from evomoe.conversion.upcycling import upcycle_folder
+from evomoe.recipe.options import StageOptions
+from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.run_folder import stage_folder
+from evomoe.training.run import run
 
 VISION = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,

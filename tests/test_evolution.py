@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from evomoe.analysis.diversity import check_not_collapsed, diversity_report, relative_distances
-from evomoe.evolution import RULES, ExpertEvolution
-from evomoe.recipe import EvolutionOptions
+from evomoe.recipe.options import EvolutionOptions
+from evomoe.training.collapse import check_not_collapsed, diversity_report, relative_distances
+from evomoe.training.evolution import RULES, ExpertEvolution
 
 
 def fixed(*betas: float) -> tuple[tuple[float, float], ...]:

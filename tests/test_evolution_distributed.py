@@ -10,9 +10,9 @@ from torch import multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from evomoe.analysis.diversity import relative_distances
-from evomoe.evolution import ExpertEvolution
-from evomoe.recipe import EvolutionOptions
+from evomoe.recipe.options import EvolutionOptions
+from evomoe.training.collapse import relative_distances
+from evomoe.training.evolution import ExpertEvolution
 
 STEPS = 4
 OPTIONS = EvolutionOptions("scaled_update", seed=5)

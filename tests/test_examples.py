@@ -10,7 +10,7 @@ import torch
 from tiny import inputs_for, make_llava
 
 from evomoe import upcycle
-from evomoe.routers import ROUTERS
+from evomoe.model.routers import ROUTERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,8 +83,8 @@ def test_the_documentation_shows_the_example_as_it_is():
 
 
 def test_the_documentation_s_initialiser_and_loss_work(monkeypatch):
-    from evomoe.aux_losses import AUX_LOSSES
-    from evomoe.expert_init import INITS
+    from evomoe.conversion.expert_init import INITS
+    from evomoe.model.aux_losses import AUX_LOSSES
 
     monkeypatch.setitem(INITS, "scaled", None)  # so that the table is restored afterwards
     monkeypatch.setitem(AUX_LOSSES, "router_z", None)

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from evomoe.expert_init import INITS
+from evomoe.conversion.expert_init import INITS
 
 D, F, E = 16, 40, 4
 

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from evomoe.experts import Experts
+from evomoe.model.experts import Experts
 
 D, F, E = 16, 24, 4
 

@@ -9,10 +9,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_TO_TEXT
 
 from evomoe import upcycle
-from evomoe.evolution import ExpertEvolution
-from evomoe.recipe import EvolutionOptions
-from evomoe.stages.trainable import set_trainable
-from evomoe.structure import UnsupportedModelError, check_convertible, decoder_layers, ffn_names, module_name, part_of
+from evomoe.model.structure import UnsupportedModelError, check_convertible, decoder_layers, ffn_names, module_name, part_of
+from evomoe.recipe.options import EvolutionOptions
+from evomoe.training.evolution import ExpertEvolution
+from evomoe.training.trainable import set_trainable
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
 

@@ -5,8 +5,8 @@ import torch
 from tiny import IMAGE_TOKEN, IMAGE_TOKENS, inputs_for, make_llava
 
 from evomoe import upcycle
-from evomoe.forward_pass import ForwardPass, current_pass, running
-from evomoe.modality import Modality, modality_of_inputs
+from evomoe.model.forward_pass import ForwardPass, current_pass, running
+from evomoe.model.modality import Modality, modality_of_inputs
 
 
 def sparse_llava(**fields):

@@ -11,8 +11,8 @@ from tiny import inputs_for, make_llava
 from transformers import AutoModelForImageTextToText
 
 from evomoe import upcycle
-from evomoe.loading import load_model
-from evomoe.routers import ROUTERS
+from evomoe.model.loading import load_model
+from evomoe.model.routers import ROUTERS
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
 

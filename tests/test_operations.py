@@ -13,9 +13,9 @@ from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from transformers import AutoModelForImageTextToText, PreTrainedModel, TrainingArguments
 
 from evomoe import upcycle
-from evomoe.recipe import EvolutionOptions
-from evomoe.stages.trainable import set_trainable
-from evomoe.trainer import EvoMoETrainer
+from evomoe.recipe.options import EvolutionOptions
+from evomoe.training.trainable import set_trainable
+from evomoe.training.trainer import EvoMoETrainer
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
 slow = pytest.mark.slow

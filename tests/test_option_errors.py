@@ -4,10 +4,11 @@ import pytest
 from tiny import make_llava
 
 from evomoe import upcycle
-from evomoe.cli import main
+from evomoe.cli.main import main
 from evomoe.paper.command import run_table
-from evomoe.recipe import EvolutionOptions, MoEOptions, Recipe, StageOptions
-from evomoe.run_folder import check_output
+from evomoe.recipe.options import EvolutionOptions, MoEOptions, StageOptions
+from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.run_folder import check_output
 from evomoe.support.errors import OptionError, as_flag
 
 OF_A_RUN = {

@@ -8,13 +8,14 @@ from tiny import make_language_model, make_llava
 from transformers import BertConfig, LlamaConfig, Qwen2MoeConfig
 
 from evomoe import upcycle
-from evomoe.accounting import count_parameters, readable
-from evomoe.cli import main
-from evomoe.families import dense_config
-from evomoe.loading import empty_models, load_config
-from evomoe.recipes import RECIPES
-from evomoe.stages.trainable import names_in
-from evomoe.structure import UnsupportedModelError
+from evomoe.cli.main import main
+from evomoe.model.accounting import count_parameters
+from evomoe.model.families import dense_config
+from evomoe.model.loading import empty_models, load_config
+from evomoe.model.structure import UnsupportedModelError
+from evomoe.recipe.named_recipes import RECIPES
+from evomoe.support.text import readable
+from evomoe.training.trainable import names_in
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")

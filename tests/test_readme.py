@@ -9,8 +9,9 @@ from PIL import Image
 from tiny import inputs_for, make_llava, write_workspace
 from transformers import AutoConfig, AutoProcessor
 
-from evomoe import cli, upcycle
-from evomoe.recipe import Recipe
+from evomoe import upcycle
+from evomoe.cli import main as cli
+from evomoe.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,7 +35,7 @@ def test_the_five_lines_of_python_run(tmp_path, monkeypatch):
 def test_the_python_of_the_quickstart_starts_from_a_recipe(tmp_path, monkeypatch):
     (code,) = blocks(ROOT / "docs" / "quickstart.md", "python")
     started = []
-    monkeypatch.setattr("evomoe.stages.run", lambda recipe: started.append(recipe))
+    monkeypatch.setattr("evomoe.training.run.run", lambda recipe: started.append(recipe))
     Recipe("m", "d", "runs/mine").save(tmp_path / "recipe.json")
     exec(code.replace("runs/mine/recipe.json", str(tmp_path / "recipe.json")), {})
     assert started == [Recipe("m", "d", "runs/again", seed=1)]
@@ -79,8 +80,8 @@ def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page,
     for verb in ("demo", "upcycle", "attach", "params", "compose", "evaluate", "score", "table", "analyze", "plot", "list_names"):
         monkeypatch.setattr(cli, verb, _stand_in(getattr(cli, verb), taken))
     monkeypatch.setattr(cli, "check_paths", lambda *args: None)  # the pages' files are examples
-    monkeypatch.setattr("evomoe.stages.run", lambda *args, **kwargs: taken.append("train"), raising=True)
-    monkeypatch.setattr("evomoe.stages.dry_run.describe", lambda recipe, resume: taken.append("train") or "")
+    monkeypatch.setattr("evomoe.training.run.run", lambda *args, **kwargs: taken.append("train"), raising=True)
+    monkeypatch.setattr("evomoe.training.dry_run.describe", lambda recipe, resume: taken.append("train") or "")
     lines = [line for line in commands(page) if "..." not in line]
     for line in lines:
         assert cli.main(shlex.split(line, comments=True)[1:]) == 0, line

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from evomoe import files
-from evomoe.files import new_folder, write_tensors, write_text
-from evomoe.named_values import parse_named_values
-from evomoe.recipe import STAGES, EvolutionOptions, MoEOptions, Recipe, StageOptions
-from evomoe.recipes import EVOMOE, RECIPES
+from evomoe.recipe.named_recipes import EVOMOE, RECIPES
+from evomoe.recipe.named_values import parse_named_values
+from evomoe.recipe.options import STAGES, EvolutionOptions, MoEOptions, StageOptions
+from evomoe.recipe.recipe import Recipe
+from evomoe.support import files
 from evomoe.support.errors import OptionError
+from evomoe.support.files import new_folder, write_tensors, write_text
 
 FULL = Recipe(
     model="m", data="d", output="o", image_root="images", stages=(1, 2, 3), moe_layers="0,2", init_options={"std": [1, 2]},
@@ -182,11 +183,11 @@ def test_the_paper_s_settings_are_the_defaults():
 
 
 def test_every_named_recipe_names_rows_that_exist():
-    from evomoe.aux_losses import AUX_LOSSES
-    from evomoe.evolution import RULES
-    from evomoe.expert_init import INITS
-    from evomoe.routers import ROUTERS
-    from evomoe.routing import GATES
+    from evomoe.conversion.expert_init import INITS
+    from evomoe.model.aux_losses import AUX_LOSSES
+    from evomoe.model.routers import ROUTERS
+    from evomoe.model.routing import GATES
+    from evomoe.training.evolution import RULES
 
     for name, recipe in RECIPES.items():
         assert recipe.model == recipe.data == recipe.output == "", name

@@ -12,7 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import evomoe
-from evomoe import _registration, auto, families, upcycle
+from evomoe import auto, upcycle
+from evomoe.model import families
+from evomoe.model import registration as _registration
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -105,8 +107,8 @@ def test_classes_of_families_are_attributes_of_the_module_that_stays():
 
 
 def test_the_package_s_own_names_are_loaded_lazily_and_others_do_not_exist():
-    from evomoe.recipe import Recipe
-    from evomoe.upcycling import upcycle as where_it_is_defined
+    from evomoe.conversion.upcycling import upcycle as where_it_is_defined
+    from evomoe.recipe.recipe import Recipe
 
     assert evomoe.upcycle is where_it_is_defined and evomoe.Recipe is Recipe
     assert set(evomoe.__all__) == {"Recipe", "__version__", "upcycle"}

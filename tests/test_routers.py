@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from evomoe.modality import Modality
-from evomoe.routers import ROUTERS
-from evomoe.routers.dtr import DynamicTokenAwareRouter
-from evomoe.routers.fixed import FixedRouter
-from evomoe.routers.shuffled import ShuffledRouter
-from evomoe.routing import GATES
+from evomoe.model.modality import Modality
+from evomoe.model.routers import ROUTERS
+from evomoe.model.routers.dtr import DynamicTokenAwareRouter
+from evomoe.model.routers.fixed import FixedRouter
+from evomoe.model.routers.shuffled import ShuffledRouter
+from evomoe.model.routing import GATES
 
 D, E = 24, 4
 

@@ -9,14 +9,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from evomoe import upcycle
-from evomoe.expert_init import INITS
-from evomoe.init_options import INIT_OPTIONS
-from evomoe.router_options import ROUTER_OPTIONS
-from evomoe.routers import ROUTERS
-from evomoe.routers.linear import LinearRouter
-from evomoe.row_options import describe_options
+from evomoe.conversion.expert_init import INITS
+from evomoe.model.routers import ROUTERS
+from evomoe.model.routers.linear import LinearRouter
+from evomoe.recipe.init_options import INIT_OPTIONS
+from evomoe.recipe.router_options import ROUTER_OPTIONS
+from evomoe.recipe.row_options import describe_options
 from evomoe.support.errors import OptionError
-from evomoe.words import counted, kind_of
+from evomoe.support.text import counted, kind_of
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from test_examples import load
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from evomoe import upcycle
+from evomoe.conversion.upcycling import upcycle_folder
 from evomoe.data import easy_vqa
-from evomoe.modeling import EvoMoEMixin
-from evomoe.stages import stage_folder
-from evomoe.upcycling import upcycle_folder
+from evomoe.model.sparse_model import EvoMoEMixin
+from evomoe.training.run import stage_folder
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,15 +15,16 @@ from tiny import make, make_language_model, make_llava, make_records, make_token
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from evomoe import upcycle
+from evomoe.conversion.upcycling import upcycle_folder
 from evomoe.data.conversations import ConversationDataset
-from evomoe.loading import load_config, load_model
-from evomoe.recipe import EvolutionOptions, MoEOptions, Recipe, StageOptions
-from evomoe.run_folder import stage_folder
-from evomoe.stages import run
-from evomoe.stages.dry_run import describe
-from evomoe.stages.trainable import set_trainable
-from evomoe.trainer import EpochLengthSampler, EvoMoETrainer
-from evomoe.upcycling import upcycle_folder
+from evomoe.model.loading import load_config, load_model
+from evomoe.recipe.options import EvolutionOptions, MoEOptions, StageOptions
+from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.run_folder import stage_folder
+from evomoe.training.dry_run import describe
+from evomoe.training.run import run
+from evomoe.training.trainable import set_trainable
+from evomoe.training.trainer import EpochLengthSampler, EvoMoETrainer
 
 
 def make_recipe(workspace: Path, output: str = "run", steps: int = 4, **changes) -> Recipe:
@@ -237,7 +238,7 @@ def test_experts_evolve_once_per_optimiser_step_that_happened(workspace, monkeyp
     """Two micro-batches make a step; a step that the gradient scaler skipped does not count."""
     from accelerate.optimizer import AcceleratedOptimizer
 
-    from evomoe.evolution import ExpertEvolution
+    from evomoe.training.evolution import ExpertEvolution
 
     calls: list[int] = []
     original = ExpertEvolution.after_step
@@ -274,7 +275,7 @@ def test_equal_experts_of_any_initialiser_stop_stage_3_when_only_the_router_trai
 )
 def test_what_would_be_refused_later_is_refused_before_stage_1(workspace, change, message, monkeypatch):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
-    monkeypatch.setattr("evomoe.stages.common.is_deepspeed_available", lambda: False)
+    monkeypatch.setattr("evomoe.training.stage.is_deepspeed_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         run(make_recipe(workspace, stages=(1, 2, 3)).but(**change))
     assert not (workspace / "run").exists()
@@ -300,7 +301,7 @@ def test_a_processor_that_needs_torchvision_says_so_in_a_line(workspace, monkeyp
     def need_torchvision(*args, **kwargs):
         raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found.\nCheck out\n")
 
-    monkeypatch.setattr("evomoe.loading.AutoProcessor.from_pretrained", need_torchvision)
+    monkeypatch.setattr("evomoe.model.loading.AutoProcessor.from_pretrained", need_torchvision)
     with pytest.raises(ValueError, match="model: its processor .* needs torchvision: pip install torchvision$"):
         describe(make_recipe(workspace))
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from evomoe import upcycle
-from evomoe.structure import (
+from evomoe.model.structure import (
     UnsupportedModelError,
     check_convertible,
     decoder_layers,

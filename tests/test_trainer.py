@@ -11,9 +11,11 @@ from tiny import inputs_for, make_llava
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from evomoe import upcycle
-from evomoe.modality import Modality
-from evomoe.routing import LayerRecord, Routing
-from evomoe.trainer import EvoMoETrainer, MetricsFile, RouterCallback, RouterMeter
+from evomoe.model.modality import Modality
+from evomoe.model.routing import LayerRecord, Routing
+from evomoe.training.callbacks import MetricsFile, RouterCallback
+from evomoe.training.meter import RouterMeter
+from evomoe.training.trainer import EvoMoETrainer
 
 
 def record(index: list[list[int]], is_image: list[bool], E: int = 3) -> LayerRecord:
@@ -32,7 +34,7 @@ def test_the_meter_by_hand():
     meter = RouterMeter()
     meter.update({"aux_loss": {"balance": torch.tensor(1.0)}, "records": {0: record([[0], [0], [1]], [False, True, True])}})
     meter.update({"aux_loss": {"balance": torch.tensor(2.0)}, "records": {0: record([[0], [2]], [False, True])}})
-    logs = meter.read()
+    logs = meter.drain()
     assert logs.pop("aux/balance") == pytest.approx(1.5)
     shares = [0.6, 0.2, 0.2]
     assert logs.pop("effective_experts") == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
@@ -47,7 +49,7 @@ def test_the_meter_counts_slots_over_all_layers_and_skips_slots_without_an_exper
     meter = RouterMeter()
     layers = {0: record([[0, 1], [0, 3]], [False, False]), 2: record([[2, 3], [2, 1]], [False, False])}
     meter.update({"records": layers})
-    logs = meter.read()
+    logs = meter.drain()
     assert [logs[f"load/text/expert{n}"] for n in (1, 2, 3)] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
     assert logs["effective_experts"] == pytest.approx(3) and logs["load/image/expert1"] == 0
     assert logs["experts/text"] == 6 / 4 and "experts/image" not in logs  # of four tokens in all layers, and of none
@@ -56,7 +58,7 @@ def test_the_meter_counts_slots_over_all_layers_and_skips_slots_without_an_exper
 def test_the_meter_names_virtual_experts():
     meter, made = RouterMeter(), record([[0], [2]], [False, False])
     meter.update({"records": {0: replace(made, experts=made.experts[:2])}})
-    logs = meter.read()
+    logs = meter.drain()
     assert logs["load/text/expert1"] == logs["load/text/virtual1"] == 0.5 and "load/text/expert3" not in logs
     assert logs["experts/text"] == 0.5 and logs["effective_experts"] == 1  # of the real ones
 
@@ -64,10 +66,10 @@ def test_the_meter_names_virtual_experts():
 def test_the_meter_starts_anew_after_reading_and_is_silent_about_nothing():
     meter = RouterMeter()
     meter.update({"aux_loss": {"balance": torch.tensor(1.0)}, "records": {0: record([[0]], [True])}})
-    meter.read()
-    assert meter.read() == {}
+    meter.drain()
+    assert meter.drain() == {}
     meter.update({"loss": torch.tensor(1.0)})
-    assert meter.read() == {}
+    assert meter.drain() == {}
 
 
 def log(file: MetricsFile, step: int, **values) -> None:

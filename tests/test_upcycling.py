@@ -11,10 +11,10 @@ from tiny import IMAGE_TOKEN, inputs_for, make_language_model, make_llava, make_
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, LlamaForCausalLM, Phi3Config
 
 from evomoe import upcycle
-from evomoe.block import EvoMoEBlock
-from evomoe.placement import moe_layers, parse_placement
-from evomoe.structure import UnsupportedModelError, decoder_layers
-from evomoe.upcycling import upcycle_folder
+from evomoe.conversion.upcycling import upcycle_folder
+from evomoe.model.block import EvoMoEBlock
+from evomoe.model.structure import UnsupportedModelError, decoder_layers
+from evomoe.recipe.placement import moe_layers, parse_placement
 
 
 def words(count: int = 6) -> dict[str, torch.Tensor]:
@@ -274,8 +274,10 @@ def test_conversion_of_a_folder_holds_one_layer_s_experts_at_a_time(tmp_path, mo
         most.append(len(alive))
 
     monkeypatch.setattr(EvoMoEBlock, "__init__", make)
-    monkeypatch.setattr("evomoe.upcycling.SMALL", 1)
-    monkeypatch.setattr("evomoe.upcycling.empty_model", lambda config: make_llava())  # the report's own, without weights
+    monkeypatch.setattr("evomoe.conversion.upcycling.SMALL", 1)
+    monkeypatch.setattr(
+        "evomoe.conversion.upcycling.empty_model", lambda config: make_llava()
+    )  # the report's own, without weights
     upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse", moe_layers="all")
     assert most == [1, 1, 1, 1]
     index = json.loads((tmp_path / "sparse" / "model.safetensors.index.json").read_text())

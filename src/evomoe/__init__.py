@@ -7,15 +7,15 @@ are loaded, they know EvoMoE checkpoints.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from evomoe import _registration
+from evomoe.model import registration as _registration
 
 if TYPE_CHECKING:
-    from evomoe.recipe import Recipe as Recipe
-    from evomoe.upcycling import upcycle as upcycle
+    from evomoe.conversion.upcycling import upcycle
+    from evomoe.recipe.recipe import Recipe
 
 __version__ = "0.1.0"
 
-_LAZY = {"upcycle": "evomoe.upcycling", "Recipe": "evomoe.recipe"}
+_LAZY = {"upcycle": "evomoe.conversion.upcycling", "Recipe": "evomoe.recipe"}
 __all__ = ["Recipe", "__version__", "upcycle"]
 
 

@@ -4,7 +4,7 @@ Importing it registers the classes with transformers' auto classes. ``EvoMoELlav
 and so on are made when they are first asked for.
 """
 
-from evomoe.families import AnyEvoMoEConfig, class_named
+from evomoe.model.families import AnyEvoMoEConfig, class_named
 
 __all__ = ["AnyEvoMoEConfig"]
 

@@ -9,15 +9,15 @@ import torch
 from tiny import make_language_model, make_llava, make_records, make_tokenizer
 
 from evomoe import upcycle
-from evomoe.analysis.command import analyze
+from evomoe.analysis.analyze import analyze
 from evomoe.analysis.meanings import MEANINGS
-from evomoe.analysis.options import ProbeOptions
 from evomoe.analysis.probe import Probe
-from evomoe.cli import main
+from evomoe.analysis.probe_options import ProbeOptions
+from evomoe.cli.main import main
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.records import load_records
-from evomoe.loading import load_processor
-from evomoe.recipe import Recipe
+from evomoe.model.loading import load_processor
+from evomoe.recipe.recipe import Recipe
 
 TINY = {"router_options": {"hypernet_width": 4, "rank": 2}}
 
@@ -161,7 +161,7 @@ def test_a_model_with_virtual_experts(sparse, router):
 
 
 def test_numbers_that_are_not_defined_are_null(sparse, monkeypatch):
-    monkeypatch.setattr("evomoe.analysis.command.symmetry_gradients", lambda model, batches: {0: math.nan, 2: 0.5})
+    monkeypatch.setattr("evomoe.analysis.analyze.symmetry_gradients", lambda model, batches: {0: math.nan, 2: 0.5})
     analyze(str(sparse / "sparse"), ProbeOptions(str(sparse / "data.json"), str(sparse / "images")), str(sparse / "out"))
     numbers = json.loads((sparse / "out" / "numbers.json").read_text())
     assert numbers["layers"]["0"]["symmetry_gradient"] is None and numbers["mean"]["symmetry_gradient"] == 0.5

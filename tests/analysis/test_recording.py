@@ -8,15 +8,15 @@ from tiny import inputs_for, make_llava
 from torch import nn
 
 from evomoe import upcycle
-from evomoe.analysis.diversity import task_vector_cosines
+from evomoe.analysis.evaluation_mode import language_loss
 from evomoe.analysis.image_swap import changed_by_pictures, swap_pictures
 from evomoe.analysis.interventions import each_alone, only_expert, replaced_routers, shuffle_test
-from evomoe.analysis.passes import language_loss
 from evomoe.analysis.recording import record_routing
 from evomoe.analysis.routing import routing_statistics, statistics_of
 from evomoe.analysis.symmetry import symmetry_gradients
+from evomoe.analysis.task_vectors import task_vector_cosines
 from evomoe.analysis.uniformity import effect_spread, symmetry_gradient
-from evomoe.routers.router import Router
+from evomoe.model.routers.router import Router
 
 NOISE = {"expert_init": "noise", "init_options": {"std": 0.1}}
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from evomoe.accounting import ParameterCounts
 from evomoe.analysis.plots import ShuffleScores, plot_distances, plot_load, plot_logits, plot_shuffles
 from evomoe.analysis.report import ReportInput, write_report
 from evomoe.analysis.routing import RoutingStatistics
 from evomoe.analysis.routing_report import routing_sections
-from evomoe.recipe import Recipe
+from evomoe.model.accounting import ParameterCounts
+from evomoe.recipe.recipe import Recipe
 
 
 def some_statistics(L: int, E: int, constant: bool = False) -> RoutingStatistics:

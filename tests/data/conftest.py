@@ -19,7 +19,7 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from evomoe.data.mini.sampling import Handwriting
+from evomoe.mini.sampling import Handwriting
 
 SPECIAL_TOKENS = [
     *("<pad>", "<s>", "</s>", "<|turn|>", "<image>", "<|image_pad|>", "<|video_pad|>", "<boi>", "<eoi>", "<soft>"),

@@ -2,7 +2,7 @@
 
 import re
 
-from evomoe.data.mini.scene import PEOPLE, Scene, Thing
+from evomoe.mini.scene import PEOPLE, Scene, Thing
 
 
 def objects(scene: Scene, words: str) -> list[Thing]:

@@ -12,12 +12,12 @@ import pytest
 from mini_answers import derive
 from PIL import Image
 
-from evomoe.data import mini
-from evomoe.data.mini import claims, sampling, training
-from evomoe.data.mini.pictures import Studio
-from evomoe.data.mini.scene import Scene
+from evomoe import mini
 from evomoe.data.prompts import LETTER_ANSWER, SHORT_ANSWER
 from evomoe.data.records import load_records
+from evomoe.mini import claims, sampling, training
+from evomoe.mini.pictures import Studio
+from evomoe.mini.scene import Scene
 
 SMALL = mini.Sizes(60, 60, 150, 60, mini.TestSizes(2, 2, 9, 2, 2, 1, 14), mini.TestSizes(20, 20, 27, 20, 12, 3, 42))
 MME = "MME_Benchmark_release_version"
@@ -105,7 +105,7 @@ def test_command_line(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(mini, "write", lambda folder, seed: asked.append((folder, seed)))
     monkeypatch.setattr("sys.argv", ["mini", "out", "--seed", "7"])
-    runpy.run_module("evomoe.data.mini")
+    runpy.run_module("evomoe.mini")
     assert asked == [("out", 7)]
 
 

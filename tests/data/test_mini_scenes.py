@@ -5,11 +5,11 @@ from collections import Counter, defaultdict
 
 from mini_answers import derive
 
-from evomoe.data.mini import choices, claims, draw, questions, sampling, scene, words
-from evomoe.data.mini.errors import annotate, recognised
-from evomoe.data.mini.questions import Asked
-from evomoe.data.mini.scene import Scene, Writing
 from evomoe.data.prompts import LETTER_ANSWER, SHORT_ANSWER
+from evomoe.mini import choices, claims, draw, questions, sampling, scene, words
+from evomoe.mini.errors import annotate, recognised
+from evomoe.mini.questions import Asked
+from evomoe.mini.scene import Scene, Writing
 
 
 def test_every_maker_tells_the_truth(handwriting):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evomoe.data import mini
+from evomoe import mini
 from evomoe.evaluation import BENCHMARKS
 from evomoe.evaluation.evaluate import evaluate_checkpoint
 from evomoe.evaluation.evaluation_options import EvaluationOptions

@@ -5,16 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from evomoe.analysis import command
-from evomoe.analysis.options import ProbeOptions
+from evomoe.analysis import analyze as command
+from evomoe.analysis.probe_options import ProbeOptions
 from evomoe.demo import journey
 from evomoe.paper import measure, provenance
-from evomoe.recipe import Recipe
-from evomoe.run_folder import stage_folder
-from evomoe.stages import run_report
-from evomoe.stages.common import training_arguments
-from evomoe.stages.dry_run import describe
+from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.run_folder import stage_folder
 from evomoe.support.device import best_device, device_name, prepare
+from evomoe.training import report as run_report
+from evomoe.training.dry_run import describe
+from evomoe.training.stage import training_arguments
 
 
 class Moved(Exception):

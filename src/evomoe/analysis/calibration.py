@@ -7,8 +7,8 @@ from typing import Any
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.recording import RoutingRecording, record_routing
-from evomoe.budget import first_router, set_budget
-from evomoe.row_options import RouterWarning
+from evomoe.model.budget import first_router, set_budget
+from evomoe.recipe.row_options import RouterWarning
 from evomoe.support.errors import OptionError
 
 

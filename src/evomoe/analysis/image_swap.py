@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.analysis.passes import evaluation_mode
+from evomoe.analysis.evaluation_mode import evaluation_mode
 from evomoe.analysis.rigidity import changed_tokens
 from evomoe.data.conversations import TOKEN_KEYS
 

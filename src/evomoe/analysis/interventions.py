@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.routers import Router
-from evomoe.routers.fixed import FixedRouter
-from evomoe.routers.shuffled import ShuffledRouter
+from evomoe.model.routers import Router
+from evomoe.model.routers.fixed import FixedRouter
+from evomoe.model.routers.shuffled import ShuffledRouter
 
 SHUFFLES = 8
 """As many as Table 10 has."""

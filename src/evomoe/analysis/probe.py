@@ -11,7 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.analysis.image_swap import Item, swap_pictures
 from evomoe.data.conversations import Collator, ConversationDataset
 from evomoe.support.errors import OptionError
-from evomoe.words import counted
+from evomoe.support.text import counted
 
 Batch = dict[str, Tensor]
 

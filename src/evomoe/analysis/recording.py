@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.modeling import EvoMoEMixin
-from evomoe.routing import LayerRecord
+from evomoe.model.routing import LayerRecord
+from evomoe.model.sparse_model import EvoMoEMixin
 
 MODALITIES = ("text", "image")
 

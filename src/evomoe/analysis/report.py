@@ -5,13 +5,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomoe.accounting import ParameterCounts
 from evomoe.analysis.plots import plot_distances
 from evomoe.analysis.routing import RoutingStatistics
 from evomoe.analysis.routing_report import picture, routing_sections
-from evomoe.files import write_text
-from evomoe.recipe import STAGES, Recipe
-from evomoe.tables import markdown_table
+from evomoe.model.accounting import ParameterCounts
+from evomoe.recipe.options import STAGES
+from evomoe.recipe.recipe import Recipe
+from evomoe.support.files import write_text
+from evomoe.support.text import markdown_table
 
 
 @dataclass(frozen=True)

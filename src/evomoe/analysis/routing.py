@@ -15,10 +15,10 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis import balance, rigidity
 from evomoe.analysis.density import overlap
-from evomoe.analysis.passes import evaluation_mode
+from evomoe.analysis.evaluation_mode import evaluation_mode
 from evomoe.analysis.recording import MODALITIES, RoutingRecording, expert_names, record_routing
 from evomoe.analysis.uniformity import mean_of_pairs, output_cka, output_cosine
-from evomoe.block import EvoMoEBlock
+from evomoe.model.block import EvoMoEBlock
 
 PROBE_TOKENS = 2048
 """Tokens on which the experts' outputs are compared, and the most of each modality whose logits are kept."""

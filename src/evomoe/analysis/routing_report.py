@@ -8,7 +8,7 @@ from evomoe.analysis.meanings import MEANINGS
 from evomoe.analysis.plots import plot_load, plot_logits
 from evomoe.analysis.recording import MODALITIES
 from evomoe.analysis.routing import RoutingStatistics
-from evomoe.tables import markdown_table
+from evomoe.support.text import markdown_table
 
 _GROUPS = {
     "uniformity": "### Uniformity: do the experts differ?",

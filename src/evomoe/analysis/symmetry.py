@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.analysis.passes import evaluation_mode, token_losses
+from evomoe.analysis.evaluation_mode import evaluation_mode, token_losses
 from evomoe.analysis.uniformity import effect_spread, symmetry_gradient
-from evomoe.block import EvoMoEBlock
+from evomoe.model.block import EvoMoEBlock
 
 
 def symmetry_gradients(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> dict[int, float]:

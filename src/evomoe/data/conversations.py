@@ -15,7 +15,7 @@ from evomoe.data.images import Shape, open_rgb
 from evomoe.data.labels import IGNORED, place_labels
 from evomoe.data.records import BadRecordError, Record, bad_summary
 from evomoe.data.survey import Surveyed, cut_fault, read_pictures, survey
-from evomoe.recipe import ImageAspect, check_on_bad_record
+from evomoe.recipe.options import ImageAspect, check_on_bad_record
 from evomoe.support.errors import OptionError
 
 __all__ = ["Collator", "ConversationDataset", "LabelMismatchError", "messages_of"]

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from evomoe.recipe import ImageAspect, check_image_aspect
+from evomoe.recipe.options import ImageAspect, check_image_aspect
 
 _END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 _TAIL_BYTES = 1024

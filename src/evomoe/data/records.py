@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from evomoe.data.images import BadImageError, ImageFolder, MissingImageError, check_image
 from evomoe.data.sources import Source, open_source
-from evomoe.files import check_folder
-from evomoe.recipe import check_on_bad_record
-from evomoe.words import counted, kind_of
+from evomoe.recipe.options import check_on_bad_record
+from evomoe.support.names import check_folder
+from evomoe.support.text import counted, kind_of
 
 if TYPE_CHECKING:
     import datasets

@@ -1,20 +1,19 @@
 """Where rows of training data come from: JSON, JSON lines, saved and hub datasets, objects in memory."""
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from evomoe.files import not_on_hub, refuse_missing
-from evomoe.words import kind_of
+from evomoe.support.names import not_on_hub, refuse_missing, split_name
+from evomoe.support.parse_json import parse_json
+from evomoe.support.text import kind_of
 
 if TYPE_CHECKING:
     import datasets
 
-Pairs = list[tuple[str, Any]]  # keys and values of a JSON object, as they stand in the text
 
 _COLUMNS = ("id", "image", "images", "conversations", "messages")
 
@@ -60,14 +59,6 @@ def _open_named(name: str) -> Source:
     return _load_saved(folder, split) if os.path.isdir(folder) else _load_from_hub(folder, split)
 
 
-def split_name(name: str) -> tuple[str, str | None]:
-    """ "path/or/name:split" -> "path/or/name", "split"; without a split, None."""
-    if os.path.exists(name):
-        return name, None
-    base, colon, split = name.rpartition(":")
-    return (base, split) if colon else (name, None)
-
-
 def _read_json(path: Path) -> list[Any]:
     with _open_text(path) as file:
         rows = parse_json(file.read(), path.name, first_line=1)
@@ -89,18 +80,6 @@ def _open_text(path: Path) -> Iterator[TextIO]:
             yield file
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name}: the file is not UTF-8 text: {error.reason}") from error
-
-
-def parse_json(text: str, name: str, first_line: int = 1, make_object: Callable[[Pairs], Any] | None = None) -> Any:
-    """The value of a JSON text; raises ValueError, with the name, line and column of what is broken.
-
-    ``make_object`` makes an object of its keys and values; without it, the last one of equal keys counts.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=make_object)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise ValueError(f"{name}, line {line}, column {error.colno}: broken JSON: {error.msg}") from error
 
 
 def _json_type(value: object) -> str:

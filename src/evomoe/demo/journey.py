@@ -8,7 +8,6 @@ from pathlib import Path
 
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.accounting import count_parameters
 from evomoe.analysis.interventions import only_expert
 from evomoe.analysis.report import ReportInput, write_report
 from evomoe.analysis.routing import routing_statistics
@@ -17,14 +16,16 @@ from evomoe.evaluation import Question, Result
 from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK, questions
 from evomoe.evaluation.generation import Prompts, ask, evaluate
 from evomoe.evaluation.reports import score_table
-from evomoe.files import write_text
-from evomoe.loading import load_model, load_processor
-from evomoe.recipe import MoEOptions, Recipe, StageOptions
-from evomoe.run_folder import check_output
-from evomoe.stages import run
-from evomoe.stages.trainable import set_trainable
+from evomoe.model.accounting import count_parameters
+from evomoe.model.loading import load_model, load_processor
+from evomoe.recipe.options import MoEOptions, StageOptions
+from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.run_folder import check_output
 from evomoe.support.device import best_device, prepare
 from evomoe.support.errors import OptionError
+from evomoe.support.files import write_text
+from evomoe.training.run import run
+from evomoe.training.trainable import set_trainable
 
 DENSE_MODEL = Path(__file__).parent / "dense_vlm"
 

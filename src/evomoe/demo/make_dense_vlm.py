@@ -25,10 +25,10 @@ from evomoe.evaluation import Result
 from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK, questions
 from evomoe.evaluation.generation import Prompts, ask, evaluate
 from evomoe.evaluation.reports import score_table
-from evomoe.files import new_folder, write_text
-from evomoe.small_vlm import END, IMAGE, Architecture, build_processor, build_tower, build_vlm, optimise
+from evomoe.mini.small_vlm import END, IMAGE, Architecture, build_processor, build_tower, build_vlm, optimise
 from evomoe.support.device import prepare
-from evomoe.tables import markdown_table
+from evomoe.support.files import new_folder, write_text
+from evomoe.support.text import markdown_table
 
 ABSENCE = (
     "is the image without {}?",

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from evomoe.evaluation.benchmark import Question
-from evomoe.files import naming, write_text
-from evomoe.words import counted
+from evomoe.support.files import naming, write_text
+from evomoe.support.text import counted
 
 _KEY_LENGTH = 12
 

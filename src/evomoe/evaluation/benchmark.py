@@ -116,7 +116,7 @@ class Benchmark:
         folders: what its folder below ``data_root`` may be called, the first that is there counting; as itself if empty.
         column: its column in the paper's tables, whose average it then enters; empty if it is not in them.
         divisor: what its score is divided by before it enters an average.
-        mini: whether it is a small one of ``evomoe.data.mini``.
+        mini: whether it is a small one of ``evomoe.mini``.
     """
 
     name: str

@@ -18,9 +18,9 @@ from evomoe.evaluation.generation import GREEDY, Answerer
 from evomoe.evaluation.prepared import Prepared, prepare
 from evomoe.evaluation.processes import this_process
 from evomoe.evaluation.reports import report
-from evomoe.files import write_text
-from evomoe.loading import load_config, load_model, load_processor, takes_pictures
+from evomoe.model.loading import load_config, load_model, load_processor, takes_pictures
 from evomoe.support.device import prepare as prepare_device
+from evomoe.support.files import write_text
 
 
 class CheckpointEvaluation:

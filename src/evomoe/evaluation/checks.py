@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from evomoe.evaluation.benchmark import Question
-from evomoe.words import counted
+from evomoe.support.text import counted
 
 
 def check_answers(name: str, questions: Sequence[Question], answers: Mapping[str, str]) -> dict[str, str]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomoe.data.sources import Pairs, parse_json
 from evomoe.evaluation.fields import json_lines
-from evomoe.words import counted
+from evomoe.support.parse_json import Pairs, parse_json
+from evomoe.support.text import counted
 
 if TYPE_CHECKING:
     import datasets

@@ -7,10 +7,10 @@ from typing import Literal
 
 from evomoe.evaluation.benchmark import PROTOCOLS, ProtocolName
 from evomoe.evaluation.benchmarks import BENCHMARKS
-from evomoe.files import check_folder
-from evomoe.recipe import ImageAspect
-from evomoe.run_folder import results_folder
+from evomoe.recipe.options import ImageAspect
+from evomoe.recipe.run_folder import results_folder
 from evomoe.support.errors import OptionError
+from evomoe.support.names import check_folder
 
 
 @dataclass(frozen=True)

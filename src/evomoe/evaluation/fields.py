@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomoe.data.sources import parse_json
+from evomoe.support.parse_json import parse_json
 
 if TYPE_CHECKING:
     from types import UnionType

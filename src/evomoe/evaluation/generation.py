@@ -18,7 +18,7 @@ from evomoe.data.records import IMAGE_MARK, Record, Turn
 from evomoe.evaluation.benchmark import Benchmark, Question, Result
 from evomoe.evaluation.encode_once import EncodeOnce
 from evomoe.evaluation.pictures import Picture
-from evomoe.recipe import ImageAspect
+from evomoe.recipe.options import ImageAspect
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from evomoe.evaluation.data_folder import MissingDataError
-from evomoe.words import counted
+from evomoe.support.text import counted
 
 if TYPE_CHECKING:
     import datasets

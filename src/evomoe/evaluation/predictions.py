@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomoe.data.sources import parse_json
 from evomoe.evaluation.benchmark import Benchmark, Question
 from evomoe.evaluation.checks import check_answers
 from evomoe.evaluation.fields import json_lines, table_rows
 from evomoe.evaluation.foreign_answers import ForeignAnswer, Key, Pairing, text_of
-from evomoe.words import counted
+from evomoe.support.parse_json import parse_json
+from evomoe.support.text import counted
 
 _IDS = ("id", "question_id", "questionId", "index")
 _TEXTS = ("text", "prediction", "answer")  # "answer" last: beside another one it is the right answer

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evomoe.data import mini
+from evomoe import mini
 from evomoe.evaluation.benchmark import Benchmark, Question
 from evomoe.evaluation.checks import check_unique
 from evomoe.evaluation.data_folder import DataFolder

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from evomoe.evaluation.average import averages
 from evomoe.evaluation.benchmark import Result
-from evomoe.tables import markdown_table
+from evomoe.support.text import markdown_table
 
 
 def score_table(title: str, results: Mapping[str, Result]) -> str:

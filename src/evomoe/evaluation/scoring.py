@@ -10,7 +10,7 @@ from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.evaluation.predictions import read as read_predictions
 from evomoe.evaluation.questions import load_questions
 from evomoe.evaluation.reports import report
-from evomoe.files import naming, write_text
+from evomoe.support.files import naming, write_text
 
 
 def score_predictions(

@@ -9,11 +9,11 @@ _LARGE = (
     vqav2.BENCHMARK, gqa.BENCHMARK, sqa.BENCHMARK, textvqa.BENCHMARK, textvqa.WITH_OCR, pope.BENCHMARK, mme.BENCHMARK,
     mmbench.BENCHMARK,
 )  # fmt: skip
-"""Those of which ``evomoe.data.mini`` has a small set in the same format."""
+"""Those of which ``evomoe.mini`` has a small set in the same format."""
 
 
 def _mini(benchmark: Benchmark) -> Benchmark:
-    """The same loader, prompts and rule on the test set of that format in ``evomoe.data.mini``."""
+    """The same loader, prompts and rule on the test set of that format in ``evomoe.mini``."""
     return replace(
         benchmark,
         name=f"mini-{benchmark.name}",

@@ -22,7 +22,7 @@ from evomoe.evaluation.data_folder import DataFile, DataFolder
 from evomoe.evaluation.fields import values
 from evomoe.evaluation.pictures import CellPicture, Picture, picture_file
 from evomoe.evaluation.statistics import accuracy, accuracy_by_type, error_of_mean
-from evomoe.files import write_text
+from evomoe.support.files import write_text
 
 ORIGIN = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
 QUESTIONS = (

@@ -25,7 +25,7 @@ from evomoe.evaluation.fields import values
 from evomoe.evaluation.foreign_answers import ForeignAnswer, ForeignFiles, Key, Pairing, text_of
 from evomoe.evaluation.pictures import CellPicture, Picture, picture_file
 from evomoe.evaluation.statistics import error_of_mean, percent
-from evomoe.files import write_text
+from evomoe.support.files import write_text
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")

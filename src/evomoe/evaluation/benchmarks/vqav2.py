@@ -33,8 +33,8 @@ from evomoe.evaluation.data_folder import DataFile, DataFolder
 from evomoe.evaluation.fields import values
 from evomoe.evaluation.pictures import CellPicture, Picture, picture_file
 from evomoe.evaluation.statistics import accuracy, accuracy_by_type, error_of_mean
-from evomoe.files import write_text
-from evomoe.words import counted
+from evomoe.support.files import write_text
+from evomoe.support.text import counted
 
 ORIGIN = "https://visualqa.org/download.html"
 LLAVA = "https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md (eval.zip)"

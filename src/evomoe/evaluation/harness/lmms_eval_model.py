@@ -20,7 +20,7 @@ from evomoe.data.images import open_rgb
 from evomoe.data.records import IMAGE_MARK, Turn
 from evomoe.evaluation.generation import Answerer, Asked, Prompts
 from evomoe.evaluation.processes import this_process
-from evomoe.loading import load_model, load_processor
+from evomoe.model.loading import load_model, load_processor
 from evomoe.support.device import prepare
 
 logger = logging.getLogger(__name__)

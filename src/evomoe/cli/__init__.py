@@ -1,0 +1,1 @@
+"""The command line: ``evomoe``, or ``python -m evomoe.cli``."""

@@ -1,0 +1,5 @@
+import sys
+
+from evomoe.cli.main import main
+
+sys.exit(main())

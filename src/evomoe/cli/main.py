@@ -1,0 +1,386 @@
+"""The verbs of the command line. Imports of torch and transformers wait until a verb needs them."""
+
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from evomoe import __version__
+from evomoe.analysis.probe_options import ProbeOptions
+from evomoe.cli.listing import TABLES
+from evomoe.cli.terminal import RESUME, hide_loading_bars, plain_warnings, positional, refuse, when_interrupted
+from evomoe.evaluation.benchmark import ProtocolName
+from evomoe.evaluation.evaluation_options import EvaluationOptions
+from evomoe.paper import FIGURES
+from evomoe.paper.options import FigureOptions
+from evomoe.recipe.named_recipes import RECIPES
+from evomoe.recipe.named_values import NamedValues
+from evomoe.recipe.options import AttachOptions, ConversionOptions, MoEOptions
+from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.run_folder import can_resume, check_paths, results_folder
+from evomoe.support.errors import OptionError, with_flags
+from evomoe.support.names import refuse_existing, refuse_missing
+
+Flat = tyro.conf.arg(name="")
+
+if TYPE_CHECKING:  # checkers take literals only
+    FigureName = TableName = str
+else:
+    FigureName, TableName = Literal[*FIGURES], Literal[*TABLES]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb; errors a user can mend are one line, without a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verbs = {
+        "demo": demo,
+        "train": _train_from(arguments),
+        "upcycle": upcycle,
+        "attach": attach,
+        "params": params,
+        "compose": compose,
+        "eval": evaluate,
+        "score": score,
+        "table": table,
+        "analyze": analyze,
+        "plot": plot,
+        "list": list_names,
+    }
+    if arguments == ["--version"]:
+        print(f"evomoe {__version__}")
+        return 0
+    verb = verbs.get(arguments[0]) if arguments else None
+    without_flag = positional(verb) if verb else set()
+    try:
+        with plain_warnings(without_flag):
+            if verb:  # not through all verbs: an error shall point to the help of this one
+                tyro.cli(verb, prog=f"evomoe {arguments[0]}", args=arguments[1:], config=(tyro.conf.AvoidSubcommands,))
+            else:
+                tyro.extras.subcommand_cli_from_dict(
+                    verbs,
+                    prog="evomoe",
+                    description="Turn a dense vision-language model into a mixture of experts. `evomoe --version` names the version.",
+                    args=arguments,
+                )
+            sys.stdout.flush()  # here, so that a reader that has gone away is noticed here
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, ImportError) as error:
+        print(f"evomoe: {with_flags(error, without_flag)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print(" ".join(["evomoe: interrupted.", *map(str, interrupt.args)]), file=sys.stderr)
+        return 130
+    return 0
+
+
+def demo(output: str = "runs/demo", resume: bool = True) -> None:
+    """The whole journey on two CPU cores in minutes: dense model, expert evolution, routing, scores, report.
+
+    Args:
+        output: run folder. A finished run is left alone and a new folder is named after it.
+        resume: go on with an unfinished run in that folder.
+    """
+    from evomoe.demo import run_demo
+
+    hide_loading_bars()
+    with when_interrupted(lambda: "The same command goes on where it stopped."):
+        print(run_demo(output, resume))
+
+
+def _train_from(arguments: list[str]) -> Callable[..., None]:
+    """The verb ``train`` with the defaults of the recipe that the arguments name."""
+    parts = [part for argument in arguments for part in argument.split("=", 1)]
+    name = next((after for before, after in itertools.pairwise(parts) if before == "--recipe"), "evomoe")
+    from_file = name.endswith(".json")
+    if not from_file and name not in RECIPES:
+        refuse(OptionError("recipe", f"there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json."))
+    if "--lr" in parts:  # what many will try, and too short for the parser to guess what is meant
+        refuse("each stage has its own `lr`: `stage1.learning_rate`; see `evomoe train --help`.")
+    if from_file:
+        try:
+            base = Recipe.load(name)
+        except (ValueError, OSError) as error:
+            refuse(OptionError("recipe", str(error)))
+    else:
+        base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
+
+    def train(options: Annotated[Recipe, Flat] = base, recipe: str = name, dry_run: bool = False, resume: bool = False) -> None:
+        """Train a dense VLM into an EvoMoE on your own data, in stages.
+
+        Args:
+            options: the run.
+            recipe: where the defaults come from: a name, see `evomoe list recipes`, or the recipe.json of another run.
+            dry_run: print what would train, parameter counts and steps; load no weights.
+            resume: go on with the unfinished run in the output folder.
+        """
+        check_paths(options, resume)
+        if dry_run:
+            from evomoe.training.dry_run import describe
+
+            print(with_flags(describe(options, resume)))
+            return
+        from evomoe.training.run import run
+
+        hide_loading_bars()
+        with when_interrupted(lambda: RESUME if can_resume(options.output) else "The same command starts anew."):
+            print(f"Trained model: {run(options, resume)}\nReport: {Path(options.output) / 'report.md'}")
+
+    return train
+
+
+def upcycle(
+    dense: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[str],
+    moe: Annotated[MoEOptions, Flat],
+    moe_layers: str = "alternating",
+    expert_init: str = "replicate",
+    init_options: NamedValues | None = None,
+    options: Annotated[ConversionOptions, Flat] = ConversionOptions(),  # noqa: B008
+) -> None:
+    """Convert a dense model into a mixture of experts, without training.
+
+    Args:
+        dense: folder or hub name of the dense model.
+        out: folder to write; must not exist.
+        moe: the mixture of experts.
+        moe_layers: alternating, all, without_first, or indices separated by commas.
+        expert_init: where the experts come from.
+        init_options: options of that initialiser, as name=value.
+        options: how it is loaded and written.
+    """
+    refuse_missing(dense)
+    refuse_existing(out)
+    from evomoe.conversion.upcycling import upcycle_folder
+
+    hide_loading_bars()
+    made = {"expert_init": expert_init, "moe_layers": moe_layers, "init_options": init_options}
+    print(with_flags(upcycle_folder(dense, out, **made, **asdict(options), **asdict(moe))))
+
+
+def attach(
+    sparse: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[str],
+    moe: Annotated[AttachOptions, Flat] = AttachOptions(),  # noqa: B008
+    options: Annotated[ConversionOptions, Flat] = ConversionOptions(),  # noqa: B008
+) -> None:
+    """Give a model that is sparse already (Mixtral, Qwen-MoE, OLMoE, DeepSeek ...) a variable number of experts per token.
+
+    Args:
+        sparse: folder or hub name of the model; its experts and the weights of its routers are kept.
+        out: folder to write; must not exist.
+        moe: its new routers.
+        options: how it is loaded and written.
+    """
+    refuse_missing(sparse)
+    refuse_existing(out)
+    from evomoe.conversion.attaching import attach_folder
+
+    hide_loading_bars()
+    print(attach_folder(sparse, out, moe, **asdict(options)))
+
+
+def params(
+    model: tyro.conf.Positional[str],
+    moe: Annotated[MoEOptions, Flat],
+    moe_layers: str = "alternating",
+    trust_remote_code: bool = False,
+) -> None:
+    """Count parameters before and after conversion: by part, per token, by stage. Loads no weights.
+
+    Args:
+        model: folder, hub name or config.json of a dense model; or of an EvoMoE, which is counted as it is.
+        moe: the mixture of experts that a dense model would become.
+        moe_layers: alternating, all, without_first, or indices separated by commas.
+        trust_remote_code: run code from the model's repository.
+    """
+    from evomoe.training.parameters import describe_parameters
+
+    print(describe_parameters(model, moe, moe_layers, trust_remote_code))
+
+
+def compose(
+    out: tyro.conf.Positional[str],
+    text: str,
+    vision: str,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> None:
+    """Join a language model and a vision tower into a LLaVA; stage 0 of `evomoe train` then aligns its projector.
+
+    Args:
+        out: folder to write; must not exist.
+        text: folder or hub name of the language model.
+        vision: folder or hub name of the vision tower (CLIP, SigLIP, ...).
+        seed: draws the projector.
+        trust_remote_code: run code from the models' repositories.
+    """
+    refuse_missing(text)
+    refuse_missing(vision)
+    refuse_existing(out)
+    from evomoe.conversion.composing import compose_folder
+
+    hide_loading_bars()
+    print(compose_folder(text, vision, out, seed=seed, trust_remote_code=trust_remote_code))
+
+
+def evaluate(
+    checkpoint: tyro.conf.Positional[str],
+    options: Annotated[EvaluationOptions, Flat] = EvaluationOptions(),  # noqa: B008
+    benchmarks: tuple[str, ...] = ("easy-vqa",),
+    dump_prompts: bool = False,
+) -> None:
+    """Score a model, dense or sparse, on benchmarks.
+
+    Args:
+        checkpoint: folder or hub name.
+        options: how.
+        benchmarks: names of benchmarks, see `evomoe list benchmarks`.
+        dump_prompts: write every prompt as the model would see it, answer none, and load no weights.
+    """
+    refuse_missing(checkpoint)
+    options.check(benchmarks)
+    from evomoe.evaluation import evaluate, processes
+
+    hide_loading_bars()
+    if dump_prompts:
+        print(evaluate.dump_prompts(checkpoint, benchmarks, options))
+        return
+    with when_interrupted(lambda: "The same command goes on where it stopped."):
+        if text := evaluate.evaluate_checkpoint(checkpoint, benchmarks, options):
+            print(text)
+    processes.leave()
+
+
+def score(
+    benchmark: tyro.conf.Positional[str],
+    predictions: str,
+    annotations: str,
+    protocol: ProtocolName = "official",
+    output: str | None = None,
+    allow_missing: bool = False,
+    any_version: bool = False,
+) -> None:
+    """Score answers that another program wrote: LLaVA's, EvalAI's, GQA's, MME's, MMBench's formats.
+
+    Args:
+        benchmark: its name, see `evomoe list benchmarks`.
+        predictions: file with the answers, or MME's folder.
+        annotations: the benchmark's folder, or the annotation file in it.
+        protocol: whose rule.
+        output: also write the result to this JSON file.
+        allow_missing: count questions without an answer as wrong.
+        any_version: also score data that no known version of the benchmark has.
+    """
+    for option, path in (("predictions", predictions), ("annotations", annotations)):
+        if not Path(path).exists():
+            raise OptionError(option, f"there is no {path}.")
+    if output:
+        refuse_existing(output, "file")
+    from evomoe.evaluation.scoring import score_predictions
+
+    print(score_predictions(benchmark, predictions, annotations, protocol, output, allow_missing, any_version))
+
+
+def table(
+    name: tyro.conf.Positional[str],
+    scale: Literal["mini", "paper"] = "mini",
+    rows: tuple[str, ...] = (),
+    seeds: int = 0,
+    jobs: int = 1,
+    split: Literal["test", "validation"] = "test",
+    limit: int = 0,
+    study: str = "runs/study",
+    results: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run a table of the paper: its rows on the mini world, the published numbers beside them.
+
+    Args:
+        name: the paper's number of the table, or a study of our own, see `evomoe list tables`.
+        scale: mini runs here; paper says which models, data, steps and GPU hours it took, and writes the recipes to launch.
+        rows: some rows only; the one that the others are compared with is run too, unless the results have it.
+        seeds: how many; 0 for as many as the table needs.
+        jobs: how many pieces of work at once.
+        split: test reports; validation is for choosing.
+        limit: questions per benchmark; 0 asks all.
+        study: folder of all runs: what is finished there is not run again, and tables share it.
+        results: folder in which the numbers are kept, as table<NAME>.json, beside earlier ones of other rows and seeds.
+        dry_run: say what would be run; write nothing.
+    """
+    from evomoe.paper.command import plan_table, run_table
+
+    if scale == "paper":
+        print(plan_table(name, rows, Path(study), dry_run))
+        return
+    with when_interrupted(lambda: "The same command goes on where it stopped."):
+        print(run_table(name, rows, seeds, jobs, split, limit, Path(study), Path(results) if results else None, dry_run))
+
+
+def analyze(
+    checkpoint: tyro.conf.Positional[str],
+    options: Annotated[ProbeOptions, Flat] = ProbeOptions(data=tyro.MISSING),  # noqa: B008
+    output: str | None = None,
+    stage1: str | None = None,
+) -> None:
+    """Measure the experts and routers of a sparse model on some records: numbers.json, report.md, pictures.
+
+    Args:
+        checkpoint: folder or hub name of the sparse model.
+        options: what it is measured on.
+        output: folder for the results; runs/analyze/NAME unless named, NAME from the checkpoint's path.
+        stage1: the dense model that Stage II began with, for the experts' task vectors; found by itself in a run's folder.
+    """
+    refuse_missing(checkpoint)
+    options.check()
+    if stage1 is not None:
+        refuse_missing(stage1)
+    from evomoe.analysis import analyze as command
+
+    hide_loading_bars()
+    print(command.analyze(checkpoint, options, output, stage1))
+
+
+def plot(
+    figure: tyro.conf.Positional[FigureName],
+    checkpoint: tyro.conf.Positional[str],
+    options: Annotated[FigureOptions, Flat] = FigureOptions(),  # noqa: B008
+) -> None:
+    """Draw a figure of a sparse model: 1a scores under shuffled routers, 1b router logits, 5 expert load, slots experts per token.
+
+    Args:
+        figure: the paper's number, or slots: how many experts each patch of a picture and each word of a question gets.
+        checkpoint: folder or hub name of the sparse model.
+        options: what it is drawn of.
+    """
+    if options.scores is None:
+        refuse_missing(checkpoint)
+    options.check_figure(figure)
+    checkpoints = options.checkpoints(checkpoint)
+    from importlib import import_module
+
+    hide_loading_bars()
+    options = replace(options, output=str(results_folder("plot", checkpoint, options.output or None)))
+    print(import_module(FIGURES[figure]).draw(checkpoints, options))
+
+
+def list_names(
+    what: tyro.conf.Positional[TableName],
+) -> None:
+    """List what an option can name.
+
+    Args:
+        what: the table.
+    """
+    from evomoe.cli.listing import describe_table
+
+    print(describe_table(what))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

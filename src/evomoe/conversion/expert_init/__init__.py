@@ -1,0 +1,41 @@
+"""Where experts come from: one file per initialiser, one row per name.
+
+An initialiser takes the dense FFN of one layer and returns the experts of that layer. To add one, write its file and its
+row here; the tests pick it up from this table.
+"""
+
+from typing import Any
+
+from evomoe.conversion.expert_init.drop_upcycling import DropUpcyclingOptions, drop_upcycling
+from evomoe.conversion.expert_init.evolved import evolved
+from evomoe.conversion.expert_init.expert_init import ExpertInit
+from evomoe.conversion.expert_init.noise import NoiseOptions, noise
+from evomoe.conversion.expert_init.partition import partition
+from evomoe.conversion.expert_init.replicate import replicate
+from evomoe.recipe.init_options import EvolvedOptions
+from evomoe.support.errors import OptionError
+
+INITS: dict[str, ExpertInit] = {
+    "replicate": ExpertInit(replicate),
+    "noise": ExpertInit(noise, NoiseOptions),
+    "evolved": ExpertInit(evolved, EvolvedOptions),
+    "drop_upcycling": ExpertInit(drop_upcycling, DropUpcyclingOptions),
+    "partition": ExpertInit(partition, slices=True),
+}
+
+
+def config_fields(name: str, num_experts: int) -> dict[str, Any]:
+    """The fields of ``MoEConfig`` that an initialiser decides.
+
+    Raises:
+        OptionError: there is no such initialiser.
+    """
+    if name not in INITS:
+        raise OptionError(
+            "expert_init",
+            f"there is no '{name}'; choose from {', '.join(INITS)}. If it is your own, import the file that registers it first.",
+        )
+    return {"expert_init": name, "expert_share": num_experts if INITS[name].slices else 1}
+
+
+__all__ = ["INITS", "ExpertInit", "config_fields"]

@@ -1,0 +1,1 @@
+"""The network: configuration, modality, routers, experts, the sparse model, and how it is found, loaded and saved."""

@@ -1,0 +1,14 @@
+"""Holds the mean number of real experts per token at its budget."""
+
+from torch import Tensor
+
+from evomoe.model.routing import LayerRecord
+from evomoe.support.needs import needs
+
+
+@needs("excess")
+def budget(record: LayerRecord) -> Tensor:
+    """``(mean real experts / budget - 1)^2`` of one layer; the gradient is that of the number of slots, by importance."""
+    excess = record.routing.excess
+    assert excess is not None  # the configuration refuses this loss with routers that have no budget
+    return excess.square()

@@ -1,0 +1,90 @@
+"""An MoE layer: a router, its experts and, if asked for, a shared expert, where a dense FFN was.
+
+Implements: Eq. 2, Eq. 3, Eq. 4, Table 6 (shared expert).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evomoe.model.configuration import MoEConfig
+from evomoe.model.experts import AnyExperts, StackedExperts
+from evomoe.model.forward_pass import current_pass
+from evomoe.model.routers import ROUTERS, Router
+from evomoe.model.routing import LayerRecord
+from evomoe.model.structure import find_sparse_ffn
+from evomoe.support import hf
+
+
+class EvoMoEBlock(nn.Module):
+    """The FFN of one MoE layer: a router, its experts and, if asked for, a shared expert.
+
+    Eq. 4: takes and returns hidden states (B, S, D) as the dense FFN does; padding is not routed, gives zero.
+    """
+
+    def __init__(
+        self, layer: int, moe: MoEConfig, hidden_size: int, experts: AnyExperts, shared_expert: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.layer, self.moe = layer, moe
+        self.router: Router = ROUTERS[moe.router](hidden_size, moe.num_experts, **moe.router_options)
+        self.router.check(moe.num_experts_per_tok, moe.gate)
+        self.experts = experts
+        self.shared_expert = shared_expert
+        self.shared_expert_gate: nn.Linear | None = None
+        if shared_expert is not None:
+            self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False)
+            nn.init.zeros_(self.shared_expert_gate.weight)
+        own = [*self.router.modules()]
+        if self.shared_expert_gate is not None:
+            own.append(self.shared_expert_gate)
+        for module in own:
+            if not any(p.is_meta for p in module.parameters()):
+                hf.mark_initialized(module)  # routers draw their own weights; transformers must not draw again
+
+    def forward(self, hidden_BSD: Tensor) -> Tensor:
+        forward_pass = current_pass()
+        modality, moe = forward_pass.modality, self.moe
+        x_TD = modality.real(hidden_BSD)
+        routing = self.router.route(x_TD, modality, moe.num_experts_per_tok, moe.gate, moe.expert_dropout)
+        if forward_pass.recording:
+            forward_pass.records[self.layer] = LayerRecord(routing, modality, x_TD, self.experts)
+        if routing.input_scale_T1 is not None:
+            x_TD = x_TD * routing.input_scale_T1.to(x_TD.dtype)
+        y_TD = self.experts(x_TD, routing.index_TK, routing.weight_TK)
+        if (virtual := self.router.virtual_experts) is not None:
+            y_TD = virtual.add(y_TD, x_TD, routing.index_TK, routing.weight_TK)
+        if self.shared_expert is not None and self.shared_expert_gate is not None:
+            share_T1 = self.shared_expert_gate(x_TD).float().sigmoid().to(y_TD.dtype)
+            y_TD = torch.lerp(y_TD, self.shared_expert(x_TD), share_T1)
+        return modality.restore(y_TD, hidden_BSD)
+
+
+class AttachedBlock(EvoMoEBlock):
+    """Router and experts inside the block of a model that was sparse before, where its experts were.
+
+    The block goes on to do what else it does, such as run a shared expert; what its own router said is not heeded.
+    """
+
+    @classmethod
+    def put_into(cls, decoder_layer: nn.Module, layer: int, moe: MoEConfig, hidden_size: int) -> "AttachedBlock":
+        """Takes the place of the experts in a decoder layer's block, and of its router."""
+        found = find_sparse_ffn(decoder_layer, hidden_size)
+        assert found is not None
+        name, router = found
+        block = decoder_layer.get_submodule(name)
+        attached = cls(layer, moe, hidden_size, StackedExperts(block.get_submodule("experts")))
+        block.set_submodule("experts", attached)
+        setattr(block, router, NoRouter())
+        return attached
+
+    def forward(self, hidden_ND: Tensor, *of_no_router: None) -> Tensor:
+        return super().forward(hidden_ND)
+
+
+class NoRouter(nn.Module):
+    """Stands where a block's own router was, and chooses nothing."""
+
+    def forward(self, *args: Any) -> tuple[None, None, None]:
+        return None, None, None

@@ -1,0 +1,107 @@
+"""What the network is: the MoE part of the configuration, which travels with the weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.configuration_utils import PreTrainedConfig
+
+from evomoe.model.aux_losses import AUX_LOSSES
+from evomoe.model.routers import ROUTERS
+from evomoe.model.routing import GATES
+from evomoe.recipe.options import MoEOptions
+from evomoe.recipe.placement import moe_layers, parse_placement
+from evomoe.support.errors import OptionError
+from evomoe.support.needs import needs_of
+
+MODEL_TYPE = "evomoe"
+
+
+@dataclass(frozen=True)
+class MoEConfig(MoEOptions):
+    """The mixture-of-experts part of a model's configuration, stored under ``evomoe`` in config.json.
+
+    Attributes:
+        base_model_type: transformers' name of the dense family, e.g. "llava".
+        moe_layers: indices of the decoder layers whose FFN is a mixture.
+        expert_init: where the experts came from, for people; the network does not depend on it.
+        expert_share: an expert has 1 / expert_share of the dense FFN's inner units.
+        attached: the model was sparse before, and its experts are its own.
+    """
+
+    base_model_type: str = ""
+    moe_layers: list[int] = field(default_factory=list)
+    expert_init: str = "replicate"
+    expert_share: int = 1
+    attached: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.moe_layers:
+            raise OptionError("moe_layers", "there is none; choose at least one layer.")
+        for option, name, table in (
+            ("router", self.router, ROUTERS),
+            ("gate", self.gate, GATES),
+            *(("aux_losses", name, AUX_LOSSES) for name in self.aux_losses),
+        ):
+            if name not in table:
+                own = "If it is your own, import the file that registers it first."
+                raise OptionError(option, f"there is no '{name}'; choose from {', '.join(table)}. {own}")
+        if self.aux_reduction not in ("mean", "sum"):
+            raise OptionError("aux_reduction", f"there is no '{self.aux_reduction}'; choose from mean, sum.")
+        for name in self.aux_losses:
+            needed = set(needs_of(AUX_LOSSES[name]))
+            able = [router for router, kind in ROUTERS.items() if needed <= set(kind.gives)]
+            if self.router not in able:
+                raise OptionError(
+                    "aux_losses", f"'{name}' is for router {', '.join(able)}, not for '{self.router}'; leave it out."
+                )
+
+    @classmethod
+    def stored(cls, values: dict[str, Any]) -> "MoEConfig":
+        """Of what config.json holds. Before ``expert_share`` was written down, "partition" alone made narrower experts."""
+        if "expert_share" not in values and values.get("expert_init") == "partition":
+            values = values | {"expert_share": values["num_experts"]}
+        return cls(**values)
+
+    @property
+    def origin(self) -> str:
+        """Where the experts came from, in words."""
+        return "the base model's own" if self.attached else self.expert_init
+
+    @classmethod
+    def for_model(cls, config: PreTrainedConfig, placement: str | Sequence[int], **fields) -> "MoEConfig":
+        """The MoE part for a dense model's ``config``; ``placement`` as in ``evomoe.recipe.placement``."""
+        text = config.get_text_config(decoder=True)
+        moe = cls(base_model_type=config.model_type, moe_layers=moe_layers(placement, text.num_hidden_layers), **fields)
+        router = ROUTERS[moe.router]
+        router.read(moe.router_options, moe.num_experts, moe.router)
+        with torch.device("meta"):
+            router(text.hidden_size, moe.num_experts, **moe.router_options)
+        return moe
+
+
+class EvoMoEConfig(PreTrainedConfig):
+    """Configuration of any EvoMoE model: that of its dense family plus ``evomoe``.
+
+    Every family gets a subclass of its own, see ``evomoe.model.families``.
+    """
+
+    model_type = MODEL_TYPE
+    evomoe: dict[str, Any] | None = None
+
+    @property
+    def moe(self) -> MoEConfig:
+        """The MoE part, validated."""
+        return MoEConfig.stored(self.evomoe or {})
+
+
+def contradictions(config: EvoMoEConfig, options: MoEOptions, placement: str) -> list[str]:
+    """The options that say something else than an EvoMoE's own configuration does; defaults say nothing."""
+    default, own = MoEOptions(), config.moe
+    wrong = [name for name, value in vars(options).items() if value not in (getattr(default, name), getattr(own, name))]
+    layers = moe_layers(parse_placement(placement), config.get_text_config(decoder=True).num_hidden_layers)
+    if placement != "alternating" and layers != own.moe_layers:
+        wrong.append("moe_layers")
+    return wrong

@@ -1,0 +1,124 @@
+"""Loading models and processors through transformers' auto classes, dense or sparse, with errors that say what to do."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.model.configuration import MoEConfig
+from evomoe.model.families import sparse_config
+from evomoe.model.structure import check_convertible
+from evomoe.support import hf
+from evomoe.support.names import not_on_hub, refuse_missing
+
+
+def auto_model(config: PreTrainedConfig) -> type:
+    """The auto class that knows the model: image-text-to-text, or causal language modelling for a text-only model.
+
+    Raises:
+        ValueError: neither knows it.
+    """
+    autos = (AutoModelForImageTextToText, AutoModelForCausalLM)
+    known = [auto for auto in autos if type(config) in hf.model_classes(auto)]
+    remote = [auto for auto in autos if auto.__name__ in (getattr(config, "auto_map", None) or {})]
+    if known or remote:
+        return [*known, *remote][0]
+    raise ValueError(
+        f"Models of type '{config.model_type}' are neither image-text-to-text nor causal language models to transformers."
+    )
+
+
+def takes_pictures(config: PreTrainedConfig) -> bool:
+    """Whether the model is image-text-to-text, not text-only."""
+    return auto_model(config) is AutoModelForImageTextToText
+
+
+def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Loads the configuration of a folder or hub name, or the configuration file itself.
+
+    Raises:
+        ValueError: there is no such model, no way to it, or this version of transformers does not know its family.
+    """
+    refuse_missing(source)
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if hf.UNKNOWN_FAMILY not in str(error):
+            raise
+        raise ValueError(
+            f"{source}: transformers {transformers.__version__} does not know this model family; pip install --upgrade transformers."
+        ) from error
+    except OSError as error:
+        if Path(source).exists():
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{source}: there is no model in it: {reason}") from error
+        raise ValueError(not_on_hub(source, "model", error)) from error
+
+
+def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+    """Loads a model from a folder or hub name; ``dtype`` is "auto" or the name of a torch dtype."""
+    auto = auto_model(load_config(source, trust_remote_code))
+    precision = dtype if dtype == "auto" else getattr(torch, dtype)
+    try:
+        return auto.from_pretrained(source, dtype=precision, trust_remote_code=trust_remote_code)
+    except SafetensorError as error:
+        raise ValueError(f"{source}: its weights cannot be read ({error}); the file is truncated or damaged.") from error
+    except OSError as error:
+        if not Path(source).is_dir():
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{source}: its weights cannot be loaded: {reason} Name a folder that save_pretrained wrote.") from error
+
+
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration, without weights."""
+    with torch.device("meta"):
+        return auto_model(config).from_config(config)
+
+
+def empty_models(dense: PreTrainedConfig, placement: str | Sequence[int], **moe: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A dense configuration's model and the sparse model that it would become, both without weights.
+
+    Args:
+        dense: configuration of the dense model.
+        placement: which decoder layers become sparse, as in ``evomoe.recipe.placement``.
+        moe: further fields of ``MoEConfig``.
+
+    Raises:
+        UnsupportedModelError: the model is sparse already, or has no FFN that the rule can find.
+        ValueError: an option is wrong; the message names it.
+    """
+    model = empty_model(dense)
+    check_convertible(model)
+    return model, empty_model(sparse_config(dense, MoEConfig.for_model(dense, placement, **moe)))
+
+
+def load_processor(source: str | Path, trust_remote_code: bool = False):
+    """Loads the processor; for a text-only model its tokenizer.
+
+    Raises:
+        ValueError: there is none that transformers can load, or a package that it needs is missing.
+    """
+    refuse_missing(source)
+    try:
+        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        if "Torchvision" in str(error):
+            raise ValueError(
+                f"{source}: its processor takes videos too and needs torchvision: pip install torchvision"
+            ) from error
+        raise ValueError(f"{source}: its processor cannot be loaded: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError) as error:
+        if not takes_pictures(load_config(source, trust_remote_code)):  # its tokenizer may once have been a processor's
+            with contextlib.suppress(OSError, ValueError):
+                return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        raise ValueError(
+            f"{source} has no processor that transformers can load ({error}). Save the model's processor into the same folder."
+        ) from error

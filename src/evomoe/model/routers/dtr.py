@@ -1,0 +1,115 @@
+"""The Dynamic Token-aware Router: a hypernetwork per modality writes a small network for every token.
+
+Implements: Eq. 5, Eq. 6, Eq. 7, Eq. 8, Figure 3, Table 4 (DTR).
+
+H hypernetwork width, R router rank. The paper's formulas, per token z of modality tau, here divided by its
+root mean square first:
+
+    a = W1 z + b1                      (H,)
+    Theta = W2 a + b2                  two matrices: Theta_down (2R, D), Theta_up (D, R)
+    logits = phi(Theta_up SwiGLU(Theta_down z))
+
+Theta is 3RD numbers a token and is never formed. W2 is linear, so with a' = [a; 1] (the 1 carries b2):
+
+    Theta_down z = sum_h a'_h (W2down_h z)            one matrix product (T, D) x (D, (H+1) 2R), then a contraction with a'
+    phi(Theta_up s) = sum_h a'_h (phi W2up_h s)       phi W2up is ((H+1) E, R): small, computed once a pass
+
+Why the division: the logits are of fifth degree in z. The norm before the FFN lets z be a third or ten times of unit size,
+depending on the model and the layer; to the fifth power, that is a router which is blind, or one whose softmax is saturated
+before its first step (seen on easy-VQA: logits in the thousands, and no learning). The paper does not say.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evomoe.model.modality import Modality
+from evomoe.model.routers.float32 import Float32Linear
+from evomoe.model.routers.router import Router
+from evomoe.recipe.router_options import DTROptions
+
+
+class HyperNetwork(nn.Module):
+    """H^tau: the parameters of Eq. 5 and 6 for one modality.
+
+    ``down.weight`` is ((H+1) * 2R, D) and ``up.weight`` is (D, (H+1) * R): the blocks 0..H-1 are W2, block H is b2.
+    """
+
+    def __init__(self, hidden_size: int, hypernet_width: int, rank: int) -> None:
+        super().__init__()
+        self.embed = Float32Linear(hidden_size, hypernet_width)
+        self.down = Float32Linear(hidden_size, (hypernet_width + 1) * 2 * rank, bias=False)
+        self.up = Float32Linear(hidden_size, (hypernet_width + 1) * rank, bias=False, transposed=True)
+        self.width, self.rank = hypernet_width, rank
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Scales chosen so that a is about 1 and each of Eq. 7's intermediate values is about 1."""
+        D, H, R = self.embed.weight.shape[1], self.width, self.rank
+        nn.init.normal_(self.embed.weight, std=D**-0.5)
+        nn.init.zeros_(self.embed.bias)
+        nn.init.normal_(self.down.weight, std=(D * (H + 1)) ** -0.5)
+        nn.init.normal_(self.up.weight, std=(R * (H + 1)) ** -0.5)
+
+    def forward(self, z_TD: Tensor, inverse_rms_T1: Tensor, phi_ED: Tensor, rows_N: Tensor | None = None) -> Tensor:
+        """phi(e) without phi's bias, for all tokens (T, E) or for those that ``rows_N`` names (N, E).
+
+        Each product with z is divided by z's root mean square afterwards, so that no normalised copy of z is kept.
+        """
+        E, H, R = phi_ED.shape[0], self.width, self.rank
+        inverse_rms_N1 = inverse_rms_T1 if rows_N is None else inverse_rms_T1[rows_N]
+        a_NH = F.pad(self.embed(z_TD, rows_N, inverse_rms_N1), (0, 1), value=1.0)  # H + 1 entries
+        N = a_NH.shape[0]
+        down_NHP = self.down(z_TD, rows_N).view(N, H + 1, 2 * R)
+        down_NP = torch.bmm(a_NH.unsqueeze(1), down_NHP).squeeze(1) * inverse_rms_N1
+        gate_NR, value_NR = down_NP.chunk(2, dim=-1)
+        s_NR = F.silu(gate_NR) * value_NR
+        folded_EHR = self.up(phi_ED).view(E, H + 1, R)
+        up_NHE = (s_NR @ folded_EHR.permute(2, 1, 0).reshape(R, -1)).view(N, H + 1, E)
+        return torch.bmm(a_NH.unsqueeze(1), up_NHE).squeeze(1)
+
+
+class FinalRouter(nn.Module):
+    """phi of Eq. 8. Both hypernetworks fold it into their own maps, so it is not applied but hands out what it holds."""
+
+    def __init__(self, hidden_size: int, num_experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.bias = nn.Parameter(torch.empty(num_experts))
+        nn.Linear.reset_parameters(self)  # pyrefly: ignore[bad-argument-type]
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Weight (E, D) and bias (E,), in float32."""
+        return self.weight.float(), self.bias.float()
+
+
+class DynamicTokenAwareRouter(Router):
+    """Two hypernetworks, one for image and one for text tokens, and a final router phi that they share."""
+
+    Options = DTROptions
+    options: DTROptions
+
+    def __init__(self, hidden_size: int, num_experts: int, **options: Any) -> None:
+        super().__init__(hidden_size, num_experts, **options)
+        H, R = self.options.hypernet_width, self.options.rank
+        self.image = HyperNetwork(hidden_size, H, R)
+        self.text = HyperNetwork(hidden_size, H, R)
+        self.phi = FinalRouter(hidden_size, num_experts)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.phi.weight, std=self.hidden_size**-0.5)
+        nn.init.zeros_(self.phi.bias)
+
+    def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
+        (phi_ED, bias_E), logits_TE = self.phi(), x_TD.new_zeros(x_TD.shape[0], self.num_experts)
+        inverse_rms_T1 = torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + 1e-6)
+        parts = [(modality.image_tokens, self.image), (modality.text_tokens, self.text)]
+        for tokens, hypernetwork in sorted(parts, key=lambda part: -part[0].shape[0]):
+            if tokens.shape[0] == x_TD.shape[0]:  # one modality only, as in every decoding step: nothing to gather
+                logits_TE = hypernetwork(x_TD, inverse_rms_T1, phi_ED)
+            elif tokens.shape[0] or self.training:  # an absent modality trains on no rows: DDP waits for its gradients
+                logits_TE = logits_TE.index_copy(0, tokens, hypernetwork(x_TD, inverse_rms_T1, phi_ED, tokens))
+        return logits_TE + bias_E

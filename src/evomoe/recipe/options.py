@@ -1,0 +1,230 @@
+"""The options of a run's parts: the mixture, how a model is converted, evolution, a stage.
+
+Implements: Table 7 (defaults of the stages).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from evomoe.recipe.named_values import NamedValues
+from evomoe.support.errors import OptionError
+
+ImageAspect = Literal["auto", "pad", "keep"]
+
+
+STAGES = {0: "align", 1: "warmup", 2: "evolution", 3: "routing"}
+
+
+LARGEST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
+
+
+_STAGE_OPTION_OF = {
+    "learning_rate": "learning_rate",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulation",
+}
+
+
+_RUN_OPTION_OF = {
+    "output_dir": "output",
+    "seed": "seed",
+    "data_seed": "seed",
+    "dataloader_num_workers": "workers",
+    "resume_from_checkpoint": "resume",
+}
+
+
+_FIXED = {
+    "remove_unused_columns": "records have no columns that the model does not use",
+    "eval_strategy": "`evomoe eval` scores the trained model",
+}
+"""TrainingArguments that ``trainer`` refuses: each has an option of its own, of the stage or of the run, or only one good value."""
+
+
+def check_positive(option: str, value: float) -> None:
+    if not 0 < value < math.inf:  # false for nan
+        raise OptionError(option, f"{value} must be a positive number.")
+
+
+def check_whole(option: str, value: int, low: int, high: float = math.inf, hint: str = "") -> None:
+    if type(value) is not int or not low <= value <= high:
+        limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise OptionError(option, f"{value} must be a whole number {limits}{hint}.")
+
+
+def check_trainer(option: str, names: dict[str, Any], stages: tuple[int, ...]) -> None:
+    for name in names:
+        if name in _STAGE_OPTION_OF:
+            own = ", ".join(f"`stage{stage}.{_STAGE_OPTION_OF[name]}`" for stage in stages)
+            raise OptionError(option, f"{name} has an option of its own; use {own}.")
+        if name in _RUN_OPTION_OF:
+            raise OptionError(option, f"{name} has an option of its own; use `{_RUN_OPTION_OF[name]}`.")
+        if name in _FIXED:
+            raise OptionError(option, f"{name} cannot be chosen ({_FIXED[name]}); leave it out.")
+
+
+def check_on_bad_record(value: str) -> None:
+    """Raises OptionError if there is no such way with bad records."""
+    if value not in ("stop", "skip"):
+        raise OptionError("on_bad_record", f"there is no '{value}'; choose 'stop' or 'skip'.")
+
+
+def check_image_aspect(value: str) -> None:
+    """Raises OptionError if there is no such shape of pictures."""
+    if value not in get_args(ImageAspect):
+        raise OptionError("image_aspect", f"there is no '{value}'; choose 'auto', 'pad' or 'keep'.")
+
+
+@dataclass(frozen=True)
+class MoEOptions:
+    """What the mixture of experts is; the part of a model's configuration that a user chooses.
+
+    Attributes:
+        num_experts: E. Paper: 4.
+        num_experts_per_tok: K. Paper: 1.
+        router: a row of ``evomoe list routers``. Paper: dtr.
+        router_options: keyword arguments of that router, e.g. hypernet_width and rank of dtr.
+        gate: what multiplies a chosen expert's output: probability, normalised or straight_through.
+        shared_expert: an extra expert that every token passes (Table 6), mixed in by a learned sigmoid that starts at 1/2.
+        expert_dropout: during training, hide each expert from a token with this probability (Table 14).
+        aux_losses: coefficient of each auxiliary loss. Paper: balance, 0.001.
+        aux_reduction: how the losses of the layers combine: mean, or sum as MoE-LLaVA does.
+    """
+
+    num_experts: int = 4
+    num_experts_per_tok: int = 1
+    router: str = "dtr"
+    router_options: NamedValues = field(default_factory=dict)
+    gate: str = "straight_through"
+    shared_expert: bool = False
+    expert_dropout: float = 0.0
+    aux_losses: NamedValues = field(default_factory=lambda: {"balance": 0.001})
+    aux_reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.num_experts < 2:
+            raise OptionError("num_experts", f"{self.num_experts} is too few; a mixture needs at least 2.")
+        if not 1 <= self.num_experts_per_tok <= self.num_experts:
+            raise OptionError(
+                "num_experts_per_tok",
+                f"{self.num_experts_per_tok} (top-k) must lie between 1 and `num_experts`, which is {self.num_experts}.",
+            )
+        for name, coefficient in self.aux_losses.items():
+            if not isinstance(coefficient, int | float) or not 0 <= coefficient < math.inf:
+                raise OptionError("aux_losses", f"{name}={coefficient!r} must be a finite number that is not negative.")
+        if not 0 <= self.expert_dropout < 1:
+            raise OptionError("expert_dropout", f"{self.expert_dropout} must lie in [0, 1).")
+
+
+@dataclass(frozen=True)
+class AttachOptions:
+    """What AnyExperts is on a model that is sparse already.
+
+    Attributes:
+        k_min: fewest slots of a token; by default around as many real experts as the model has now.
+        k_max: most slots of a token.
+        gate: what multiplies an expert's output; by default what the model does.
+        router_options: further options of router anyexperts, as name=value.
+        aux_losses: coefficient of each auxiliary loss, as name=value.
+    """
+
+    k_min: float | None = None
+    k_max: float | None = None
+    gate: Literal["", "probability", "normalised", "straight_through"] = ""
+    router_options: NamedValues = field(default_factory=dict)
+    aux_losses: NamedValues = field(default_factory=lambda: {"balance": 0.01, "importance": 0.001})
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """How a folder is converted, whatever it becomes.
+
+    Attributes:
+        dtype: precision of the loaded weights.
+        seed: draws the router's weights and the initialiser's noise.
+        trust_remote_code: run code from the model's repository.
+        remote_code: also write the module through which transformers loads the model where evomoe is installed but not
+            imported; it runs only for those who load with trust_remote_code=True.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    trust_remote_code: bool = False
+    remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class EvolutionOptions:
+    """How experts evolve in Stage II (Eq. 1).
+
+    Attributes:
+        rule: a reading of Eq. 1: ema, scaled_update, lookback or literal.
+        beta_ranges: low and high per evolved expert; beta is drawn uniformly at every step, low = high fixes it. Paper:
+            experts 2, 3, 4 draw from [0.9, 0.99], [0.8, 0.89], [0.7, 0.79].
+        stop_fraction: evolved experts stop following after this share of Stage II, so that an average is taken while the
+            learning rate is still high.
+        beta_scope: "step" draws one beta per step for all layers, "layer" one per layer.
+        seed: draws the betas.
+        offload: keep the evolved experts in CPU memory.
+    """
+
+    rule: str = "scaled_update"
+    beta_ranges: tuple[tuple[float, float], ...] = ((0.9, 0.99), (0.8, 0.89), (0.7, 0.79))
+    stop_fraction: float = 1.0
+    beta_scope: Literal["step", "layer"] = "step"
+    seed: int = 0
+    offload: bool = False
+
+    def check(self, num_experts: int) -> None:
+        """Raises OptionError if a value is out of its range, or the ranges of beta are not one per evolved expert."""
+        if len(self.beta_ranges) != num_experts - 1:
+            raise OptionError(
+                "beta_ranges",
+                f"it has {len(self.beta_ranges)} entries; {num_experts} experts need {num_experts - 1}, a low and a high for each "
+                f"expert that evolves from the first, such as{' 0.8 0.9' * (num_experts - 1)}",
+            )
+        for low, high in self.beta_ranges:
+            if not 0 <= low <= high <= 1:
+                raise OptionError("beta_ranges", f"[{low}, {high}] must satisfy 0 <= low <= high <= 1.")
+        if not 0 <= self.stop_fraction <= 1:
+            raise OptionError("stop_fraction", f"{self.stop_fraction} must lie in [0, 1].")
+        if self.beta_scope not in ("step", "layer"):
+            raise OptionError("beta_scope", f"there is no '{self.beta_scope}'; choose 'step' or 'layer'.")
+        check_whole("seed", self.seed, 0, LARGEST_SEED)
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How one stage trains. What has no option here is a TrainingArguments field: give it in ``trainer`` as name=value.
+
+    Attributes:
+        learning_rate: peak, after warm-up; cosine decay.
+        epochs: passes over the data, when ``steps`` is 0.
+        steps: optimiser steps; 0 means "by epochs".
+        batch_size: records per device and micro-batch.
+        accumulation: micro-batches per optimiser step.
+        data: other data than the run's, for this stage only.
+        train: what trains, as parts joined by "+": see ``evomoe.training.trainable``.
+        trainer: further TrainingArguments, as name=value with the value in JSON, e.g. bf16=true.
+    """
+
+    learning_rate: float = 2e-5
+    epochs: float = 1.0
+    steps: int = 0
+    batch_size: int = 4
+    accumulation: int = 2
+    data: str | None = None
+    train: str = ""
+    trainer: NamedValues = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises OptionError if a value cannot be trained with; the recipe checks ``trainer``, which may be about other options."""
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("epochs", self.epochs)
+        check_whole("steps", self.steps, 0, hint="; 0 trains by epochs")
+        check_whole("batch_size", self.batch_size, 1)
+        check_whole("accumulation", self.accumulation, 1)

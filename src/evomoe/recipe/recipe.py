@@ -1,0 +1,185 @@
+"""A run, as data. Needs neither torch nor transformers, so that it loads in milliseconds.
+
+Implements: Table 7 (defaults of the stages).
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from evomoe.recipe.init_options import option_from_stage2
+from evomoe.recipe.named_values import NamedValues
+from evomoe.recipe.options import (
+    LARGEST_SEED,
+    STAGES,
+    EvolutionOptions,
+    ImageAspect,
+    MoEOptions,
+    StageOptions,
+    check_image_aspect,
+    check_on_bad_record,
+    check_trainer,
+    check_whole,
+)
+from evomoe.recipe.placement import parse_placement
+from evomoe.support.errors import OptionError, within
+from evomoe.support.files import write_text
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run of ``evomoe train``.
+
+    Attributes:
+        model: dense VLM: a folder or a hub name.
+        data: LLaVA JSON, JSON lines, a folder of ``datasets.save_to_disk`` or a hub dataset ("name" or "name:split").
+        output: run folder; must be new, or hold a run without a checkpoint, or with ``resume`` an unfinished run of this recipe.
+        image_root: folder that the records' image paths are relative to.
+        stages: which of 0 (align the projector), 1 (warm-up), 2 (expert evolution), 3 (routing) run.
+        moe_layers: "alternating", "all", "without_first", or indices separated by commas.
+        expert_init: where Stage III's experts come from; "evolved" needs Stage II.
+        init_options: keyword arguments of that initialiser.
+        max_length: tokens per record; longer ones are cut, and counted.
+        max_pixels: larger pictures are refused.
+        image_aspect: "pad" pads pictures to a square first, as LLaVA-1.5 does; "keep" does not; "auto" pads where the processor
+            would crop them.
+        on_bad_record: "stop" before training, or "skip" and list.
+        dtype: precision of the loaded weights: float32, bfloat16 or auto. Mixed precision is ``trainer`` bf16=true.
+        workers: processes that decode images; 0 decodes in the main process.
+        seed: of data order, router weights and dropout.
+        trust_remote_code: run code from the model's repository.
+        allow_collapsed_experts: let Stage III start on experts that are all alike.
+        trainer: further TrainingArguments for every stage, as name=value.
+    """
+
+    model: str
+    data: str
+    output: str
+    image_root: str | None = None
+    stages: tuple[int, ...] = (1, 2, 3)
+    moe_layers: str = "alternating"
+    expert_init: str = "evolved"
+    init_options: NamedValues = field(default_factory=dict)
+    moe: Annotated[MoEOptions, tyro.conf.arg(name="")] = field(default_factory=MoEOptions)
+    evolution: EvolutionOptions = field(default_factory=EvolutionOptions)
+    stage0: StageOptions = field(
+        default_factory=lambda: StageOptions(learning_rate=1e-3, batch_size=32, accumulation=8, train="projector")
+    )
+    stage1: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=64, train="text+projector"))
+    stage2: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=16, train="ffn"))
+    stage3: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=16, train="router"))
+    max_length: int = 2048
+    max_pixels: int = 89_478_485
+    image_aspect: ImageAspect = "auto"
+    on_bad_record: Literal["stop", "skip"] = "stop"
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    workers: int = 0
+    seed: int = 0
+    trust_remote_code: bool = False
+    allow_collapsed_experts: bool = False
+    trainer: NamedValues = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        if unknown or not self.stages or list(self.stages) != sorted(set(self.stages)):
+            raise OptionError("stages", f"{list(self.stages)} must be some of {list(STAGES)}, each once, in order.")
+        # Here and not in the parts themselves: only the recipe knows under which name a part's options are given.
+        for stage in STAGES:
+            with within(f"stage{stage}"):
+                self.stage(stage).check()
+            check_trainer(f"stage{stage}.trainer", self.stage(stage).trainer, (stage,))
+        check_trainer("trainer", self.trainer, self.stages)
+        if 2 in self.stages:
+            unused = 3 in self.stages and not option_from_stage2(self.expert_init)
+            if unused and len(self.evolution.beta_ranges) != self.moe.num_experts - 1:
+                others = " ".join(str(stage) for stage in self.stages if stage != 2)
+                raise OptionError(
+                    "expert_init", f"'{self.expert_init}' takes no experts from Stage II; leave it out: `stages={others}`."
+                )
+            with within("evolution"):
+                self.evolution.check(self.moe.num_experts)
+        if self.stages != (3,):  # which may go on with a sparse model, and then makes no experts
+            self.check_expert_init()
+        if (
+            3 in self.stages
+            and self.moe.gate == "normalised"
+            and self.moe.num_experts_per_tok == 1
+            and self.stage3.train == "router"
+        ):
+            raise OptionError(
+                "gate",
+                "'normalised' with one expert per token multiplies by 1: the router, which alone trains in Stage III, would get "
+                "no gradient from the language loss. Choose 'straight_through' or 'probability', or `num_experts_per_tok=2`.",
+            )
+        check_on_bad_record(self.on_bad_record)
+        check_image_aspect(self.image_aspect)
+        check_whole("max_length", self.max_length, 1)
+        check_whole("max_pixels", self.max_pixels, 1)
+        check_whole("workers", self.workers, 0)
+        check_whole("seed", self.seed, 0, LARGEST_SEED)
+
+    def but(self, **changes: Any) -> "Recipe":
+        """A copy with some fields changed; those of ``moe`` and ``evolution`` by their own names: ``but(router="linear")``."""
+        for part in ("moe", "evolution"):
+            owned = {f.name for f in dataclasses.fields(getattr(self, part))} - {f.name for f in dataclasses.fields(self)}
+            inner = {name: changes.pop(name) for name in list(changes) if name in owned}
+            if inner:
+                changes[part] = dataclasses.replace(changes.get(part, getattr(self, part)), **inner)
+        return dataclasses.replace(self, **changes)
+
+    def stage(self, number: int) -> StageOptions:
+        """The options of one stage."""
+        return getattr(self, f"stage{number}")
+
+    def check_expert_init(self) -> None:
+        """Raises ValueError if Stage III is to make experts of what nothing gives it."""
+        needed = option_from_stage2(self.expert_init)
+        if 3 in self.stages and needed and 2 not in self.stages and needed not in self.init_options:
+            raise OptionError(
+                "expert_init",
+                f"'{self.expert_init}' needs Stage II in the same run, or the file that another run's Stage II wrote: "
+                f"`init_options={needed}=FILE`; or choose another `expert_init`.",
+            )
+
+    def placement(self) -> str | list[int]:
+        """``moe_layers`` as ``evomoe.recipe.placement`` takes it."""
+        return parse_placement(self.moe_layers)
+
+    def save(self, path: str | Path) -> None:
+        """Writes recipe.json."""
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recipe":
+        """Reads recipe.json.
+
+        Raises:
+            ValueError: it is no recipe of this version, or no JSON; the message names the file.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            missing = {f.name for f in dataclasses.fields(cls)} - set(values)
+            if missing:
+                raise TypeError(f"it lacks {', '.join(sorted(missing))}")
+            parts = {"moe": MoEOptions, "evolution": EvolutionOptions} | {f"stage{n}": StageOptions for n in STAGES}
+            for name, part in parts.items():
+                values[name] = part(**_tuples(values[name]))
+            return cls(**_tuples(values))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no recipe of this version: {error}.") from error
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Names the fields in which two recipes differ, but for where the run lies and how many processes read its pictures."""
+        mine, theirs = ({**dataclasses.asdict(recipe), "output": "", "workers": 0} for recipe in (self, other))
+        return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+
+def _tuples(values: Any) -> Any:
+    """Lists, as JSON gives them, to tuples; the inside of a dict is the user's own and stays."""
+    if isinstance(values, dict):
+        return {name: value if isinstance(value, dict) else _tuples(value) for name, value in values.items()}
+    return tuple(_tuples(value) for value in values) if isinstance(values, list) else values

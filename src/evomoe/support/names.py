@@ -1,0 +1,56 @@
+"""Names of files, folders, models and datasets: whether they can be what the user means."""
+
+import os
+from pathlib import Path
+
+from evomoe.support.errors import OptionError, foreign
+
+
+def refuse_missing(name: str | Path) -> None:
+    """Refuses a name that can only be a path, and leads nowhere; any other may be that of a model or a dataset on the hub.
+
+    Raises:
+        ValueError: there is no such file or folder.
+    """
+    text, path = str(name), Path(name)
+    if path.exists():
+        return
+    if path.suffix in (".json", ".jsonl"):
+        raise ValueError(f"{name}: there is no such file.")
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+        raise ValueError(f"{name}: there is no such folder.")
+
+
+def not_on_hub(name: str | Path, kind: str, error: Exception) -> str:
+    """The message for a name that is nowhere on this machine and that the hub gives no ``kind`` for, with its first reason."""
+    reason = foreign(error).rstrip(".")
+    return (
+        f"{name}: there is no such {'folder' if kind == 'model' else 'file or folder'}, and the hub gives no such {kind} ({reason}); "
+        "name a local folder, or, without a network, set HF_HUB_OFFLINE=1, so that nothing is waited for."
+    )
+
+
+def check_folder(option: str, path: str | Path) -> None:
+    """Raises OptionError if there is no such folder."""
+    if not Path(path).is_dir():
+        raise OptionError(option, f"{path} is not a folder.")
+
+
+def check_output_folder(path: str | Path) -> None:
+    """Raises OptionError if ``output`` names a file."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise OptionError("output", f"{path} is a file; name a folder.")
+
+
+def refuse_existing(path: str | Path, kind: str = "folder") -> None:
+    """Raises ValueError if there is something of that name already; ``kind`` is what was to be written there."""
+    if Path(path).exists():
+        raise ValueError(f"{path} exists already; name another {kind}.")
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """ "path/or/name:split" -> "path/or/name", "split"; without a split, None."""
+    if os.path.exists(name):
+        return name, None
+    base, colon, split = name.rpartition(":")
+    return (base, split) if colon else (name, None)

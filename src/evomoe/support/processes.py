@@ -1,0 +1,8 @@
+"""The processes of a run that torchrun or accelerate started."""
+
+import os
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the files that all processes share."""
+    return int(os.environ.get("RANK", "0")) == 0

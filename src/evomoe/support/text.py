@@ -1,0 +1,37 @@
+"""Small texts for people: counted words, numbers, Markdown tables."""
+
+from collections.abc import Sequence
+
+
+def counted(count: int, noun: str) -> str:
+    """1, "record" -> "1 record"; 1200, "record" -> "1,200 records"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def kind_of(value: object) -> str:
+    """A value's type with its article: "a str", "an int"."""
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An aligned Markdown table; every column but the first is right-aligned."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+"""x"""
+
+
+def readable(count: int) -> str:
+    """1234567 -> '1.23 M'."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count)

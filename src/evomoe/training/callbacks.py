@@ -1,0 +1,142 @@
+"""What happens between the steps of a training: evolution, routers, progress, metrics, Ctrl-C."""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate.utils import extract_model_from_parallel
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from evomoe.model.sparse_model import EvoMoEMixin
+from evomoe.model.structure import decoder_layers, ffn_names
+from evomoe.recipe.options import EvolutionOptions
+from evomoe.training.collapse import relative_distances
+from evomoe.training.evolution import ExpertEvolution
+
+
+class EvolutionCallback(TrainerCallback):
+    """Runs expert evolution after every optimiser step that really happened."""
+
+    def __init__(self, options: EvolutionOptions, moe_layers: Sequence[int]) -> None:
+        self.options, self.moe_layers = options, list(moe_layers)
+        self.resume_from: str | None = None
+        self.experts: ExpertEvolution | None = None
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        model = extract_model_from_parallel(model)
+        names, layers = ffn_names(model), decoder_layers(model)
+        ffns = {index: layers[index].get_submodule(names[index]) for index in self.moe_layers}
+        self.experts = ExpertEvolution(ffns, self.options, state.max_steps)
+        if self.resume_from:
+            self.experts.load(self.resume_from)
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:
+        assert self.experts is not None
+        if not getattr(optimizer, "step_was_skipped", False):
+            self.experts.after_step()
+
+    def distances(self) -> dict[str, float]:
+        """Mean over the layers of each evolved expert's relative distance to expert 1, for the log."""
+        assert self.experts is not None
+        by_expert = relative_distances(self.experts)
+        return {f"distance/expert{n + 2}": sum(layers.values()) / len(layers) for n, layers in enumerate(by_expert)}
+
+
+class RouterCallback(TrainerCallback):
+    """Tells the routers after every optimiser step that really happened."""
+
+    def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs) -> None:
+        model = extract_model_from_parallel(model)
+        if isinstance(model, EvoMoEMixin) and not getattr(optimizer, "step_was_skipped", False):
+            for block in model.moe_blocks.values():
+                block.router.after_step()
+
+
+class ProgressBar(TrainerCallback):
+    """One bar per stage: step, loss, time left."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log line to metrics.jsonl; a resumed run first drops the lines it is about to repeat."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path, self.stage = path, stage
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines if _is_json(line)]  # a killed run may leave half a line
+        kept = [entry for entry in entries if entry["stage"] != self.stage or entry["step"] <= state.global_step]
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        partial.replace(self.path)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": self.stage, "step": state.global_step, **(logs or {})}) + "\n")
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+class InterruptCallback(TrainerCallback):
+    """The first Ctrl-C ends training after the current step, with a checkpoint; the second ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes over Ctrl-C for the duration of the block."""
+        self.asked = False
+        if threading.current_thread() is not threading.main_thread():  # nobody can press Ctrl-C there
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def _ask(self, signum, frame) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        tqdm.write("Stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.", file=sys.stderr)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+        return control

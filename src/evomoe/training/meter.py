@@ -1,0 +1,48 @@
+"""What routers did between two log lines."""
+
+import torch
+
+from evomoe.analysis import balance
+from evomoe.analysis.recording import MODALITIES, expert_counts, expert_names
+
+
+class RouterMeter:
+    """Averages the auxiliary losses and counts which expert got which kind of token, between two log lines."""
+
+    def __init__(self) -> None:
+        self.losses: dict[str, list[torch.Tensor]] = {}
+        self.counts_2E: torch.Tensor | None = None
+        self.tokens_2: torch.Tensor | None = None
+        self.real_experts = self.slots = 0
+
+    @torch.no_grad()
+    def update(self, outputs) -> None:
+        for name, value in (outputs.get("aux_loss") or {}).items():
+            self.losses.setdefault(name, []).append(value)
+        records = [*(outputs.get("records") or {}).values()]
+        for record in records:
+            counts_2E, self.real_experts = expert_counts(record), len(record.experts)
+            self.slots += record.routing.index_TK.numel()
+            self.counts_2E = counts_2E if self.counts_2E is None else self.counts_2E + counts_2E
+        if records:  # all layers see the same tokens
+            tokens_2 = len(records) * torch.bincount(records[0].modality.is_image_T.long(), minlength=2)
+            self.tokens_2 = tokens_2 if self.tokens_2 is None else self.tokens_2 + tokens_2
+
+    def drain(self) -> dict[str, float]:
+        """The values since the last call, which are then forgotten: ``aux/<loss>``, ``load/<modality>/expert<n>`` or ``virtual<n>``, ``effective_experts``.
+
+        Where slots go to no real expert, also ``experts/<modality>``: real experts per token and layer.
+        """
+        logs = {f"aux/{name}": torch.stack(values).mean().item() for name, values in self.losses.items()}
+        if self.counts_2E is not None:
+            counts_2E = self.counts_2E.cpu()
+            names = [name.replace(" ", "") for name in expert_names(self.real_experts, counts_2E.shape[1])]
+            for kind, share_E in zip(MODALITIES, balance.load(counts_2E), strict=True):
+                logs |= {f"load/{kind}/{name}": share.item() for name, share in zip(names, share_E, strict=True)}
+            real_2 = counts_2E[:, : self.real_experts].sum(1)
+            if int(real_2.sum()) < self.slots and self.tokens_2 is not None:
+                counted = zip(MODALITIES, real_2.tolist(), self.tokens_2.tolist(), strict=True)
+                logs |= {f"experts/{kind}": real / tokens for kind, real, tokens in counted if tokens}
+            logs["effective_experts"] = balance.effective_experts(balance.load(counts_2E[:, : self.real_experts].sum(0))).item()
+        self.losses, self.counts_2E, self.tokens_2, self.slots = {}, None, None, 0
+        return logs

@@ -1,0 +1,128 @@
+"""Hugging Face's Trainer, plus router metrics, expert evolution in its checkpoints, and a progress bar that tells the loss."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from evomoe.model.sparse_model import EvoMoEMixin
+from evomoe.recipe.options import EvolutionOptions
+from evomoe.support import hf
+from evomoe.training.callbacks import EvolutionCallback, InterruptCallback, MetricsFile, ProgressBar, RouterCallback
+from evomoe.training.meter import RouterMeter
+
+
+class EvoMoETrainer(Trainer):
+    """The Trainer for all stages.
+
+    Args:
+        lengths: tokens of each record, for batches of similar length; None shuffles plainly.
+        evolution: how experts evolve (Stage II); None for the other stages.
+        moe_layers: the layers that evolve.
+        metrics: JSON-lines file that receives every logged value.
+        stage: its name in that file.
+        label: what the progress bar is called, if not by the stage's name.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        lengths: Sequence[int] | None = None,
+        evolution: EvolutionOptions | None = None,
+        moe_layers: Sequence[int] = (),
+        metrics: Path | None = None,
+        stage: str = "",
+        label: str = "",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.lengths = lengths
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        self.evolution = EvolutionCallback(evolution, moe_layers) if evolution else None
+        self.meter = RouterMeter()
+        if self.evolution:
+            self.add_callback(self.evolution)
+        self.add_callback(RouterCallback())
+        if metrics and self.is_world_process_zero():
+            self.add_callback(MetricsFile(metrics, stage))
+        self.add_callback(ProgressBar(label or stage))
+        self.interrupt = InterruptCallback()
+        self.add_callback(self.interrupt)
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        is_sparse = isinstance(self.accelerator.unwrap_model(model), EvoMoEMixin)
+        if is_sparse:
+            inputs = inputs | {"output_router_logits": True}
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if is_sparse:
+            self.meter.update(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        logs |= self.meter.drain()
+        if self.evolution and self.evolution.experts and "loss" in logs:
+            logs |= self.evolution.distances()
+        super().log(logs, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # Before the Trainer writes trainer_state.json, which marks a checkpoint as whole.
+        if self.evolution and self.evolution.experts and output_dir and _internal_call:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            self.evolution.experts.save(output_dir, write=self.args.should_save)
+        with self._native_names() if _internal_call else nullcontext():
+            super().save_model(output_dir, _internal_call)
+
+    @contextmanager
+    def _native_names(self) -> Iterator[None]:
+        """Checkpoints hold the model's own tensor names: the Trainer resumes by these, and knows nothing of hub formats."""
+        self.model.save_pretrained = partial(self.model.save_pretrained, save_original_format=False)
+        try:
+            yield
+        finally:
+            del self.model.save_pretrained
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Going on from weights of which some were not found would train another model; the Trainer would only warn, of tied ones too."""
+        tied = hf.names_not_saved(self.model)
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"The checkpoint to resume from belongs to another model: {len(missing)} tensors of this one are missing in it and "
+                f"{len(load_result.unexpected_keys)} are unknown, e.g. {[*missing, *load_result.unexpected_keys][0]}."
+            )
+        self.model.tie_weights()
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any):
+        """Trains; Ctrl-C saves a checkpoint first and then raises KeyboardInterrupt."""
+        if self.evolution:
+            self.evolution.resume_from = resume_from_checkpoint
+        with self.interrupt.listening():
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.interrupt.asked:
+            raise KeyboardInterrupt
+        return output
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any):
+        if self.lengths is None:
+            return super()._get_train_sampler(*args, **kwargs)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return EpochLengthSampler(batch, self.lengths, self.args.data_seed or self.args.seed)
+
+
+class EpochLengthSampler(LengthGroupedSampler):
+    """Batches of similar length, in an order that depends on seed and epoch alone, so that a resumed run sees the same."""
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=list(lengths), generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator.manual_seed(self.seed + 1_000_003 * epoch)
