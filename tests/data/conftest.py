@@ -19,8 +19,6 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from evomoe.mini.sampling import Handwriting
-
 SPECIAL_TOKENS = [
     *("<pad>", "<s>", "</s>", "<|turn|>", "<image>", "<|image_pad|>", "<|video_pad|>", "<boi>", "<eoi>", "<soft>"),
     *("<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
@@ -155,9 +153,3 @@ def write_json(tmp_path: Path):
         return path
 
     return write
-
-
-@pytest.fixture(scope="session")
-def handwriting() -> Handwriting:
-    """scikit-learn's handwritten digits, as the mini world uses them."""
-    return Handwriting.load()

@@ -28,7 +28,7 @@ CLONE, PYTHON = os.environ.get("EVOMOE_VLMEVALKIT", ""), os.environ.get("EVOMOE_
 WHY = "EVOMOE_VLMEVALKIT and EVOMOE_VLMEVALKIT_PYTHON name no clone of VLMEvalKit and no interpreter for it"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CLONE and PYTHON), reason=WHY)]
 
-RUNNER = Path(__file__).parents[2] / "examples" / "vlmevalkit_runner.py"
+RUNNER = Path(__file__).parents[3] / "examples" / "vlmevalkit_runner.py"
 # Runs a script and prints how many pictures its models have encoded.
 COUNTED = """
 import runpy, sys

@@ -17,7 +17,7 @@ from evomoe.recipe.named_recipes import RECIPES
 from evomoe.support.text import readable
 from evomoe.training.trainable import names_in
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
 D, F, L, V, KV = 32, 48, 4, 128, 16  # the tiny language model: hidden, FFN, layers, vocabulary, width of keys and values
 FFN = 3 * D * F

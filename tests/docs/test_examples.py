@@ -12,7 +12,7 @@ from tiny import inputs_for, make_llava
 from evomoe import upcycle
 from evomoe.model.routers import ROUTERS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def load(name: str):

@@ -13,7 +13,7 @@ from evomoe import upcycle
 from evomoe.cli import main as cli
 from evomoe.recipe.recipe import Recipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -1,6 +1,6 @@
 """The command line: its whole surface as a snapshot, its errors, and every verb end to end on a tiny model.
 
-The snapshot is tests/cli_surface.txt. When a change to it is meant, write it anew: ``PYTHONPATH=src python tests/test_cli_surface.py``
+The snapshot is tests/cli/cli_surface.txt. When a change to it is meant, write it anew: ``PYTHONPATH=src python tests/cli/test_cli_surface.py``
 """
 
 import contextlib
