@@ -35,9 +35,9 @@ from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import best_device, prepare
 from evomoe.support.files import write_text
 from evomoe.support.text import markdown_table
+from evomoe.training.arguments import training_arguments
 from evomoe.training.callbacks import EvolutionCallback
 from evomoe.training.collapse import diversity_report
-from evomoe.training.stage import training_arguments
 from evomoe.training.trainable import set_trainable
 from evomoe.training.trainer import EvoMoETrainer
 

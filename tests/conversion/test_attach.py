@@ -16,9 +16,9 @@ from evomoe.conversion.attaching import attach
 from evomoe.conversion.upcycling import upcycle
 from evomoe.model.accounting import count_parameters
 from evomoe.model.budget import set_budget, set_experts_per_token
-from evomoe.model.experts import StackedExperts
 from evomoe.model.loading import load_model
 from evomoe.model.modality import Modality
+from evomoe.model.stacked_experts import StackedExperts
 from evomoe.model.structure import UnsupportedModelError
 from evomoe.training.trainable import set_trainable
 

@@ -37,10 +37,10 @@ from transformers import (
 )
 
 from evomoe.conversion.composing import compose, compose_folder, with_images
-from evomoe.conversion.upcycling import upcycle_folder
+from evomoe.conversion.upcycled_folder import upcycle_folder
 from evomoe.recipe.options import StageOptions
 from evomoe.recipe.recipe import Recipe
-from evomoe.recipe.run_folder import stage_folder
+from evomoe.recipe.run_folder import RunFolder
 from evomoe.training.run import run
 
 VISION = {
@@ -263,7 +263,7 @@ def test_stage_0_trains_the_projector_alone(tmp_path):
     )  # fmt: skip
     run(recipe, report=False)
     before = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").state_dict()
-    after = AutoModelForImageTextToText.from_pretrained(stage_folder(recipe.output, 0).model).state_dict()
+    after = AutoModelForImageTextToText.from_pretrained(RunFolder(recipe.output).stage(0).model).state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "multi_modal_projector" in name}
 

@@ -15,10 +15,10 @@ from test_examples import load
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from evomoe import upcycle
-from evomoe.conversion.upcycling import upcycle_folder
+from evomoe.conversion.upcycled_folder import upcycle_folder
 from evomoe.data import easy_vqa
 from evomoe.model.sparse_model import EvoMoEMixin
-from evomoe.training.run import stage_folder
+from evomoe.recipe.run_folder import RunFolder
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,7 +58,7 @@ def finished(example, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sparse(finished):
     """The trained model and its processor, loaded again."""
-    folder = stage_folder(finished[0] / "run", 3).model
+    folder = RunFolder(finished[0] / "run").stage(3).model
     return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 
 
@@ -102,7 +102,7 @@ def test_the_example_tells_what_happened(finished):
 
 def test_each_stage_changes_what_it_may_and_nothing_else(finished):
     output, _ = finished
-    folders = [output / "dense", *(stage_folder(output / "run", stage).model for stage in range(4))]
+    folders = [output / "dense", *(RunFolder(output / "run").stage(stage).model for stage in range(4))]
     learns = [
         r"model\.(multi_modal_projector|vision_tower\.(?!post_layernorm))",  # LLaVA takes the features before that norm
         r"model\.(multi_modal_projector|language_model)\.",

@@ -11,7 +11,7 @@ from tiny import IMAGE_TOKEN, inputs_for, make_language_model, make_llava, make_
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, LlamaForCausalLM, Phi3Config
 
 from evomoe import upcycle
-from evomoe.conversion.upcycling import upcycle_folder
+from evomoe.conversion.upcycled_folder import upcycle_folder
 from evomoe.model.block import EvoMoEBlock
 from evomoe.model.structure import UnsupportedModelError, decoder_layers
 from evomoe.recipe.placement import moe_layers, parse_placement
@@ -274,7 +274,7 @@ def test_conversion_of_a_folder_holds_one_layer_s_experts_at_a_time(tmp_path, mo
         most.append(len(alive))
 
     monkeypatch.setattr(EvoMoEBlock, "__init__", make)
-    monkeypatch.setattr("evomoe.conversion.upcycling.SMALL", 1)
+    monkeypatch.setattr("evomoe.conversion.upcycled_folder.SMALL", 1)
     monkeypatch.setattr(
         "evomoe.conversion.upcycling.empty_model", lambda config: make_llava()
     )  # the report's own, without weights

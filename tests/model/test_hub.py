@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 from tiny import make_language_model, make_llava, make_processor
 from transformers import AutoModelForImageTextToText
 
-import evomoe.model.sparse_model
+import evomoe.model.saving
 from evomoe import upcycle
-from evomoe.conversion.upcycling import upcycle_folder
+from evomoe.conversion.upcycled_folder import upcycle_folder
 from evomoe.model.configuration import MoEConfig
 from evomoe.model.hub import CARD, REMOTE_MODULE, model_card
 from evomoe.model.loading import load_model
@@ -84,8 +84,8 @@ def test_the_card_s_header_is_what_the_hub_reads(base, named):
 @pytest.mark.parametrize("trained", [True, False])
 def test_pushing_brings_a_card_unless_the_repository_has_one(tmp_path, monkeypatch, has_card, trained):
     pushed, uploaded = [], []
-    monkeypatch.setattr(evomoe.model.sparse_model, "create_repo", lambda name, **_: SimpleNamespace(repo_id=f"me/{name}"))
-    monkeypatch.setattr(evomoe.model.sparse_model, "file_exists", lambda repo, file, **_: has_card)
+    monkeypatch.setattr(evomoe.model.saving, "create_repo", lambda name, **_: SimpleNamespace(repo_id=f"me/{name}"))
+    monkeypatch.setattr(evomoe.model.saving, "file_exists", lambda repo, file, **_: has_card)
     monkeypatch.setattr(ModelCard, "push_to_hub", lambda card, repo, **_: pushed.append((repo, card.content)))
     monkeypatch.setattr("transformers.utils.hub.PushToHubMixin.push_to_hub", lambda model, repo, **_: uploaded.append(repo))
     model = upcycle(make_llava())

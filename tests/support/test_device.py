@@ -10,11 +10,11 @@ from evomoe.analysis.probe_options import ProbeOptions
 from evomoe.demo import journey
 from evomoe.paper import measure, provenance
 from evomoe.recipe.recipe import Recipe
-from evomoe.recipe.run_folder import stage_folder
+from evomoe.recipe.run_folder import RunFolder
 from evomoe.support.device import best_device, device_name, prepare
 from evomoe.training import report as run_report
+from evomoe.training.arguments import training_arguments
 from evomoe.training.dry_run import describe
-from evomoe.training.stage import training_arguments
 
 
 class Moved(Exception):
@@ -59,7 +59,7 @@ def test_the_best_device_has_a_name_and_only_the_cpu_needs_preparing(device, flu
 
 
 def test_training_is_held_to_the_cpu_only_where_there_is_nothing_better(device, tmp_path):
-    arguments = training_arguments(Recipe("model", "data.json", "run"), 1, stage_folder(tmp_path, 1), num_records=8)
+    arguments = training_arguments(Recipe("model", "data.json", "run"), 1, RunFolder(tmp_path).stage(1), num_records=8)
     assert arguments.use_cpu is (device == "cpu") and arguments.dataloader_pin_memory is (device == "cuda")
 
 

@@ -15,12 +15,12 @@ from tiny import make, make_language_model, make_llava, make_records, make_token
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from evomoe import upcycle
-from evomoe.conversion.upcycling import upcycle_folder
+from evomoe.conversion.upcycled_folder import upcycle_folder
 from evomoe.data.conversations import ConversationDataset
 from evomoe.model.loading import load_config, load_model
 from evomoe.recipe.options import EvolutionOptions, MoEOptions, StageOptions
 from evomoe.recipe.recipe import Recipe
-from evomoe.recipe.run_folder import stage_folder
+from evomoe.recipe.run_folder import RunFolder
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
 from evomoe.training.trainable import set_trainable
@@ -61,7 +61,7 @@ def under(names: set[str], *parts: str) -> bool:
 def test_each_stage_trains_its_own_parameters_and_nothing_else(workspace):
     recipe = make_recipe(workspace, stages=(0, 1, 2, 3))
     final = run(recipe)
-    stages = [stage_folder(recipe.output, n) for n in range(4)]
+    stages = [RunFolder(recipe.output).stage(n) for n in range(4)]
     assert under(changed(workspace / "model", stages[0].model), "multi_modal_projector")
     stage1 = changed(stages[0].model, stages[1].model)
     assert under(stage1, "multi_modal_projector", "language_model", "lm_head")
@@ -154,9 +154,9 @@ def test_a_killed_and_resumed_run_equals_one_that_was_never_killed(workspace, ki
         del kill_at[stage]
     run(killed, resume=True)
     for stage in (2, 3):
-        a, b = (stage_folder(recipe.output, stage) for recipe in (straight, killed))
+        a, b = (RunFolder(recipe.output).stage(stage) for recipe in (straight, killed))
         assert changed(a.model, b.model) == set()
-    evolved = [load_file(stage_folder(r.output, 2).path / "evolved_experts.safetensors") for r in (straight, killed)]
+    evolved = [load_file(RunFolder(r.output).stage(2).path / "evolved_experts.safetensors") for r in (straight, killed)]
     assert all(torch.equal(evolved[0][name], evolved[1][name]) for name in evolved[0])
     steps = [(m["stage"], m["step"]) for m in map(json.loads, (workspace / "killed" / "metrics.jsonl").read_text().splitlines())]
     assert len([s for s in steps if s == ("evolution", 3)]) == 1
@@ -167,7 +167,7 @@ def test_a_half_written_checkpoint_is_not_resumed_from(workspace, kill_at):
     kill_at["evolution"] = 4
     with pytest.raises(RuntimeError, match="killed"):
         run(recipe)
-    folder = stage_folder(recipe.output, 2)
+    folder = RunFolder(recipe.output).stage(2)
     assert folder.last_checkpoint().name == "checkpoint-2"
     (folder.checkpoints / "checkpoint-3").mkdir()
     assert folder.last_checkpoint().name == "checkpoint-2"
@@ -185,7 +185,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_from_there(workspace, mon
     monkeypatch.setattr(EvoMoETrainer, "training_step", press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         run(recipe)
-    folder = stage_folder(recipe.output, 2)
+    folder = RunFolder(recipe.output).stage(2)
     assert folder.last_checkpoint().name == "checkpoint-3" and not folder.model.exists()
     monkeypatch.undo()
     assert run(recipe, resume=True) == folder.model
@@ -219,7 +219,7 @@ def test_a_run_that_got_to_no_checkpoint_is_started_anew_by_any_recipe(workspace
         run(other)
     metrics = [json.loads(line) for line in (workspace / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(m["stage"], m["step"]) for m in metrics] == [("evolution", 1), ("evolution", 2)]
-    assert not stage_folder(recipe.output, 3).path.exists() and Recipe.load(workspace / "run" / "recipe.json") == other
+    assert not RunFolder(recipe.output).stage(3).path.exists() and Recipe.load(workspace / "run" / "recipe.json") == other
     with pytest.raises(ValueError, match="^output: .* holds a run already. Add `resume=True`"):  # now there is a checkpoint
         run(recipe)
     assert (workspace / "run" / "mine.txt").read_text() == "mine"
@@ -584,7 +584,7 @@ def test_anyexperts_routes_evolved_experts_through_all_stages(workspace):
     )
     recipe = make_recipe(workspace, "all", stages=(1, 2, 3), moe=moe, moe_layers="all")
     model = run(recipe)
-    trained, dense = weights(model), weights(stage_folder(recipe.output, 2).model)
+    trained, dense = weights(model), weights(RunFolder(recipe.output).stage(2).model)
     experts = {name: tensor for name, tensor in trained.items() if ".experts.0." in name}
     assert experts and all(torch.equal(tensor, dense[name.replace(".experts.0.", ".")]) for name, tensor in experts.items())
     assert not any(torch.equal(tensor, trained[name.replace(".experts.0.", ".experts.3.")]) for name, tensor in experts.items())

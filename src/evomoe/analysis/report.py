@@ -11,6 +11,7 @@ from evomoe.analysis.routing_report import picture, routing_sections
 from evomoe.model.accounting import ParameterCounts
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.run_folder import RunFolder
 from evomoe.support.files import write_text
 from evomoe.support.text import markdown_table
 
@@ -36,20 +37,19 @@ class ReportInput:
     origin: str = ""
 
 
-def write_report(folder: Path, recipe: Recipe, given: ReportInput) -> Path:
+def write_report(run: RunFolder, recipe: Recipe, given: ReportInput) -> Path:
     """Writes report.md and its pictures into the run folder; returns its path."""
-    metrics_file = folder / "metrics.jsonl"
-    metrics = [json.loads(line) for line in metrics_file.read_text().splitlines()] if metrics_file.is_file() else []
+    folder, metrics = run.path, run.logged()
     parts = ["# EvoMoE run", *_alarms(recipe, metrics), given.notes, _settings(recipe, given.origin or recipe.expert_init)]
     if given.scores:
         parts += ["## Scores", given.scores]
-    parts += ["## Parameters", _parameters(given.parameters), "## Time", _seconds(folder, recipe)]
-    parts += _evolution(folder, metrics)
+    parts += ["## Parameters", _parameters(given.parameters), "## Time", _seconds(folder)]
+    parts += _evolution(run, metrics)
     if given.statistics is not None:
         measured = f"Measured on {given.probe}. docs/concepts.md, under What is measured, says more."
         parts += ["## Routing", measured, *routing_sections(folder, given.statistics)]
-    write_text(folder / "report.md", "\n\n".join(part for part in parts if part) + "\n")
-    return folder / "report.md"
+    write_text(run.report, "\n\n".join(part for part in parts if part) + "\n")
+    return run.report
 
 
 def _alarms(recipe: Recipe, metrics: list[dict]) -> list[str]:
@@ -86,18 +86,18 @@ def _parameters(parameters: dict[str, ParameterCounts]) -> str:
     return markdown_table(["model", "total", "activated per token", "trained"], rows)
 
 
-def _seconds(folder: Path, recipe: Recipe) -> str:
+def _seconds(folder: Path) -> str:
     rows = []
     for path in sorted(folder.rglob("seconds.txt")):
         rows.append([path.parent.relative_to(folder).as_posix(), path.read_text().strip()])
     return markdown_table(["stage", "seconds"], rows)
 
 
-def _evolution(folder: Path, metrics: list[dict]) -> list[str]:
-    reports = list(folder.glob("stage2_*/diversity.json"))
-    if not reports:
+def _evolution(run: RunFolder, metrics: list[dict]) -> list[str]:
+    report = run.stage(2).diversity
+    if not report.is_file():
         return []
-    distance = json.loads(reports[0].read_text())["relative_distance"]
+    distance = json.loads(report.read_text())["relative_distance"]
     table = markdown_table(
         ["", *distance],
         [["distance to expert 1 / distance expert 1 moved", *(f"{value:.3f}" for value in distance.values())]],
@@ -106,4 +106,4 @@ def _evolution(folder: Path, metrics: list[dict]) -> list[str]:
         "How far an evolved expert is from expert 1, by how far expert 1 itself moved in Stage II: 0 is a copy of expert 1, 1 is "
         "as far as expert 1 moved. Larger is more different; near 0 is bad, for the router has nothing to choose between."
     )
-    return ["## Evolved experts", meaning, table, picture(folder, "distances.png", lambda path: plot_distances(metrics, path))]
+    return ["## Evolved experts", meaning, table, picture(run.path, "distances.png", lambda path: plot_distances(metrics, path))]

@@ -22,7 +22,7 @@ from evomoe.recipe.named_recipes import RECIPES
 from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import AttachOptions, ConversionOptions, MoEOptions
 from evomoe.recipe.recipe import Recipe
-from evomoe.recipe.run_folder import can_resume, check_paths, results_folder
+from evomoe.recipe.run_folder import RunFolder, check_paths, results_folder
 from evomoe.support.errors import OptionError, with_flags
 from evomoe.support.names import refuse_existing, refuse_missing
 
@@ -127,9 +127,10 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
             return
         from evomoe.training.run import run
 
+        folder = RunFolder(options.output)
         hide_loading_bars()
-        with when_interrupted(lambda: RESUME if can_resume(options.output) else "The same command starts anew."):
-            print(f"Trained model: {run(options, resume)}\nReport: {Path(options.output) / 'report.md'}")
+        with when_interrupted(lambda: RESUME if folder.can_resume() else "The same command starts anew."):
+            print(f"Trained model: {run(options, resume)}\nReport: {folder.report}")
 
     return train
 
@@ -156,7 +157,7 @@ def upcycle(
     """
     refuse_missing(dense)
     refuse_existing(out)
-    from evomoe.conversion.upcycling import upcycle_folder
+    from evomoe.conversion.upcycled_folder import upcycle_folder
 
     hide_loading_bars()
     made = {"expert_init": expert_init, "moe_layers": moe_layers, "init_options": init_options}

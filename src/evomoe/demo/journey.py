@@ -20,7 +20,7 @@ from evomoe.model.accounting import count_parameters
 from evomoe.model.loading import load_model, load_processor
 from evomoe.recipe.options import MoEOptions, StageOptions
 from evomoe.recipe.recipe import Recipe
-from evomoe.recipe.run_folder import check_output
+from evomoe.recipe.run_folder import RunFolder
 from evomoe.support.device import best_device, prepare
 from evomoe.support.errors import OptionError
 from evomoe.support.files import write_text
@@ -75,22 +75,21 @@ def run_demo(output: str | Path = "runs/demo", resume: bool = True) -> str:
     recipe = demo_recipe(folder)
     sparse_folder, control_folder = _run(recipe), _run(control_recipe(folder), "dense control")
     report = _measure(folder, sparse_folder, control_folder)
-    write_report(folder, recipe, report)
+    write_report(RunFolder(folder), recipe, report)
     return (
-        f"{report.scores}\n\nReport with pictures: {folder / 'report.md'}\nSparse model: {sparse_folder}\n"
+        f"{report.scores}\n\nReport with pictures: {RunFolder(folder).report}\nSparse model: {sparse_folder}\n"
         f"Took {time.monotonic() - begin:.0f} s."
     )
 
 
 def _run(recipe: Recipe, label: str = "") -> Path:
-    check_output(recipe, resume=True)
-    Path(recipe.output).mkdir(parents=True, exist_ok=True)
-    recipe.save(Path(recipe.output) / "recipe.json")
-    data = Path(recipe.data)
+    folder, data = RunFolder(recipe.output), Path(recipe.data)
+    if folder.has_begun():
+        folder.check_same(recipe)
     if not data.is_file():
-        data.parent.mkdir(exist_ok=True)
+        data.parent.mkdir(parents=True, exist_ok=True)
         easy_vqa.export("train", data, "full")
-    return run(recipe, resume=True, report=False, label=label)
+    return run(recipe, resume="if begun", report=False, label=label)
 
 
 def _measure(folder: Path, sparse_folder: Path, control_folder: Path) -> ReportInput:
@@ -144,7 +143,7 @@ class _Scores:
 def _free_folder(wanted: Path) -> Path:
     """``wanted``, or ``wanted``-2, -3 ... if a finished run is there."""
     folder, number = wanted, 1
-    while (folder / "report.md").is_file():
+    while RunFolder(folder).report.is_file():
         number += 1
         folder = wanted.with_name(f"{wanted.name}-{number}")
     return folder

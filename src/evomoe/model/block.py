@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from evomoe.model.configuration import MoEConfig
-from evomoe.model.experts import AnyExperts, StackedExperts
 from evomoe.model.forward_pass import current_pass
 from evomoe.model.routers import ROUTERS, Router
 from evomoe.model.routing import LayerRecord
+from evomoe.model.stacked_experts import AnyExperts, StackedExperts
 from evomoe.model.structure import find_sparse_ffn
 from evomoe.support import hf
 

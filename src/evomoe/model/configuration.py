@@ -11,7 +11,7 @@ from evomoe.model.aux_losses import AUX_LOSSES
 from evomoe.model.routers import ROUTERS
 from evomoe.model.routing import GATES
 from evomoe.recipe.options import MoEOptions
-from evomoe.recipe.placement import moe_layers, parse_placement
+from evomoe.recipe.placement import moe_layers
 from evomoe.support.errors import OptionError
 from evomoe.support.needs import needs_of
 
@@ -95,13 +95,3 @@ class EvoMoEConfig(PreTrainedConfig):
     def moe(self) -> MoEConfig:
         """The MoE part, validated."""
         return MoEConfig.stored(self.evomoe or {})
-
-
-def contradictions(config: EvoMoEConfig, options: MoEOptions, placement: str) -> list[str]:
-    """The options that say something else than an EvoMoE's own configuration does; defaults say nothing."""
-    default, own = MoEOptions(), config.moe
-    wrong = [name for name, value in vars(options).items() if value not in (getattr(default, name), getattr(own, name))]
-    layers = moe_layers(parse_placement(placement), config.get_text_config(decoder=True).num_hidden_layers)
-    if placement != "alternating" and layers != own.moe_layers:
-        wrong.append("moe_layers")
-    return wrong

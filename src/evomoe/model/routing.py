@@ -17,7 +17,7 @@ from evomoe.model.modality import Modality
 from evomoe.support.needs import needs
 
 if TYPE_CHECKING:
-    from evomoe.model.experts import AnyExperts  # only a type: experts know nothing of routing
+    from evomoe.model.stacked_experts import AnyExperts  # only a type: experts know nothing of routing
 
 Late = Tensor | Callable[[], Tensor]
 """A tensor, or what makes it once somebody asks."""

@@ -9,10 +9,9 @@ import re
 from copy import deepcopy
 from dataclasses import make_dataclass
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
@@ -22,16 +21,16 @@ from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.experts import Experts
 from evomoe.model.ffn_maps import slice_of
 from evomoe.model.forward_pass import ForwardPass, checkpoint_with_pass, running
-from evomoe.model.hub import CARD, card_of_folder, has_remote_code, model_card, set_remote_code, write_remote_module
 from evomoe.model.modality import Modality, modality_of_inputs
 from evomoe.model.routers import ROUTERS
+from evomoe.model.saving import Saved
 from evomoe.model.structure import decoder_layers, find_ffn, image_token_ids, text_config
 from evomoe.support import hf
 
 logger = logging.getLogger(__name__)
 
 
-class EvoMoEMixin:
+class EvoMoEMixin(Saved):
     """What every ``EvoMoE<Base>`` adds to its base class: MoE layers, the modality note and the auxiliary losses."""
 
     config: EvoMoEConfig
@@ -121,39 +120,6 @@ class EvoMoEMixin:
             for name in moe.aux_losses
         }
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickling: without the hooks by which transformers captures outputs, which do not pickle; it sets them anew."""
-        hf.drop_output_capturing(self)
-        return dict(vars(self))
-
-    def save_pretrained(self, save_directory, *args, remote_code: bool | None = None, is_main_process: bool = True, **kwargs):
-        """transformers' ``save_pretrained``, always in the model's own tensor names.
-
-        The base family's hub format would be undone on loading for transformers' own classes only, and tensors be lost.
-
-        Args:
-            save_directory, *args, **kwargs: as transformers takes them.
-            remote_code: also write the module that imports evomoe for processes that have not, for those who load with
-                ``trust_remote_code=True``, see ``evomoe.model.hub``; None does what the folder did that the model came from.
-            is_main_process: as transformers takes it.
-        """
-        kwargs["save_original_format"] = False
-        if remote_code is not None:
-            set_remote_code(self.config, remote_code)
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
-        if is_main_process and has_remote_code(self.config):
-            write_remote_module(save_directory)
-
-    def push_to_hub(self, repo_id: str, *, token: str | bool | None = None, private: bool | None = None, **kwargs):
-        """transformers' ``push_to_hub``; a repository without a model card gets EvoMoE's, or the one the model was loaded with."""
-        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        if not file_exists(repo_id, CARD, revision=kwargs.get("revision"), token=token):  # transformers would write an empty form
-            # A model that was just converted still bears the dense model's name.
-            card = card_of_folder(self.name_or_path) or model_card(self.config.moe, type(self).__name__, self.name_or_path)
-            where = {name: kwargs[name] for name in ("revision", "create_pr") if name in kwargs}
-            ModelCard(card).push_to_hub(repo_id, token=token, **where)
-        return super().push_to_hub(repo_id, token=token, private=private, **kwargs)
-
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, **kwargs) -> None:
         if gradient_checkpointing_func is not None:
             if (
@@ -166,6 +132,20 @@ class EvoMoEMixin:
                 gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False)
             kwargs["gradient_checkpointing_func"] = checkpoint_with_pass(gradient_checkpointing_func)
         super()._set_gradient_checkpointing(enable, **kwargs)
+
+
+if TYPE_CHECKING:
+
+    class SparseModel(EvoMoEMixin, PreTrainedModel):
+        """A model of any family with MoE layers, as type checkers see it."""
+
+else:
+    SparseModel = EvoMoEMixin
+
+
+def is_sparse(model: nn.Module) -> TypeGuard[SparseModel]:
+    """Whether a model is an EvoMoE."""
+    return isinstance(model, EvoMoEMixin)
 
 
 def empty_experts(ffn: nn.Module, moe: MoEConfig) -> Experts:

@@ -104,17 +104,6 @@ class Recipe:
                 self.evolution.check(self.moe.num_experts)
         if self.stages != (3,):  # which may go on with a sparse model, and then makes no experts
             self.check_expert_init()
-        if (
-            3 in self.stages
-            and self.moe.gate == "normalised"
-            and self.moe.num_experts_per_tok == 1
-            and self.stage3.train == "router"
-        ):
-            raise OptionError(
-                "gate",
-                "'normalised' with one expert per token multiplies by 1: the router, which alone trains in Stage III, would get "
-                "no gradient from the language loss. Choose 'straight_through' or 'probability', or `num_experts_per_tok=2`.",
-            )
         check_on_bad_record(self.on_bad_record)
         check_image_aspect(self.image_aspect)
         check_whole("max_length", self.max_length, 1)

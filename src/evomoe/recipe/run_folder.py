@@ -1,14 +1,22 @@
-"""A run's folder: what its stages leave there, and whether a run may start or go on in it. Needs neither torch nor transformers."""
+"""A run's folder: the names of what lies in it, and whether a run may start or go on there. Needs neither torch nor transformers."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.errors import OptionError
 from evomoe.support.names import check_folder, check_output_folder, refuse_missing, split_name
 from evomoe.support.processes import is_main_process
+
+Resume = bool | Literal["if begun"]
+"""Whether a run goes on in its folder: no, yes, or "if begun": it starts where none has begun, and goes on where one has.
+
+With "if begun" the caller knows that what has begun in the folder is this run, and the folder may hold other files.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,21 @@ class StageFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def experts(self) -> Path:
+        """The experts that Stage II evolved."""
+        return self.path / "evolved_experts.safetensors"
+
+    @property
+    def diversity(self) -> Path:
+        """How far they are from expert 1."""
+        return self.path / "diversity.json"
+
+    @property
+    def seconds(self) -> Path:
+        """How long the stage took so far."""
+        return self.path / "seconds.txt"
+
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end."""
         whole = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
@@ -47,9 +70,91 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def stage_folder(output: str | Path, stage: int) -> StageFolder:
-    """The folder of a stage inside a run folder, e.g. ``stage2_evolution``."""
-    return StageFolder(Path(output) / f"stage{stage}_{STAGES[stage]}")
+class RunFolder:
+    """The folder of one run of ``evomoe train``.
+
+    Args:
+        path: the folder, whether it is there or not.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Every value that the stages logged, a JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.md"
+
+    @property
+    def skipped_records(self) -> Path:
+        """The bad records that were left out."""
+        return self.path / "skipped_records.txt"
+
+    def stage(self, number: int, label: str = "") -> StageFolder:
+        """The folder of a stage, e.g. ``stage2_evolution``."""
+        return StageFolder(self.path / f"stage{number}_{STAGES[number]}", label)
+
+    def logged(self) -> list[dict[str, Any]]:
+        """What was logged so far."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def has_begun(self) -> bool:
+        """Whether a run has begun here."""
+        return self.recipe.is_file()
+
+    def can_resume(self) -> bool:
+        """Whether there is a checkpoint or a finished stage."""
+        return any(folder.model.is_dir() or folder.last_checkpoint() for folder in map(self.stage, STAGES))
+
+    def check(self, recipe: Recipe, resume: Resume) -> None:
+        """Makes sure that a run may use the folder.
+
+        Without ``resume`` it must be new, or hold a run that got to no checkpoint; with ``resume`` it must hold this recipe's
+        run; with "if begun" it must be a folder.
+
+        Raises:
+            OptionError: ``output`` is a file, or a folder that this run may not use.
+        """
+        if not is_main_process():  # it would meet the folder that the main process makes
+            return
+        output = self.path
+        check_output_folder(output)
+        if resume == "if begun" or not output.is_dir() or not any(output.iterdir()):
+            return
+        if not self.has_begun():
+            raise OptionError(
+                "output", f"{output} is not empty and holds no recipe.json, so it is no run's folder; name another."
+            )
+        if resume:
+            self.check_same(recipe)
+        elif self.can_resume() or self.report.is_file():
+            raise OptionError(
+                "output", f"{output} holds a run already. Add `resume=True` to go on with it, or name another folder."
+            )
+
+    def check_same(self, recipe: Recipe) -> None:
+        """Raises OptionError if the run that has begun here is one of another recipe."""
+        changed = recipe.differences(Recipe.load(self.recipe))
+        if changed:
+            anew = "It has no checkpoint yet: leave out `resume` to start anew."
+            remedy = "Name another folder." if self.can_resume() else anew
+            raise OptionError("output", f"{self.path} holds a run of another recipe ({'; '.join(changed)}). {remedy}")
+
+    def clear(self) -> None:
+        """Removes what a run left that got to no checkpoint, so that the folder can be used anew."""
+        for file in (self.metrics, self.skipped_records):
+            file.unlink(missing_ok=True)
+        for stage in STAGES:
+            shutil.rmtree(self.stage(stage).path, ignore_errors=True)
 
 
 def results_folder(verb: str, checkpoint: str | Path, output: str | None = None) -> Path:
@@ -63,67 +168,25 @@ def results_folder(verb: str, checkpoint: str | Path, output: str | None = None)
 
 def stage1_model(checkpoint: str | Path) -> str | None:
     """The dense model that the stages after Stage I began with, for a checkpoint in a run's folder; None if it is not there."""
-    run = Path(checkpoint).resolve().parent.parent
+    run = RunFolder(Path(checkpoint).resolve().parent.parent)
     try:
-        recipe = Recipe.load(run / "recipe.json")
+        recipe = Recipe.load(run.recipe)
     except (OSError, ValueError):  # no run's folder, or a run of another version
         return None
-    found = stage_folder(run, 1).model if 1 in recipe.stages else Path(recipe.model)
+    found = run.stage(1).model if 1 in recipe.stages else Path(recipe.model)
     return str(found) if found.is_dir() else None
 
 
-def can_resume(output: str | Path) -> bool:
-    """Whether a run folder holds a checkpoint or a finished stage."""
-    folders = [stage_folder(output, stage) for stage in STAGES]
-    return any(folder.model.is_dir() or folder.last_checkpoint() for folder in folders)
-
-
-def check_output(recipe: Recipe, resume: bool) -> None:
-    """Makes sure that a run may use its output folder.
-
-    Without ``resume`` it must be new, or hold a run that got to no checkpoint; with ``resume`` it must hold this recipe's run.
-
-    Raises:
-        OptionError: ``output`` is a file, or a folder that this run may not use.
-    """
-    if not is_main_process():  # it would meet the folder that the main process makes
-        return
-    output, written = Path(recipe.output), Path(recipe.output) / "recipe.json"
-    check_output_folder(output)
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not written.is_file():
-        raise OptionError("output", f"{output} is not empty and holds no recipe.json, so it is no run's folder; name another.")
-    if not resume:
-        if can_resume(output) or (output / "report.md").is_file():
-            raise OptionError(
-                "output", f"{output} holds a run already. Add `resume=True` to go on with it, or name another folder."
-            )
-        return
-    changed = recipe.differences(Recipe.load(written))
-    if changed:
-        remedy = "Name another folder." if can_resume(output) else "It has no checkpoint yet: leave out `resume` to start anew."
-        raise OptionError("output", f"{output} holds a run of another recipe ({'; '.join(changed)}). {remedy}")
-
-
-def check_paths(recipe: Recipe, resume: bool) -> None:
+def check_paths(recipe: Recipe, resume: Resume) -> None:
     """Refuses at once, before anything slow is imported, what plainly is not there, or is there and must not be.
 
     Raises:
         OptionError: the output or the folder of images.
         ValueError: the model or the data; the message names what is not there.
     """
-    check_output(recipe, resume)
+    RunFolder(recipe.output).check(recipe, resume)
     refuse_missing(recipe.model)
     for stage in recipe.stages:
         refuse_missing(split_name(recipe.stage(stage).data or recipe.data)[0])
     if recipe.image_root is not None:
         check_folder("image_root", recipe.image_root)
-
-
-def clear(output: str | Path) -> None:
-    """Removes what a run left that got to no checkpoint, so that its folder can be used anew."""
-    for name in ("metrics.jsonl", "skipped_records.txt"):
-        (Path(output) / name).unlink(missing_ok=True)
-    for stage in STAGES:
-        shutil.rmtree(stage_folder(output, stage).path, ignore_errors=True)

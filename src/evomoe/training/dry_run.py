@@ -4,24 +4,22 @@ from evomoe.model.accounting import count_parameters, large_router
 from evomoe.model.structure import text_config
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
-from evomoe.recipe.run_folder import check_output, stage_folder
+from evomoe.recipe.run_folder import Resume
 from evomoe.support.device import best_device, device_name
 from evomoe.support.text import counted, readable
-from evomoe.training.stage import as_its_model, check_recipe, load_data, planned_steps, trainer_options
-from evomoe.training.trainable import set_trainable
+from evomoe.training.arguments import planned_steps, trainer_options
+from evomoe.training.checked_run import CheckedRun, check_run, load_data
 
 
-def describe(recipe: Recipe, resume: bool = False) -> str:
+def describe(recipe: Recipe, resume: Resume = False) -> str:
     """Checks recipe, model and data, and tells for every stage what trains, over how many records and steps.
 
     Raises:
         ValueError: what the run itself would refuse before training.
     """
-    if recipe.stages == (3,):
-        recipe = as_its_model(recipe)
-    dense, sparse = check_recipe(recipe)
-    check_output(recipe, resume)
-    moe, num_layers = sparse.config.moe, text_config(dense.config).num_hidden_layers
+    run = check_run(recipe, resume)
+    recipe, dense, moe = run.recipe, run.dense, run.moe
+    num_layers = text_config(dense.config).num_hidden_layers
     lines = [
         f"Model: {recipe.model} ({type(dense).__name__}, {readable(count_parameters(dense).total)} parameters, "
         f"{num_layers} layers)",
@@ -30,14 +28,13 @@ def describe(recipe: Recipe, resume: bool = False) -> str:
     ]
     if 2 in recipe.stages:
         lines.append(f"Evolution: rule {recipe.evolution.rule}, beta {[list(r) for r in recipe.evolution.beta_ranges]}")
-    for stage, dataset in load_data(recipe).items():
+    for stage, dataset in load_data(recipe, run.processor).items():
         data, options = recipe.stage(stage).data or recipe.data, trainer_options(recipe, stage)
-        model = sparse if stage == 3 else dense
-        names = set_trainable(model, recipe.stage(stage).train, moe.moe_layers)
+        model, names = run.model_of(stage), run.trained_names(stage)
         counts, settings = count_parameters(model, names), recipe.stage(stage)
         lines += [
             "",
-            f"Stage {stage} ({STAGES[stage]}): {counted(len(dataset), 'record')} of {data}{_progress(recipe, stage) if resume else ''}",
+            f"Stage {stage} ({STAGES[stage]}): {counted(len(dataset), 'record')} of {data}{_progress(run, stage) if resume else ''}",
             f"  {counted(planned_steps(recipe, stage, len(dataset)), 'step')} of {settings.batch_size} x {settings.accumulation} records, "
             f"learning rate {settings.learning_rate:g}",
             f"  trains {settings.train}: {readable(counts.trained)} of {readable(counts.total)} parameters, {len(names)} tensors"
@@ -66,8 +63,8 @@ def describe(recipe: Recipe, resume: bool = False) -> str:
     return "\n".join([*lines, "", f"Would run on {where}. Nothing was loaded or written."])
 
 
-def _progress(recipe: Recipe, stage: int) -> str:
-    folder = stage_folder(recipe.output, stage)
+def _progress(run: CheckedRun, stage: int) -> str:
+    folder = run.folder.stage(stage)
     if folder.model.is_dir():
         return "; finished"
     return f"; goes on after step {folder.last_step()}" if folder.last_step() else ""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.accounting import count_parameters
-from evomoe.model.configuration import EvoMoEConfig, contradictions
+from evomoe.model.configuration import EvoMoEConfig
 from evomoe.model.families import dense_config
 from evomoe.model.loading import empty_model, empty_models, load_config
 from evomoe.model.structure import Part, text_config
@@ -16,6 +16,7 @@ from evomoe.recipe.named_recipes import EVOMOE
 from evomoe.recipe.options import STAGES, MoEOptions
 from evomoe.recipe.placement import parse_placement
 from evomoe.support.text import markdown_table, readable
+from evomoe.training.checked_run import contradictions
 from evomoe.training.trainable import names_in
 
 PARTS: dict[Part, str] = {"text": "language model", "projector": "projector", "vision": "vision tower"}

@@ -4,26 +4,31 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from evomoe.data.conversations import ConversationDataset
 from evomoe.recipe.recipe import Recipe
-from evomoe.recipe.run_folder import check_output, clear, stage_folder
+from evomoe.recipe.run_folder import Resume
 from evomoe.support.files import write_text
 from evomoe.support.processes import is_main_process
 from evomoe.support.text import counted
-from evomoe.training.stage import as_its_model, check_recipe, load_data
+from evomoe.training.checked_run import CheckedRun, check_run, load_data
+from evomoe.training.report import report_run
 from evomoe.training.stages import stage0_align, stage1_warmup, stage2_evolution, stage3_routing
 
 logger = logging.getLogger(__name__)
 
-RUNNERS = {0: stage0_align.run, 1: stage1_warmup.run, 2: stage2_evolution.run, 3: stage3_routing.run}
+STAGES = {
+    0: stage0_align.train_stage,
+    1: stage1_warmup.train_stage,
+    2: stage2_evolution.train_stage,
+    3: stage3_routing.train_stage,
+}
 
 
 def run(
     recipe: Recipe,
-    resume: bool = False,
+    resume: Resume = False,
     report: bool = True,
     label: str = "",
     datasets: Mapping[int, ConversationDataset] | None = None,
@@ -34,7 +39,7 @@ def run(
 
     Args:
         recipe: the run.
-        resume: go on with the unfinished run in the output folder.
+        resume: go on with the unfinished run in the output folder; "if begun" also starts one where there is none.
         report: write report.md with pictures at the end.
         label: what the progress bars are called (default: as their stage).
         datasets: the checked data of each stage, if they are in memory already.
@@ -43,36 +48,38 @@ def run(
         The folder of the last stage's model.
 
     Raises:
-        ValueError: an option, a record, the model or the output folder is refused; the message says what to do.
+        OptionError: an option or the output folder is refused.
+        ValueError: a record or the model is refused; the message says what to do.
     """
-    if recipe.stages == (3,):
-        recipe = as_its_model(recipe)
-    check_output(recipe, resume)
-    check_recipe(recipe)
-    datasets = datasets or load_data(recipe)
-    output = Path(recipe.output)
+    checked = check_run(recipe, resume)
+    recipe, folder = checked.recipe, checked.folder
+    datasets = datasets or load_data(recipe, checked.processor)
     if is_main_process():
-        output.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            clear(output)
-        recipe.save(output / "recipe.json")
-        skipped = [message for loaded in dict.fromkeys(datasets.values()) for message in loaded.skipped]
-        if skipped:
-            write_text(output / "skipped_records.txt", "\n".join(skipped) + "\n")
-            logger.warning("Left out: %s; see %s.", counted(len(skipped), "bad record"), output / "skipped_records.txt")
+        _begin(checked, resume, datasets)
     source: Path | str = recipe.model
     for stage in recipe.stages:
-        folder = replace(stage_folder(output, stage), label=label)
-        if not folder.model.is_dir():
-            folder.path.mkdir(parents=True, exist_ok=True)
-            with _timed(folder.path / "seconds.txt"):
-                RUNNERS[stage](recipe, source, folder, datasets[stage])
-        source = folder.model
+        own = folder.stage(stage, label)
+        if not own.model.is_dir():
+            own.path.mkdir(parents=True, exist_ok=True)
+            with _timed(own.seconds):
+                STAGES[stage](checked, source, own, datasets[stage])
+        source = own.model
     if report and is_main_process():
-        from evomoe.training.report import report_run
-
-        report_run(recipe, Path(source), datasets[recipe.stages[-1]])
+        report_run(checked, Path(source), datasets[recipe.stages[-1]])
     return Path(source)
+
+
+def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, ConversationDataset]) -> None:
+    """Writes what lies in the folder from the start: the recipe, and which records are left out."""
+    folder = checked.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if not resume or not folder.has_begun():
+        folder.clear()
+    checked.recipe.save(folder.recipe)
+    skipped = [message for loaded in dict.fromkeys(datasets.values()) for message in loaded.skipped]
+    if skipped:
+        write_text(folder.skipped_records, "\n".join(skipped) + "\n")
+        logger.warning("Left out: %s; see %s.", counted(len(skipped), "bad record"), folder.skipped_records)
 
 
 @contextmanager
@@ -84,6 +91,3 @@ def _timed(path: Path) -> Iterator[None]:
     finally:
         if is_main_process():
             write_text(path, f"{before + time.monotonic() - begin:.1f}\n")
-
-
-__all__ = ["RUNNERS", "run"]

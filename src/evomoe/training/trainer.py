@@ -15,6 +15,7 @@ from evomoe.model.sparse_model import EvoMoEMixin
 from evomoe.recipe.options import EvolutionOptions
 from evomoe.support import hf
 from evomoe.training.callbacks import EvolutionCallback, InterruptCallback, MetricsFile, ProgressBar, RouterCallback
+from evomoe.training.evolution import ExpertEvolution
 from evomoe.training.meter import RouterMeter
 
 
@@ -55,6 +56,12 @@ class EvoMoETrainer(Trainer):
         self.add_callback(ProgressBar(label or stage))
         self.interrupt = InterruptCallback()
         self.add_callback(self.interrupt)
+
+    @property
+    def evolved(self) -> ExpertEvolution:
+        """The experts that evolve; there are some once Stage II has begun to train."""
+        assert self.evolution is not None and self.evolution.experts is not None
+        return self.evolution.experts
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         is_sparse = isinstance(self.accelerator.unwrap_model(model), EvoMoEMixin)

@@ -6,11 +6,11 @@ Needed by those who join a language model and a vision tower of their own (``evo
 from pathlib import Path
 
 from evomoe.data.conversations import ConversationDataset
-from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
-from evomoe.training.stage import load_dense, train
+from evomoe.training.checked_run import CheckedRun
+from evomoe.training.stage import train
 
 
-def run(recipe: Recipe, source: Path | str, folder: StageFolder, dataset: ConversationDataset) -> None:
+def train_stage(run: CheckedRun, source: Path | str, folder: StageFolder, dataset: ConversationDataset) -> None:
     """Dense model in ``source`` -> dense model with an aligned projector in ``folder``."""
-    train(recipe, 0, load_dense(recipe, source), folder, dataset)
+    train(run, 0, run.load(source), folder, dataset)

@@ -1,0 +1,78 @@
+"""The Trainer's arguments: the recipe's, then the user's."""
+
+import math
+import os
+from difflib import get_close_matches
+from typing import Any, get_args, get_type_hints
+
+from huggingface_hub.dataclasses import type_validator
+from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_available
+
+from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.run_folder import StageFolder
+from evomoe.support.device import best_device
+
+
+def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
+    """The user's TrainingArguments for a stage.
+
+    Raises:
+        ValueError: there is no such argument, with the nearest name; its value is of another type; or it needs a package that is
+            not there.
+    """
+    options, types = recipe.trainer | recipe.stage(stage).trainer, get_type_hints(TrainingArguments)
+    if options.get("deepspeed") and not is_deepspeed_available():
+        raise ValueError("deepspeed is not installed: pip install deepspeed")
+    for name, value in options.items():
+        if name not in TrainingArguments.__dataclass_fields__:
+            nearest = get_close_matches(name, TrainingArguments.__dataclass_fields__, 1)
+            raise ValueError(f"TrainingArguments has no '{name}'" + (f"; did you mean '{nearest[0]}'?" if nearest else "."))
+        accepted = (types[name], *get_args(types[name]))
+        is_number = float in accepted and int not in accepted and type(value) is int  # JSON's 1 will do for 1.0
+        try:
+            type_validator(name, float(value) if is_number else value, types[name])
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+    return options
+
+
+def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_records: int) -> TrainingArguments:
+    """The Trainer's arguments for a stage: the recipe's, then the user's."""
+    options = recipe.stage(stage)
+    steps = planned_steps(recipe, stage, num_records)
+    arguments = {
+        "output_dir": str(folder.checkpoints),
+        "learning_rate": options.learning_rate,
+        "num_train_epochs": options.epochs,
+        "max_steps": options.steps or -1,
+        "per_device_train_batch_size": options.batch_size,
+        "gradient_accumulation_steps": options.accumulation,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": int(0.03 * steps),
+        "weight_decay": 0.0,
+        "logging_steps": max(1, steps // 50),
+        "save_strategy": "steps",
+        "save_steps": max(10, steps // 4),
+        "save_total_limit": 2,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "dataloader_num_workers": recipe.workers,
+        "dataloader_pin_memory": best_device().type == "cuda",
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+        "disable_tqdm": True,
+        "train_sampling_strategy": "group_by_length",
+        "use_cpu": best_device().type == "cpu",
+    }
+    return TrainingArguments(**arguments | trainer_options(recipe, stage))
+
+
+def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
+    """Optimiser steps of a stage, as the Trainer will count them."""
+    options = recipe.stage(stage)
+    if options.steps:
+        return options.steps
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batches = math.ceil(num_records / (options.batch_size * processes))
+    return max(1, math.ceil(math.ceil(batches / options.accumulation) * options.epochs))

@@ -1,0 +1,203 @@
+"""A recipe that was checked against its model, before weights are loaded or anything is written: made once, handed on."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.conversion.expert_init import INITS, config_fields
+from evomoe.data.chat_template import ChatTemplate
+from evomoe.data.conversations import ConversationDataset
+from evomoe.data.records import load_records
+from evomoe.model.configuration import EvoMoEConfig, MoEConfig
+from evomoe.model.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
+from evomoe.model.routing import GATES
+from evomoe.recipe.options import MoEOptions
+from evomoe.recipe.placement import moe_layers, parse_placement
+from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.run_folder import Resume, RunFolder
+from evomoe.support.errors import OptionError, foreign, within
+from evomoe.support.needs import needs_of
+from evomoe.training.arguments import training_arguments
+from evomoe.training.evolution import check_rule
+from evomoe.training.trainable import set_trainable
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """What a run knows before it begins.
+
+    Attributes:
+        recipe: the run; if it goes on with a sparse model, with that model's own mixture.
+        dense, sparse: the model that it starts from and the one that Stage III trains, without weights.
+        processor: of the model; of a text-only one its tokenizer.
+    """
+
+    recipe: Recipe
+    dense: PreTrainedModel
+    sparse: PreTrainedModel
+    processor: Any
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.recipe.output)
+
+    @property
+    def moe(self) -> MoEConfig:
+        """The mixture that the run makes or goes on with."""
+        return self.sparse.config.moe
+
+    @property
+    def starts_sparse(self) -> bool:
+        """Whether the run goes on with a model that is an EvoMoE already."""
+        return self.sparse is self.dense
+
+    def model_of(self, stage: int) -> PreTrainedModel:
+        """The model that a stage trains, without weights."""
+        return self.sparse if stage == 3 else self.dense
+
+    def trained_names(self, stage: int) -> list[str]:
+        """The names of the parameters that a stage trains."""
+        return set_trainable(self.model_of(stage), self.recipe.stage(stage).train, self.moe.moe_layers)
+
+    def load(self, source: Path | str) -> PreTrainedModel:
+        """Loads a model of the run."""
+        return load_model(source, self.recipe.dtype, self.recipe.trust_remote_code)
+
+
+def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
+    """Refuses what a later stage would refuse.
+
+    Raises:
+        OptionError: an option is wrong, or the output folder may not be used.
+        ValueError: the model cannot be used; the message says why.
+    """
+    config = load_config(recipe.model, recipe.trust_remote_code)
+    if isinstance(config, EvoMoEConfig):
+        recipe = _with_its_mixture(recipe, config)
+    RunFolder(recipe.output).check(recipe, resume)
+    if isinstance(config, EvoMoEConfig):
+        dense = sparse = empty_model(config)
+    else:
+        recipe.check_expert_init()
+        made_by = config_fields(recipe.expert_init, recipe.moe.num_experts)
+        dense, sparse = empty_models(config, recipe.placement(), **made_by, **asdict(recipe.moe))
+    _check_gradient(recipe)
+    if 2 in recipe.stages:
+        check_rule(recipe.evolution)
+    if 3 in recipe.stages and sparse is not dense:
+        _check_init_options(recipe, sparse.config.moe)
+    for stage in recipe.stages:
+        try:
+            _check_loggers(training_arguments(recipe, stage, RunFolder(recipe.output).stage(stage), num_records=1))
+        except (ValueError, ImportError) as error:
+            raise OptionError("trainer", f"TrainingArguments of stage {stage}: {foreign(error)}") from error
+        _check_trained_parts(recipe, stage, sparse if stage == 3 else dense, sparse.config.moe)
+    processor = load_processor(recipe.model, recipe.trust_remote_code)
+    ChatTemplate(processor)
+    return CheckedRun(recipe, dense, sparse, processor)
+
+
+def load_data(recipe: Recipe, processor: Any, keep: bool = False) -> dict[int, ConversationDataset]:
+    """The data of each stage, every record checked but for its pictures' pixels; what stages share is read and checked once.
+
+    Args:
+        processor: of the recipe's model.
+        keep: hold what becomes of each record in memory, for several runs in turn.
+
+    Raises:
+        ValueError: data cannot be opened, or have bad records that the recipe does not let pass.
+    """
+
+    def load(data: str) -> ConversationDataset:
+        records = load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
+        dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect, keep)
+        dataset.check()
+        return dataset
+
+    names = {stage: recipe.stage(stage).data or recipe.data for stage in recipe.stages}
+    loaded = {name: load(name) for name in dict.fromkeys(names.values())}
+    return {stage: loaded[name] for stage, name in names.items()}
+
+
+def contradictions(config: EvoMoEConfig, options: MoEOptions, placement: str) -> list[str]:
+    """The options that say something else than an EvoMoE's own configuration does; defaults say nothing."""
+    default, own = MoEOptions(), config.moe
+    wrong = [name for name, value in vars(options).items() if value not in (getattr(default, name), getattr(own, name))]
+    layers = moe_layers(parse_placement(placement), config.get_text_config(decoder=True).num_hidden_layers)
+    if placement != "alternating" and layers != own.moe_layers:
+        wrong.append("moe_layers")
+    return wrong
+
+
+def _with_its_mixture(recipe: Recipe, config: EvoMoEConfig) -> Recipe:
+    """The recipe with the mixture of the EvoMoE that it starts from, which Stage III trains further as it is.
+
+    Raises:
+        OptionError: another stage is asked for.
+        ValueError: another mixture is asked for; the message names the options.
+    """
+    if recipe.stages != (3,):
+        raise OptionError("stages", f"{recipe.model} is an EvoMoE model already; Stage III alone trains it further: `stages=3`.")
+    own, wrong = config.moe, contradictions(config, recipe.moe, recipe.moe_layers)
+    if recipe.expert_init not in (Recipe.expert_init, own.expert_init):
+        wrong.append("expert_init")
+    if recipe.init_options:
+        wrong.append("init_options")
+    if wrong:
+        named = ", ".join(f"`{name}`" for name in wrong)
+        raise ValueError(f"{recipe.model} is an EvoMoE model already and is trained as it is; leave out {named}.")
+    moe = MoEOptions(**{field.name: getattr(own, field.name) for field in fields(MoEOptions)})
+    return recipe.but(moe=moe, expert_init=own.expert_init, moe_layers=",".join(map(str, own.moe_layers)))
+
+
+def _check_gradient(recipe: Recipe) -> None:
+    """Raises OptionError if only the router trains, and its gate leaves it no gradient."""
+    one_expert = recipe.moe.num_experts_per_tok == 1 and recipe.stage3.train == "router"
+    if 3 in recipe.stages and one_expert and needs_of(GATES[recipe.moe.gate]):
+        raise OptionError(
+            "gate",
+            f"'{recipe.moe.gate}' with one expert per token multiplies by 1: the router, which alone trains in Stage III, would get "
+            "no gradient from the language loss. Choose `gate=straight_through`, `gate=probability`, or `num_experts_per_tok=2`.",
+        )
+
+
+def _check_loggers(arguments: TrainingArguments) -> None:
+    """The Trainer would look for their packages only when the data are read and the model is loaded."""
+    for logger_class in get_reporting_integration_callbacks(arguments.report_to):
+        try:
+            logger_class()
+        except RuntimeError as error:
+            raise ValueError(f"report_to: {error}") from error
+
+
+def _check_trained_parts(recipe: Recipe, stage: int, model: PreTrainedModel, moe: MoEConfig) -> None:
+    what = recipe.stage(stage).train
+    try:
+        with within(f"stage{stage}"):
+            set_trainable(model, what, moe.moe_layers)
+    except OptionError as error:
+        parts = what.split("+")
+        if takes_pictures(model.config) or not {"projector", "vision"} & set(parts):
+            raise
+        others = " ".join(str(other) for other in recipe.stages if other != stage)
+        of_text = "+".join(part for part in parts if part not in ("projector", "vision"))
+        ways = []
+        if others:
+            ways.append(f"`stages={others}`")
+        if of_text:
+            ways.append(f"`stage{stage}.train={of_text}`")
+        remedy = f": give {' or '.join(ways)}" if ways else ""
+        raise OptionError(error.option, f"{error.message} It is text-only{remedy}.") from error
+
+
+def _check_init_options(recipe: Recipe, moe: MoEConfig) -> None:
+    initialiser = INITS[recipe.expert_init]
+    needed = initialiser.Options.from_stage2
+    given = not needed or needed in recipe.init_options
+    options = initialiser.read(recipe.init_options, recipe.expert_init, given)
+    if given:
+        options.check_fits(moe.moe_layers, moe.num_experts)
