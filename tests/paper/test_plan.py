@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from evomoe import cli
-from evomoe.paper.command import plan_table
+from evomoe.paper.run_table import plan_table
 from evomoe.paper.tables import TABLES
 from evomoe.recipe import Recipe
 
