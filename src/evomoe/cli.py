@@ -294,7 +294,7 @@ def table(
     """Run a table of the paper: its rows on the mini world, the published numbers beside them.
 
     Args:
-        name: the paper's number of the table, or a study of our own: readings (of Eq. 1), anyexperts (a variable number of experts).
+        name: the paper's number of the table, or the name of a study of our own; an unknown name lists them all.
         scale: mini runs here; paper says which models, data, steps and GPU hours it took, and writes the recipes to launch.
         rows: some rows only; the one that the others are compared with is run too, unless --results has it.
         seeds: how many; 0 for as many as the table needs.

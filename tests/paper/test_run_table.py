@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -135,3 +136,17 @@ def test_a_table_without_a_baseline_runs_the_rows_that_are_asked_for(base, world
     monkeypatch.setattr("evomoe.paper.run_table.is_kept", lambda *known: True)
     planned = run_table("9", rows=["middle-evomoe"], results=tmp_path, dry_run=True).splitlines()
     assert planned[0] == "middle-evomoe (middle (Qwen-1.8B): evomoe): 1 seed" and planned[-1].startswith("7 tasks, ")
+
+
+def test_the_documentation_s_table_can_be_run(base, world, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (block,) = [block for block in text.split("```")[1::2] if "TABLES[" in block]
+    monkeypatch.setitem(TABLES, "mine", None)  # so that the table is restored afterwards
+    exec(block.removeprefix("python\n"), {})
+    monkeypatch.setattr(mini, "folder", lambda seed: world)
+    monkeypatch.setattr(base_model, "folder", lambda width: base)
+    assert run_table("mine", study=tmp_path, dry_run=True).splitlines() == [
+        "linear (a linear router): 1 seed",
+        "shuffled (the same, shuffled): 1 seed",
+        "8 tasks, 8 to be run: 2 trainings, 6 scorings",
+    ]
