@@ -154,7 +154,7 @@ def _commits(runs: Iterable[Mapping[str, str]]) -> str:
 
 def results(folder: Path = ROOT / "docs" / "results") -> str:
     """The text of docs/results.md."""
-    from evomoe.paper.results import render
+    from evomoe.paper.study.results import render
     from evomoe.paper.tables import TABLES
 
     parts = []
@@ -164,35 +164,34 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
         seeds = [seed for row in found["rows"].values() for seed in row["seeds"].values()]
         runs, trained = [seed["run"] for seed in seeds], [one for seed in seeds for one in seed.get("trained", ())]
         run = "; ".join(dict.fromkeys(", ".join(one[key] for key in ("date", "machine", "versions")) for one in runs))
-        commits = f"scored at commits {_commits(runs)}" + f", trained at {_commits(trained)}" * bool(trained)
+        commits = f"scored at commits {_commits(runs)}"
+        if trained:
+            commits += f", trained at {_commits(trained)}"
         by_what = defaultdict(list)  # rows that share Stage II share these
         for name, one in found["experts"].items():
             alone = ", ".join(f"{score:.1f}" for score in one["alone"])
             by_what[f"alone {alone}; they disagree on {one['disagreement']:.1f} % of the answers"].append(name)
         experts = [f"- {', '.join(names)}: {what}" for what, names in by_what.items()]
-        heading = "Experts of Stage II, each alone on a part of the validation split (row/seed, AVG):"
-        listed = [f"{heading}\n\n" + "\n".join(experts)] * bool(experts)
-        notes = [f"- {note}" for note in table.notes]
-        parts.append(
-            "\n\n".join(
-                [
-                    f"## {table.heading}" + f" ({found['split']} split)" * (found["split"] != "test"),
-                    f"{found['split']} split; {run}; {commits}",
-                    render(table, found),
-                    *listed,
-                    *["![Score against real experts per token](results/anyexperts.png)"] * (table.name == "anyexperts"),
-                    "\n".join(notes),
-                ]
-            )
-        )
+        title = f"## {table.heading}"
+        if found["split"] != "test":
+            title += f" ({found['split']} split)"
+        blocks = [title, f"{found['split']} split; {run}; {commits}", render(table, found)]
+        if experts:
+            heading = "Experts of Stage II, each alone on a part of the validation split (row/seed, AVG):"
+            blocks.append(f"{heading}\n\n" + "\n".join(experts))
+        if table.name == "anyexperts":
+            blocks.append("![Score against real experts per token](results/anyexperts.png)")
+        blocks.append("\n".join(f"- {note}" for note in table.notes))
+        parts.append("\n\n".join(blocks))
     answers = folder / "answers.md"
-    said = [answers.read_text(encoding="utf-8")] * answers.is_file()
-    return RESULTS_HEADER + "\n\n".join(part.strip() for part in [*said, *parts]) + "\n"
+    if answers.is_file():
+        parts.insert(0, answers.read_text(encoding="utf-8"))
+    return RESULTS_HEADER + "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def draw(folder: Path = ROOT / "docs" / "results") -> None:
     """The picture of the study of AnyExperts, beside its numbers."""
-    from evomoe.paper.experts_curve import plot_experts_curve
+    from evomoe.paper.figures.figure_experts_curve import plot_experts_curve
 
     if (kept := folder / "tableanyexperts.json").is_file():
         plot_experts_curve(json.loads(kept.read_text(encoding="utf-8")), folder / "anyexperts.png", folder / "anyexperts.svg")

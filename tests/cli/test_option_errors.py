@@ -1,11 +1,11 @@
 """The same wrong option, given in Python and on the command line: each reader is told the name that they know."""
 
 import pytest
+from evomoe.paper.command import run_table
 from tiny import make_llava
 
 from evomoe import upcycle
 from evomoe.cli.main import main
-from evomoe.paper.command import run_table
 from evomoe.recipe.options import EvolutionOptions, MoEOptions, StageOptions
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import check_output

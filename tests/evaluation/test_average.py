@@ -3,9 +3,8 @@
 import pytest
 
 from evomoe.evaluation.average import averages, paper_benchmarks, share_in_average
-from evomoe.paper import experts_curve
-from evomoe.paper.results import BENCHMARKS as OF_COLUMNS
-from evomoe.paper.table import SEVEN
+from evomoe.paper.tables import experts_curve
+from evomoe.paper.tables.table import IN_SMALL, SEVEN
 
 PUBLISHED = {
     "LLaVA-1.5-7B": ((78.5, 62.0, 66.8, 58.2, 85.9, 1510.7, 64.3), 70.18),
@@ -35,7 +34,7 @@ def test_the_papers_columns_stand_in_one_place():
     names = ("vqav2", "gqa", "sqa", "textvqa-ocr", "pope", "mme", "mmbench")
     assert tuple(benchmark.name for benchmark in paper_benchmarks()) == names
     assert SEVEN == ("VQAv2", "GQA", "SQA", "TextVQA", "POPE", "MME", "MMBench")
-    assert dict(zip(SEVEN, [f"mini-{name}" for name in names], strict=True)) == OF_COLUMNS
+    assert dict(zip(SEVEN, [f"mini-{name}" for name in names], strict=True)) == IN_SMALL
     assert {
         "all seven": tuple(f"mini-{name}" for name in names),
         "image-heavy: VQAv2, GQA, POPE, MME": ("mini-vqav2", "mini-gqa", "mini-pope", "mini-mme"),

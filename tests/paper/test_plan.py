@@ -5,16 +5,16 @@ import shlex
 
 import pytest
 
-from evomoe import cli
-from evomoe.paper.command import plan_table
+from evomoe.cli import main as cli
+from evomoe.paper.run_table import plan_table
 from evomoe.paper.tables import TABLES
-from evomoe.recipe import Recipe
+from evomoe.recipe.recipe import Recipe
 
 
 @pytest.mark.parametrize("number", [name for name in TABLES if name.isdigit()])
 def test_every_table_s_commands_are_taken(number, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr("evomoe.stages.run", lambda recipe, resume: started.append(recipe) or "model")
+    monkeypatch.setattr("evomoe.training.run.run", lambda recipe, resume: started.append(recipe) or "model")
     monkeypatch.setattr(cli, "check_paths", lambda *args: None)
     monkeypatch.setattr("evomoe.cli.hide_loading_bars", lambda: None)
     text = plan_table(number, study=tmp_path)

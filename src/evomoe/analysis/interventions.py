@@ -4,16 +4,20 @@ Implements: Table 3 (each expert alone), Table 10 (shuffles).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.analysis.calibration import calibrate
+from evomoe.analysis.intervention import Intervention
+from evomoe.model.budget import first_router, moe_restored, set_experts_per_token
 from evomoe.model.routers import Router
 from evomoe.model.routers.fixed import FixedRouter
 from evomoe.model.routers.shuffled import ShuffledRouter
+from evomoe.support.errors import OptionError
 
 SHUFFLES = 8
 """As many as Table 10 has."""
@@ -69,6 +73,41 @@ def shuffled_importance(model: PreTrainedModel, seed: int) -> Iterator[PreTraine
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def applied(
+    model: PreTrainedModel, intervention: Intervention, run: Callable[[PreTrainedModel], Any] | None = None
+) -> Iterator[PreTrainedModel]:
+    """Within the block, the model's routers are as the intervention wants them.
+
+    Args:
+        run: what the number of experts per token is measured over, where routers have a budget; see ``calibrate``.
+
+    Raises:
+        ValueError: the model's routers cannot be changed so, or have a budget and there is no ``run``.
+    """
+    with ExitStack() as stack:
+        if intervention.experts_per_token is not None:
+            stack.enter_context(moe_restored(model))
+            _ask_for_experts(model, intervention.experts_per_token, run)
+        if intervention.expert is not None:
+            stack.enter_context(only_expert(model, intervention.expert))
+        if intervention.shuffle is not None:
+            stack.enter_context(shuffled_routers(model, intervention.shuffle))
+        if intervention.shuffle_importance is not None:
+            stack.enter_context(shuffled_importance(model, intervention.shuffle_importance))
+        yield model
+
+
+def _ask_for_experts(model: PreTrainedModel, number: float, run: Callable[[PreTrainedModel], Any] | None) -> None:
+    """Of routers with a budget ``number`` is the mean that is measured, of others the number of slots."""
+    if first_router(model).budgets(model.config.moe.num_experts_per_tok) is None:
+        set_experts_per_token(model, number)
+    elif run is None:
+        raise OptionError("run", "the routers have a budget, so name what the number of experts per token is measured over.")
+    else:
+        calibrate(model, number, run)
 
 
 def shuffle_test(

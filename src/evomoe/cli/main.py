@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,8 +17,8 @@ from evomoe.cli.listing import TABLES
 from evomoe.cli.terminal import RESUME, hide_loading_bars, plain_warnings, positional, refuse, when_interrupted
 from evomoe.evaluation.benchmark import ProtocolName
 from evomoe.evaluation.evaluation_options import EvaluationOptions
-from evomoe.paper import FIGURES
-from evomoe.paper.options import FigureOptions
+from evomoe.paper.figures import FIGURES
+from evomoe.paper.figures.figure_options import FigureOptions
 from evomoe.recipe.named_recipes import RECIPES
 from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import AttachOptions, ConversionOptions, MoEOptions
@@ -314,13 +315,15 @@ def table(
         results: folder in which the numbers are kept, as table<NAME>.json, beside earlier ones of other rows and seeds.
         dry_run: say what would be run; write nothing.
     """
-    from evomoe.paper.command import plan_table, run_table
+    from evomoe.paper.run_table import plan_table, run_table
 
     if scale == "paper":
         print(plan_table(name, rows, Path(study), dry_run))
         return
     with when_interrupted(lambda: "The same command goes on where it stopped."):
-        print(run_table(name, rows, seeds, jobs, split, limit, Path(study), Path(results) if results else None, dry_run))
+        kept = Path(results) if results else None
+        say = partial(print, flush=True)
+        print(run_table(name, rows, seeds, jobs, split, limit, Path(study), kept, dry_run, say))
 
 
 def analyze(

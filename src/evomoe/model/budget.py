@@ -1,5 +1,7 @@
 """How many experts a token gets, changed after training, and other options of routers that change no weight's shape."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -81,6 +83,19 @@ def change_moe(model: PreTrainedModel, changes: dict[str, Any]) -> None:
     for block in blocks:
         block.moe = moe
     model.config.evomoe = asdict(moe)
+
+
+@contextmanager
+def moe_restored(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """After the block, the mixture and its routers' options are what they were before it, whatever ``change_moe`` did."""
+    before = [(block, block.moe, block.router, block.router.options) for block in model.moe_blocks.values()]
+    written = model.config.evomoe
+    try:
+        yield model
+    finally:
+        model.config.evomoe = written
+        for block, moe, router, options in before:
+            block.moe, router.options = moe, options
 
 
 def first_router(model: PreTrainedModel):

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evomoe.paper.table import FINE_TUNE, WARM_UP, Row, Table
-from evomoe.paper.table_9 import WIDTHS
-from evomoe.recipe import Recipe
-from evomoe.tables import markdown_table
+from evomoe.paper.tables.table import FINE_TUNE, WARM_UP, Row, Table
+from evomoe.paper.tables.table_9 import WIDTHS
+from evomoe.recipe.recipe import Recipe
+from evomoe.support.text import markdown_table
 
 GPUS = 8
 GPU = "A100-80G"

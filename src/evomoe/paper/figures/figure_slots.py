@@ -1,0 +1,96 @@
+"""Where the experts go: how many real experts each patch of a picture and each word of a question gets.
+
+Not of the papers that are at hand: AnyExperts' says that important tokens get more.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.analysis.analyze import check_takes_pictures, load_sparse, open_probe
+from evomoe.analysis.experts_per_token import real_experts_by_token, split_by_place
+from evomoe.analysis.plots import load_pyplot
+from evomoe.analysis.token_plots import ShownQuestion, plot_experts_per_token
+from evomoe.evaluation import BENCHMARKS
+from evomoe.evaluation.prepared import prepare
+from evomoe.model.configuration import EvoMoEConfig
+from evomoe.model.loading import load_processor
+from evomoe.model.structure import image_token_ids
+from evomoe.paper.figures.drawing import write_figure
+from evomoe.paper.figures.figure_options import FigureOptions
+from evomoe.support.errors import OptionError
+
+MOST = 6
+"""Questions that a picture has room for."""
+
+Shown = tuple[Mapping[str, Any], Image.Image]
+"""A model's inputs for one question, and its picture."""
+
+
+def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
+    """Draws the first of the probe's records, or some questions of benchmarks, for checkpoints by name.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: a checkpoint is dense or text-only, there are no pictures, or they are cut into tiles.
+        ImportError: matplotlib is not installed.
+    """
+    load_pyplot()  # before the models are loaded
+    configs = {name: check_takes_pictures(checkpoint, options) for name, checkpoint in checkpoints.items()}
+    named: dict[str, list[ShownQuestion]] = {}
+    known: dict[str, object] = {}
+    for name, checkpoint in checkpoints.items():
+        model, tokens = load_sparse(checkpoint, options).eval(), image_token_ids(configs[name])
+        processor = load_processor(checkpoint, options.trust_remote_code)
+        if options.data:
+            source, shown = _records(checkpoint, configs[name], model, options)
+        else:
+            source, shown = _questions(processor, model, options)
+        decode = getattr(processor, "tokenizer", processor).decode
+        named[name] = []
+        for inputs, picture in shown:
+            height, width = inputs["image_grid_thw"][0, 1:].tolist() if "image_grid_thw" in inputs else (1, 1)
+            experts_T, ids_T = real_experts_by_token(model, inputs), inputs["input_ids"][0].cpu()
+            named[name].append(ShownQuestion(picture, split_by_place(experts_T, ids_T, tokens, decode, (height, width))))
+        known[name] = {
+            "checkpoint": checkpoint,
+            "probe": source,
+            "questions": [{"patches": q.experts.patches_HW.tolist(), "words": q.experts.words} for q in named[name]],
+        }
+    return write_figure(options.output, "slots", lambda *paths: plot_experts_per_token(named, *paths), {"models": known})
+
+
+def _records(checkpoint: str, config: EvoMoEConfig, model: PreTrainedModel, options: FigureOptions) -> tuple[str, list[Shown]]:
+    probe = open_probe(checkpoint, config, options)
+    shown: list[Shown] = [
+        (next(probe.collated([item], model, labels=False)), picture) for item, picture in probe.with_one_picture(MOST)
+    ]
+    if not shown:
+        raise OptionError("data", f"no record of {probe.name} has one picture; raise `records`.")
+    return probe.name, shown
+
+
+def _questions(processor: Any, model: PreTrainedModel, options: FigureOptions) -> tuple[str, list[Shown]]:
+    """As many questions of each benchmark as there is room for, drawn at random but always the same."""
+    share = max(1, MOST // len(options.benchmarks))
+    evaluation = replace(options.evaluation(), batch_size=1, limit=share)
+
+    def of(name: str) -> Iterator[Shown]:
+        prepared = prepare(BENCHMARKS[name], processor, evaluation)
+        for number in range(min(share, len(prepared.prompts))):
+            batch = prepared.prompts[number]
+            if (picture := prepared.questions[batch.index[0]].picture) is not None:
+                yield batch.inputs.to(model.device, model.dtype), prepared.prompts.shape.fit(picture.open())
+
+    shown = [one for name in options.benchmarks for one in of(name)][:MOST]
+    if not shown:
+        raise OptionError(
+            "benchmarks",
+            f"of {', '.join(options.benchmarks)} no question that was drawn has a picture; name another one, or records with `data`.",
+        )
+    return f"questions of {', '.join(options.benchmarks)}", shown

@@ -1,0 +1,181 @@
+"""``evomoe table``: one table of the paper, run in small here, or planned for a cluster."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from evomoe import mini
+from evomoe.paper.study.kept import collect, is_kept, keep
+from evomoe.paper.study.results import render
+from evomoe.paper.study.scale import MINI
+from evomoe.paper.study.study import Cell, all_tasks, cells, experts_alone, run
+from evomoe.paper.study.task import Scoring, Training
+from evomoe.paper.tables import TABLES
+from evomoe.paper.tables.table import Row, Table
+from evomoe.support.errors import OptionError
+from evomoe.support.text import counted
+
+_ELSEWHERE = {
+    "1": "Table 1 compares with models of others; score any of them with `evomoe eval`.",
+    "7": "Table 7 is what `scale=paper` takes its data, steps and hours from.",
+    "8": "Table 8 is computed, not trained: docs/parameters.md, or `evomoe params MODEL`.",
+}
+PROBED = 100
+"""Questions of each benchmark that every expert answers alone before Stage III."""
+
+
+def run_table(
+    name: str,
+    rows: Sequence[str] = (),
+    seeds: int = 0,
+    jobs: int = 1,
+    split: Literal["test", "validation"] = "test",
+    limit: int = 0,
+    study: Path = Path("runs/study"),
+    results: Path | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], Any] = lambda text: None,
+) -> str:
+    """Runs a table's rows in small, or goes on with them, and returns the table in Markdown.
+
+    Args:
+        rows: names; all if empty. The baseline is run too, unless ``results`` has it for these seeds.
+        seeds: how many; 0 for the table's own number.
+        jobs: tasks at once.
+        limit: questions per benchmark; 0 for all.
+        study: folder of all runs.
+        results: folder to keep the numbers in, as ``table<N>.json``; what it holds of other rows is shown too.
+        dry_run: say what would be run; train nothing.
+        say: takes what is known before the longest part of the run begins: the scores of each expert alone.
+
+    Raises:
+        OptionError: there is no such table or row, or a number is too small.
+        ValueError: a task failed.
+    """
+    table = find(name)
+    chosen = with_baseline(table, rows)
+    for option, value, least in (("seeds", seeds, 0), ("jobs", jobs, 1), ("limit", limit, 0)):
+        if value < least:
+            raise OptionError(option, f"{value} must be at least {least}.")
+    world, bases = _starting_points(chosen, make=not dry_run)
+    wanted = cells(chosen, range(seeds or table.seeds), MINI, bases, world, split, limit)
+    if results:
+        wanted = _without_kept_baseline(table, rows, wanted, results)
+    if dry_run:
+        return _describe_run(wanted, bases, study)
+    experts = _ask_experts_alone(wanted, study, jobs)
+    if experts:
+        say(_describe_experts(experts))
+    run([cell.scoring for cell in wanted], study, jobs)
+    return _tell(table, wanted, collect(table, wanted, study, experts), study, results)
+
+
+def _starting_points(rows: Sequence[Row], make: bool) -> tuple[Path, dict[str, Path]]:
+    """The folder of the mini world, and that of the base model of each width; with ``make`` they are made where they are missing."""
+    from evomoe.paper.study import base_model  # imports torch, which a plan and a wrong name need not wait for
+
+    widths = dict.fromkeys(row.width for row in rows)
+    if make:
+        return mini.ensure(0), {width: base_model.ensure(width) for width in widths}
+    return mini.folder(0), {width: base_model.folder(width) for width in widths}
+
+
+def _without_kept_baseline(table: Table, names: Sequence[str], wanted: list[Cell], results: Path) -> list[Cell]:
+    """Leaves out the baseline if nobody asked for it by name and an earlier run kept it for these seeds."""
+    baseline = [cell for cell in wanted if cell.row.name == table.baseline]
+    asked_for = not names or table.baseline in names
+    if not baseline or asked_for or not is_kept(table, baseline, results):
+        return wanted
+    return [cell for cell in wanted if cell.row.name != table.baseline]
+
+
+def _probes(cell: Cell) -> list[Scoring]:
+    return experts_alone(cell, PROBED)
+
+
+def _describe_run(wanted: Sequence[Cell], bases: Mapping[str, Path], study: Path) -> str:
+    """What a run would do."""
+    seeds = Counter((cell.row.name, cell.row.label) for cell in wanted)
+    lines = [f"{name} ({label}): {counted(count, 'seed')}" for (name, label), count in seeds.items()]
+    lines += [f"{base.name}: the base model, not trained yet" for base in bases.values() if not base.is_dir()]
+    tasks = all_tasks([scoring for cell in wanted for scoring in (*_probes(cell), cell.scoring)])
+    left = [task for task in tasks if not task.done(study)]
+    trainings = sum(isinstance(task, Training) for task in left)
+    scorings = len(left) - trainings
+    lines.append(f"{len(tasks)} tasks, {len(left)} to be run: {counted(trainings, 'training')}, {counted(scorings, 'scoring')}")
+    return "\n".join(lines)
+
+
+def _ask_experts_alone(wanted: Sequence[Cell], study: Path, jobs: int) -> dict[str, dict[str, Any]]:
+    """By row and seed, each expert's AVG on its own, and on how many answers they disagree; nothing for rows without Stage II."""
+    from evomoe.analysis.uniformity import disagreement
+
+    run([scoring for cell in wanted for scoring in _probes(cell)], study, jobs)
+    experts = {}
+    for cell in wanted:
+        found = [json.loads(scoring.file(study).read_text()) for scoring in _probes(cell)]
+        if found:
+            answers = [[*chain.from_iterable(given.values() for given in one["answers"].values())] for one in found]
+            experts[f"{cell.row.name}/{cell.seed}"] = {
+                "alone": [one["average"] for one in found],
+                "disagreement": 100 * disagreement(answers),
+            }
+    return experts
+
+
+def _describe_experts(experts: Mapping[str, Mapping[str, Any]]) -> str:
+    return "\n".join(
+        f"{key}: experts alone {', '.join(f'{score:.1f}' for score in one['alone'])}; "
+        f"they disagree on {one['disagreement']:.1f} % of the answers (validation split)"
+        for key, one in experts.items()
+    )
+
+
+def _tell(table: Table, wanted: Sequence[Cell], found: Mapping[str, Any], study: Path, results: Path | None) -> str:
+    """The table with its heading and notes, and where the models and the numbers are, which are kept in ``results``."""
+    limit = found["limit"]
+    heading = f"{table.heading} ({found['split']} split"
+    if limit:
+        heading += f", {counted(limit, 'question')} per benchmark"
+    models = [f"`{cell.row.name}`, seed {cell.seed}: {cell.scoring.model(study)}" for cell in wanted]
+    said = ["\n".join(["Models:", *models])]
+    if results:
+        path, found = keep(found, results)
+        said.append(f"Kept in {path}.")
+    parts = [f"{heading})", render(table, found)]
+    if limit:
+        parts.append(
+            "A trial: MME adds up its subtasks, of which so few questions reach only some, so that its sum and AVG are too low."
+        )
+    return "\n\n".join([*parts, *table.notes, *said])
+
+
+def plan_table(name: str, rows: Sequence[str] = (), study: Path = Path("runs/study"), dry_run: bool = False) -> str:
+    """A table at the paper's scale: what it takes, and the commands; unless ``dry_run``, writes the rows' recipes below ``study``.
+
+    Raises:
+        OptionError: there is no such table or row, or the paper does not have it.
+    """
+    from evomoe.paper.plan import describe_plan
+
+    table = find(name)
+    if not table.name.isdigit():
+        raise OptionError("scale", f"{table.name} is a study of our own, which the paper has not at its scale.")
+    return describe_plan(table, with_baseline(table, rows), study / "paper" / f"table{name}", not dry_run)
+
+
+def find(name: str) -> Table:
+    """Raises OptionError if there is no such table."""
+    if name not in TABLES:
+        elsewhere = f" {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        raise OptionError("name", f"there is no table {name} to run; choose from {', '.join(TABLES)}.{elsewhere}")
+    return TABLES[name]
+
+
+def with_baseline(table: Table, names: Sequence[str]) -> list[Row]:
+    rows = table.chosen(names)
+    missing = [] if not table.baseline or any(row.name == table.baseline for row in rows) else table.chosen([table.baseline])
+    return missing + rows

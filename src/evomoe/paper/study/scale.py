@@ -1,0 +1,78 @@
+"""How large a study is: which model, which data, how many steps; the rows of the tables say the rest.
+
+Implements: Table 7 (at both scales).
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from evomoe.paper.tables.table import FINE_TUNE, WARM_UP, Row
+from evomoe.recipe.named_values import NamedValues
+from evomoe.recipe.options import StageOptions
+from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.router_options import ROUTER_OPTIONS
+
+
+@dataclass(frozen=True)
+class MiniScale:
+    """The study that runs on a laptop: the mini world, and the base model that was trained on it.
+
+    Every row takes ``evolution_steps`` + ``routing_steps`` optimiser steps on the fine-tuning mix: a row with Stages II and III the
+    former in II and the latter in III, a row with one stage there all of them.
+
+    Attributes:
+        learning_rates: peak by what trains; chosen on the validation split, see docs/log.md.
+    """
+
+    evolution_steps: int = 400
+    routing_steps: int = 200
+    batch_size: int = 32
+    learning_rates: NamedValues = field(
+        default_factory=lambda: {
+            "text+projector": 1e-3,
+            "text": 1e-3,
+            "ffn": 2e-3,
+            "router": 2e-2,
+            "router+experts": 1e-3,
+        }
+    )
+
+    def recipe(self, row: Row, seed: int, base: Path, world: Path) -> Recipe:
+        """The row's recipe with everything but the output folder."""
+        data = {WARM_UP: str(world / "train" / "stage1.json"), FINE_TUNE: str(world / "train" / "stage2.json")}
+        recipe = row.recipe
+        steps = dict.fromkeys(recipe.stages, self.evolution_steps + self.routing_steps)
+        # Evolution on the warm-up mix stands for a part of Stage I, and takes no steps from the fine-tuning mix.
+        early = [stage for stage in recipe.stages if recipe.stage(stage).data == WARM_UP]
+        steps |= dict.fromkeys(early, self.evolution_steps)
+        if len(recipe.stages) - len(early) > 1:
+            steps |= {2: self.evolution_steps, 3: self.routing_steps}
+        stages = {f"stage{stage}": self._options(recipe.stage(stage), steps[stage], data) for stage in recipe.stages}
+        moe = recipe.moe
+        if not moe.router_options:  # the paper's sizes do not suit 96 units
+            moe = replace(moe, router_options=ROUTER_OPTIONS[moe.router].smaller)
+        evolution = replace(recipe.evolution, seed=seed)
+        return recipe.but(
+            model=str(base),
+            data=data[recipe.data],
+            image_root=str(world / "train" / "images"),
+            seed=seed,
+            max_length=512,
+            moe=moe,
+            evolution=evolution,
+            trainer={"train_sampling_strategy": "random"},
+            **stages,
+        )
+
+    def _options(self, options: StageOptions, steps: int, data: dict[str, str]) -> StageOptions:
+        return replace(
+            options,
+            steps=round(steps * options.epochs),
+            batch_size=self.batch_size,
+            accumulation=1,
+            learning_rate=self.learning_rates[options.train],
+            data=data[options.data] if options.data else None,
+        )
+
+
+MINI = MiniScale()
