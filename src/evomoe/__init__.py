@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from evomoe.model.registration import install
+from evomoe.support.version import __version__
 
 if TYPE_CHECKING:
     from evomoe.analysis.analyze import analyze
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from evomoe.recipe.recipe import Recipe
     from evomoe.training.evolution import RULES
     from evomoe.training.run import run as train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AUX_LOSSES",

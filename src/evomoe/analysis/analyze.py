@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe import __version__
 from evomoe.analysis.evaluation_mode import language_loss
 from evomoe.analysis.image_swap import changed_by_pictures
 from evomoe.analysis.interventions import each_alone, shuffle_test
@@ -31,6 +30,7 @@ from evomoe.support.errors import OptionError
 from evomoe.support.files import write_text
 from evomoe.support.names import check_output_folder
 from evomoe.support.text import markdown_table
+from evomoe.support.version import __version__
 
 
 def analyze(checkpoint: str, options: ProbeOptions, output: str | None = None, stage1: str | None = None) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from evomoe import __version__
 from evomoe.analysis.probe_options import ProbeOptions
 from evomoe.cli.listing import TABLES
 from evomoe.cli.terminal import RESUME, hide_loading_bars, plain_warnings, positional, refuse, when_interrupted
@@ -26,6 +25,7 @@ from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder, check_paths, results_folder
 from evomoe.support.errors import OptionError, with_flags
 from evomoe.support.names import refuse_existing, refuse_missing
+from evomoe.support.version import __version__
 
 Flat = tyro.conf.arg(name="")
 

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evomoe import __version__
 from evomoe.data.images import Shape
 from evomoe.evaluation.answers import AnswerFile, digest, fingerprint
 from evomoe.evaluation.benchmark import Result
@@ -21,6 +20,7 @@ from evomoe.evaluation.reports import report
 from evomoe.model.loading import load_config, load_model, load_processor, takes_pictures
 from evomoe.support.device import prepare as prepare_device
 from evomoe.support.files import write_text
+from evomoe.support.version import __version__
 
 
 class CheckpointEvaluation:

@@ -1,7 +1,4 @@
-"""The options of a run's parts: the mixture, how a model is converted, evolution, a stage.
-
-Implements: Table 7 (defaults of the stages).
-"""
+"""The options of a run's parts: the mixture, how a model is converted, evolution, a stage."""
 
 import math
 from dataclasses import dataclass, field

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from evomoe import __version__
 from evomoe.support.device import device_name
+from evomoe.support.version import __version__
 
 
 def provenance() -> dict[str, str]:
@@ -25,7 +25,7 @@ def provenance() -> dict[str, str]:
 
 
 def _commit() -> str:
-    git = ["git", "-C", str(Path(evomoe.__file__).parent)]
+    git = ["git", "-C", str(Path(__file__).parents[2])]  # the whole package
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True).stdout
