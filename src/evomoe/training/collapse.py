@@ -1,7 +1,4 @@
-"""How different the evolved experts are from expert 1, and whether they collapsed.
-
-Implements: Section 1 (uniformity of weights).
-"""
+"""How different the evolved experts are from expert 1, and whether they collapsed."""
 
 from typing import Any, cast
 
