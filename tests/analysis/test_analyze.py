@@ -77,7 +77,9 @@ def test_a_model_in_a_run_s_folder_brings_its_stage_1_model(workspace):
         str(workspace / "images"),
     ]
     run = ["train", *source, "--output", str(workspace / "run"), "--stages", "2", "3", *stages, "--trainer", "use_cpu=true"]
-    assert main([*run, "--router-options", "hypernet_width=4", "rank=2", "--stage2.learning-rate", "0.01"]) == 0
+    assert (
+        main([*run, "--router-options.hypernet-width", "4", "--router-options.rank", "2", "--stage2.learning-rate", "0.01"]) == 0
+    )
     assert main(arguments(workspace, model="run/stage3_routing/model")) == 0
     numbers = json.loads((workspace / "out" / "numbers.json").read_text())
     assert numbers["stage1"] == str(workspace / "model") and numbers["probe"].startswith("all 24 records of ")

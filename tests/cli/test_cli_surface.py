@@ -140,7 +140,7 @@ def test_a_mistyped_name_names_the_nearest(arguments, nearest, capsys):
 
 def test_an_option_that_is_not_name_and_value_is_refused(capsys):
     with pytest.raises(SystemExit) as exit_:
-        main(["upcycle", "a", "b", "--router-options", "rank"])
+        main(["upcycle", "a", "b", "--init-options", "rank"])
     assert exit_.value.code == 2
     assert "'rank' is not of the form name=value" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
@@ -184,7 +184,7 @@ def test_a_reader_that_goes_away_causes_no_noise(buffered):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-TINY = ["--router-options", "hypernet_width=4", "rank=2"]
+TINY = ["--router-options.hypernet-width", "4", "--router-options.rank", "2"]
 
 
 def train_arguments(workspace: Path, *more: str) -> list[str]:
@@ -218,7 +218,10 @@ def test_a_recipe_can_be_named_with_an_equals_sign(workspace, capsys):
 
 
 def test_dry_run_refuses_what_the_run_would_refuse(workspace, capsys):
-    for options, message in ((["--router", "dtrr"], "router: there is no 'dtrr'"), (["--router-options", "rnk=3"], "'rnk'")):
+    for options, message in (
+        (["--router", "dtrr"], "--router: there is no 'dtrr'"),
+        (["--router-options.rank", "0"], "--router-options.rank: 0 must be at least 1."),
+    ):
         assert main(train_arguments(workspace, "--dry-run", *options)) == 1
         assert message in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from evomoe.analysis.analyze import describe
 from evomoe.analysis.calibration import calibrate, real_experts_per_token
 from evomoe.analysis.recording import record_routing
 from evomoe.cli.main import main
-from evomoe.conversion.attaching import attach
+from evomoe.conversion.attaching import attach, attach_folder
 from evomoe.conversion.upcycling import upcycle
 from evomoe.model.accounting import count_parameters
 from evomoe.model.budget import set_budget, set_experts_per_token
@@ -20,6 +20,8 @@ from evomoe.model.loading import load_model
 from evomoe.model.modality import Modality
 from evomoe.model.stacked_experts import StackedExperts
 from evomoe.model.structure import UnsupportedModelError
+from evomoe.recipe.options import AttachOptions
+from evomoe.support.errors import OptionError
 from evomoe.training.trainable import set_trainable
 
 SPARSE = sorted(families.SPARSE)
@@ -373,7 +375,15 @@ def test_a_folder_is_attached_from_the_command_line_and_trained_further(tmp_path
     model.resize_token_embeddings(len(make_tokenizer()))
     model.save_pretrained(tmp_path / "sparse")
     make_tokenizer().save_pretrained(tmp_path / "sparse")
-    arguments = ["attach", str(tmp_path / "sparse"), str(tmp_path / "any"), "--router-options", "rho=0.25", "importance_width=8"]
+    arguments = [
+        "attach",
+        str(tmp_path / "sparse"),
+        str(tmp_path / "any"),
+        "--router-options.rho",
+        "0.25",
+        "--router-options.importance-width",
+        "8",
+    ]
     assert main(arguments) == 0
     assert (
         "EvoMoEQwen3MoeForCausalLM, 16 experts and 5 virtual ones in layers 0, 2, 3; 4.33333 to 6.33333"
@@ -393,5 +403,8 @@ def test_a_folder_is_attached_from_the_command_line_and_trained_further(tmp_path
     changed = {n for n, w in before.state_dict().items() if not torch.equal(w, after.state_dict()[n])}
     assert changed and all(".experts.router." in name for name in changed)
     assert main(arguments) == 1 and "exists already" in capsys.readouterr().err
-    assert main([*arguments[:2], str(tmp_path / "new"), "--router-options", "gate=probability"]) == 1
-    assert "router 'anyexperts' takes no 'gate'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments[:2], str(tmp_path / "new"), "--router-options.gate", "probability"])
+    assert "--router-options.gate" in capsys.readouterr().err
+    with pytest.raises(OptionError, match="router 'anyexperts' takes no 'gate'"):
+        attach_folder(str(tmp_path / "sparse"), tmp_path / "new", AttachOptions(router_options={"gate": "probability"}))

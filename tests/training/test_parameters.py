@@ -124,7 +124,7 @@ def test_a_stage_without_anything_to_train_says_so(config, run):
 
 
 def test_an_evomoe_is_counted_as_it_is(tmp_path, config, run):
-    options = ["--num-experts", "2", "--moe-layers", "0,3", "--router-options", "rank=2", "--shared-expert"]
+    options = ["--num-experts", "2", "--moe-layers", "0,3", "--router-options.rank", "2", "--shared-expert"]
     before = run(config, *options)
     sparse = upcycle(make_llava(), num_experts=2, moe_layers=[0, 3], router_options={"rank": 2}, shared_expert=True)
     sparse.config.save_pretrained(tmp_path / "sparse")

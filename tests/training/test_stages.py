@@ -492,7 +492,7 @@ def test_dry_run_warns_of_batches_larger_than_the_data_and_of_large_routers(work
     recipe = make_recipe(workspace)
     text = describe(recipe.but(stage2=dataclasses.replace(recipe.stage2, accumulation=7), router_options={}))
     assert text.count("a step takes 28 records, more than there are; smaller: `stage2.batch_size`, `stage2.accumulation`") == 1
-    warning = "the router of layer 0 has 204.04 k parameters, the experts that a token runs there 4.61 k; smaller: --router-options hypernet_width=16 rank=4"
+    warning = "the router of layer 0 has 204.04 k parameters, the experts that a token runs there 4.61 k; smaller: `router_options.hypernet_width=16` `router_options.rank=4`"
     assert text.count(warning) == 1
     assert warning in upcycle_folder(recipe.model, workspace / "sparse")
     assert "Warning" not in upcycle_folder(recipe.model, workspace / "small", router="linear")

@@ -1,6 +1,5 @@
 """The verbs of the command line. Imports of torch and transformers wait until a verb needs them."""
 
-import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import tyro
 
 from evomoe.analysis.probe_options import ProbeOptions
 from evomoe.cli.listing import TABLES
+from evomoe.cli.router_flags import plain_recipe, typed_recipe, value_of, with_router_flags
 from evomoe.cli.terminal import RESUME, hide_loading_bars, plain_warnings, positional, refuse, when_interrupted
 from evomoe.evaluation.benchmark import ProtocolName
 from evomoe.evaluation.evaluation_options import EvaluationOptions
@@ -38,12 +38,13 @@ else:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; errors a user can mend are one line, without a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    router = value_of("--router", arguments) or MoEOptions.router
     verbs = {
         "demo": demo,
         "train": _train_from(arguments),
-        "upcycle": upcycle,
-        "attach": attach,
-        "params": params,
+        "upcycle": with_router_flags(upcycle, MoEOptions(), router),
+        "attach": with_router_flags(attach, AttachOptions(), "anyexperts"),
+        "params": with_router_flags(params, MoEOptions(), router),
         "compose": compose,
         "eval": evaluate,
         "score": score,
@@ -96,12 +97,11 @@ def demo(output: str = "runs/demo", resume: bool = True) -> None:
 
 def _train_from(arguments: list[str]) -> Callable[..., None]:
     """The verb ``train`` with the defaults of the recipe that the arguments name."""
-    parts = [part for argument in arguments for part in argument.split("=", 1)]
-    name = next((after for before, after in itertools.pairwise(parts) if before == "--recipe"), "evomoe")
+    name = value_of("--recipe", arguments) or "evomoe"
     from_file = name.endswith(".json")
     if not from_file and name not in RECIPES:
         refuse(OptionError("recipe", f"there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json."))
-    if "--lr" in parts:  # what many will try, and too short for the parser to guess what is meant
+    if value_of("--lr", arguments):  # what many will try, and too short for the parser to guess what is meant
         refuse("each stage has its own `lr`: `stage1.learning_rate`; see `evomoe train --help`.")
     if from_file:
         try:
@@ -111,7 +111,11 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
     else:
         base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
 
-    def train(options: Annotated[Recipe, Flat] = base, recipe: str = name, dry_run: bool = False, resume: bool = False) -> None:
+    shown = typed_recipe(base, value_of("--router", arguments) or base.moe.router)
+
+    def train(
+        options: Annotated[type(shown), Flat] = shown, recipe: str = name, dry_run: bool = False, resume: bool = False
+    ) -> None:
         """Train a dense VLM into an EvoMoE on your own data, in stages.
 
         Args:
@@ -120,6 +124,7 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
             dry_run: print what would train, parameter counts and steps; load no weights.
             resume: go on with the unfinished run in the output folder.
         """
+        options = plain_recipe(options, base)
         check_paths(options, resume)
         if dry_run:
             from evomoe.training.dry_run import describe

@@ -84,7 +84,7 @@ class MoEOptions:
         num_experts: E. Paper: 4.
         num_experts_per_tok: K. Paper: 1.
         router: a row of ``evomoe list routers``. Paper: dtr.
-        router_options: keyword arguments of that router, e.g. hypernet_width and rank of dtr.
+        router_options: options of the router. Those of another one are shown by ``--router NAME --help``.
         gate: what multiplies a chosen expert's output: probability, normalised or straight_through.
         shared_expert: an extra expert that every token passes (Table 6), mixed in by a learned sigmoid that starts at 1/2.
         expert_dropout: during training, hide each expert from a token with this probability (Table 14).
@@ -125,7 +125,7 @@ class AttachOptions:
         k_min: fewest slots of a token; by default around as many real experts as the model has now.
         k_max: most slots of a token.
         gate: what multiplies an expert's output; by default what the model does.
-        router_options: further options of router anyexperts, as name=value.
+        router_options: further options of router anyexperts.
         aux_losses: coefficient of each auxiliary loss, as name=value.
     """
 

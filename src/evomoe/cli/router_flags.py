@@ -1,0 +1,112 @@
+"""The options of a router as flags of their own: ``--router-options.rank``, of the router that the arguments name."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, field, fields, make_dataclass
+from functools import wraps
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from evomoe.recipe.options import AttachOptions, MoEOptions
+from evomoe.recipe.router_options import ROUTER_OPTIONS
+from evomoe.recipe.row_options import RouterOptions
+
+Flat = tyro.conf.arg(name="")
+HasRouter = TypeVar("HasRouter", MoEOptions, AttachOptions)
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """What the arguments give a flag; None if they do not name it."""
+    parts = [part for argument in arguments for part in argument.split("=", 1)]
+    return next((after for before, after in itertools.pairwise(parts) if before == flag), None)
+
+
+def options_of(router: str) -> type[RouterOptions] | None:
+    """The dataclass of a router's options; None if there is no such router. One of your own loads torch."""
+    if router in ROUTER_OPTIONS:
+        return ROUTER_OPTIONS[router]
+    from evomoe.model.routers import ROUTERS
+
+    return ROUTERS[router].Options if router in ROUTERS else None
+
+
+def typed(options: HasRouter, router: str) -> HasRouter:
+    """The same options, with a dataclass where the router's stand as a dict. A router that is not there keeps the dict."""
+    kind = options_of(router)
+    known = {option.name for option in fields(kind)} if kind else set()
+    if kind is None or not set(options.router_options) <= known:
+        return options
+    values = {option.name: getattr(options, option.name) for option in fields(options)}
+    made = make_dataclass(
+        type(options).__name__,
+        [("router_options", kind, field(default_factory=kind))],
+        bases=(type(options),),
+        frozen=True,
+        namespace={"__doc__": type(options).__doc__},
+    )
+    return made(**values | {"router_options": kind(**options.router_options)})
+
+
+def plain(given: HasRouter, base: HasRouter) -> HasRouter:
+    """The options as they were before ``typed``: of the router's, those that the base names or that are not the default.
+
+    Args:
+        given: what was parsed.
+        base: what ``typed`` was given.
+    """
+    if isinstance(given.router_options, dict):
+        return given
+    default = type(given.router_options)()
+    values = {
+        name: value
+        for name, value in asdict(given.router_options).items()
+        if name in base.router_options or value != getattr(default, name)
+    }
+    kept = {option.name: getattr(given, option.name) for option in fields(base)}
+    return type(base)(**kept | {"router_options": values})
+
+
+def with_router_flags(verb: Callable[..., None], base: MoEOptions | AttachOptions, router: str) -> Callable[..., None]:
+    """A verb whose argument ``moe`` has the options of a router as flags.
+
+    Args:
+        verb: takes ``moe`` by name.
+        base: the defaults of ``moe``.
+        router: its name.
+    """
+    default = typed(base, router)
+
+    @wraps(verb)
+    def parsed(*args: Any, moe: Any = default, **kwargs: Any) -> None:
+        verb(*args, moe=plain(moe, base), **kwargs)
+
+    signature = inspect.signature(verb)
+    hint = Annotated[type(default), Flat]
+    changed = signature.parameters["moe"].replace(annotation=hint, default=default, kind=inspect.Parameter.KEYWORD_ONLY)
+    others = [one for name, one in signature.parameters.items() if name != "moe"]
+    parsed.__signature__ = signature.replace(parameters=[*others, changed])
+    parsed.__annotations__ = {**verb.__annotations__, "moe": hint}
+    return parsed
+
+
+def typed_recipe(recipe: Any, router: str) -> Any:
+    """A recipe whose mixture is ``typed``."""
+    moe = typed(recipe.moe, router)
+    if moe is recipe.moe:
+        return recipe
+    made = make_dataclass(
+        type(recipe).__name__,
+        [("moe", Annotated[type(moe), Flat], field(default_factory=lambda: moe))],
+        bases=(type(recipe),),
+        frozen=True,
+        namespace={"__doc__": type(recipe).__doc__},
+    )
+    return made(**{option.name: getattr(recipe, option.name) for option in fields(recipe)} | {"moe": moe})
+
+
+def plain_recipe(given: Any, base: Any) -> Any:
+    """The recipe as it was before ``typed_recipe``."""
+    kept = {option.name: getattr(given, option.name) for option in fields(base)}
+    return type(base)(**kept | {"moe": plain(given.moe, base.moe)})

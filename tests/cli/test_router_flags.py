@@ -1,0 +1,57 @@
+"""The options of a router as flags: shown for the router that is named, and plain values in the recipe."""
+
+from dataclasses import make_dataclass, replace
+
+import pytest
+from test_cli_surface import help_of
+
+from evomoe.cli.main import main
+from evomoe.cli.router_flags import plain_recipe, typed_recipe
+from evomoe.model.routers import ROUTERS
+from evomoe.model.routers.linear import LinearRouter
+from evomoe.recipe.named_recipes import RECIPES
+from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.router_options import DTROptions
+from evomoe.recipe.row_options import RouterOptions
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        (["train"], ["--router-options.hypernet-width", "--router-options.rank"]),
+        (["train", "--router", "dtr+shared"], ["--router-options.rank"]),
+        (["train", "--recipe", "moe-llava", "--router=top_p"], ["--router-options.p", "--router-options.most"]),
+        (["upcycle", "--router", "fixed"], ["--router-options.expert"]),
+        (["params", "--router", "zero_computation"], ["--router-options.identity"]),
+        (["attach"], ["--router-options.rho", "--router-options.cap-scope {token,batch,expectation}"]),
+    ],
+)
+def test_help_shows_the_options_of_the_router_that_is_named(verb, options):
+    text = help_of(*verb)
+    assert all(option in text for option in options)
+    assert ("--router-options.rank" in text) == any("rank" in option for option in options)
+
+
+def test_a_mistyped_option_of_a_router_names_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        main(["upcycle", "a", "b", "--router-options.rnk", "3"])
+    assert "--router-options.rank" in capsys.readouterr().err
+
+
+def test_a_router_s_options_that_are_the_defaults_leave_the_recipe_as_it_was(tmp_path):
+    base = RECIPES["evomoe"].but(model="m", data="d", output="o", router_options={"rank": 16})
+    shown = typed_recipe(base, "dtr")
+    assert shown.moe.router_options == DTROptions(rank=16)
+    assert plain_recipe(shown, base) == base and type(plain_recipe(shown, base)) is Recipe
+    changed = replace(shown, moe=replace(shown.moe, router_options=DTROptions(hypernet_width=8)))
+    assert plain_recipe(changed, base) == base.but(router_options={"rank": 16, "hypernet_width": 8})
+
+
+def test_a_router_of_one_s_own_has_flags_too(monkeypatch):
+    class Mine(LinearRouter):
+        """A router of one's own."""
+
+        Options = make_dataclass("MineOptions", [("scale", float, 2.0)], bases=(RouterOptions,), frozen=True)
+
+    monkeypatch.setitem(ROUTERS, "mine", Mine)
+    assert "--router-options.scale FLOAT (default: 2.0)" in help_of("train", "--router", "mine")
