@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from tiny import make_language_model, make_llava, make_processor
 from transformers import AutoModelForImageTextToText
@@ -15,6 +16,7 @@ import evomoe.model.saving
 from evomoe import upcycle
 from evomoe.conversion.upcycled_folder import upcycle_folder
 from evomoe.model.configuration import MoEConfig
+from evomoe.model.families import sparse_config
 from evomoe.model.hub import CARD, REMOTE_MODULE, model_card
 from evomoe.model.loading import load_model
 
@@ -73,11 +75,30 @@ def test_conversion_of_a_folder_writes_card_and_remote_module(tmp_path):
 
 @pytest.mark.parametrize(("base", "named"), [("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"), ("", None)])
 def test_the_card_s_header_is_what_the_hub_reads(base, named):
-    card = ModelCard(model_card(MOE, "EvoMoELlavaForConditionalGeneration", base, [("parameters", "3")], {"Training": "long"}))
+    config = sparse_config(make_llava().config, MOE)
+    card = ModelCard(model_card(config, "EvoMoELlavaForConditionalGeneration", base, [("parameters", "3")], {"Training": "long"}))
     assert card.data.base_model == named and card.data.license is None
     for text in ("4, 1 per token |", "0, 2", "that of the base model", "## Training\n\nlong", "import evomoe"):
         assert text in card.text
-    assert "AutoModelForCausalLM" in model_card(MOE, type(upcycle(make_language_model())).__name__, base)
+    of_text = upcycle(make_language_model())
+    assert "AutoModelForCausalLM" in model_card(of_text.config, type(of_text).__name__, base)
+
+
+def test_folders_of_earlier_versions_still_load(tmp_path):
+    """Their module imports ``evomoe.families``, and their configuration does not say how wide experts are."""
+    model = upcycle(make_llava(), num_experts=2, expert_init="partition", router="linear")
+    model.save_pretrained(tmp_path / "model", remote_code=True)
+    module, config = tmp_path / "model" / f"{REMOTE_MODULE}.py", tmp_path / "model" / "config.json"
+    assert "evomoe.auto" in module.read_text()
+    module.write_text("from evomoe.families import AnyEvoMoEConfig  # noqa: F401\n")
+    values = json.loads(config.read_text())
+    assert values["evomoe"].pop("expert_share") == 2
+    config.write_text(json.dumps(values))
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert loaded.config.moe.expert_share == 2
+    assert all(torch.equal(loaded.state_dict()[name], weight) for name, weight in model.state_dict().items())
+    trusting = load_elsewhere(tmp_path / "model", tmp_path, ", trust_remote_code=True")
+    assert trusting.stdout.split()[-1:] == ["EvoMoELlavaForConditionalGeneration"], trusting.stderr
 
 
 @pytest.mark.parametrize("has_card", [True, False])

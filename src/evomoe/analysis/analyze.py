@@ -51,7 +51,7 @@ def analyze(checkpoint: str, options: ProbeOptions, output: str | None = None, s
     options.check()
     config = check_sparse(checkpoint, options)
     probe = open_probe(checkpoint, config, options)
-    if config.moe.expert_init != "partition":  # whose experts are parts of the dense model's FFNs, of another shape
+    if config.moe.expert_share == 1:  # else the experts are parts of the dense model's FFNs, of another shape
         stage1 = stage1 or stage1_model(checkpoint)
     if stage1 and isinstance(load_config(stage1, options.trust_remote_code), EvoMoEConfig):
         raise OptionError("stage1", f"{stage1} is a sparse model; name the dense one that the experts came from.")

@@ -17,12 +17,6 @@ def entropy(share: Tensor) -> float:
     return torch.special.entr(share.double()).sum().item() / math.log(2)
 
 
-def mutual_information(counts_ME: Tensor) -> float:
-    """What a token's expert tells of its modality, in bits, taking the counted shares for probabilities."""
-    share_ME = counts_ME.double() / counts_ME.sum()
-    return entropy(share_ME.sum(0)) + entropy(share_ME.sum(1)) - entropy(share_ME)
-
-
 def normalised_mutual_information(counts_ME: Tensor) -> float:
     """The share of the modality's entropy that the expert tells: 1 if it tells the modality, 0 if it tells nothing.
 

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         "demo": demo,
         "train": _train_from(arguments),
         "upcycle": with_router_flags(upcycle, MoEOptions(), router),
-        "attach": with_router_flags(attach, AttachOptions(), "anyexperts"),
+        "attach": with_router_flags(attach, AttachOptions(), AttachOptions.router),
         "params": with_router_flags(params, MoEOptions(), router),
         "compose": compose,
         "eval": evaluate,

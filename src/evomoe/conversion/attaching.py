@@ -90,7 +90,7 @@ def attach(
     options = {"k_min": k_min, "k_max": k_max} if k_min is not None or k_max is not None else {}
     options |= how | router_options
     num_experts = next(iter(own.values())).weight.shape[0]
-    AnyExpertsRouter.read(options, num_experts, "anyexperts")
+    AnyExpertsRouter.read(options, num_experts, AttachOptions.router)
     with torch.device("meta"):
         new = AnyExpertsRouter(D, num_experts, **options)
     if needs_of(GATES[own_gate]) and len(new.virtual) and new.options.lam:
@@ -98,7 +98,7 @@ def attach(
     moe = MoEConfig(
         num_experts=num_experts,
         num_experts_per_tok=top_k,
-        router="anyexperts",
+        router=AttachOptions.router,
         router_options=options,
         gate=gate or own_gate,
         aux_losses=AttachOptions().aux_losses if aux_losses is None else aux_losses,
@@ -147,7 +147,7 @@ def attach_folder(
     Raises:
         ValueError: ``out`` exists, or ``attach`` refused.
     """
-    read_options(AnyExpertsOptions, moe.router_options, "router 'anyexperts'")
+    read_options(AnyExpertsOptions, moe.router_options, f"router '{AttachOptions.router}'")
     options = {"k_min": moe.k_min, "k_max": moe.k_max} | moe.router_options
     with new_folder(out) as folder:
         model = attach(
@@ -156,7 +156,7 @@ def attach_folder(
         model.save_pretrained(folder, remote_code=remote_code)
         load_processor(source, trust_remote_code).save_pretrained(folder)
         own, counts = model.config.moe, count_parameters(model)
-        write_text(folder / CARD, model_card(own, type(model).__name__, source, parameter_facts(counts)))
+        write_text(folder / CARD, model_card(model.config, type(model).__name__, source, parameter_facts(counts)))
     router = next(iter(model.moe_blocks.values())).router
     assert isinstance(router, AnyExpertsRouter)
     low, high = router.slots(own.num_experts_per_tok)

@@ -70,7 +70,7 @@ def upcycle_folder(
         load_processor(dense, trust_remote_code).save_pretrained(folder)
         sparse, moe = empty_model(conversion.config), conversion.moe
         counts, warning = count_parameters(sparse), large_router(sparse)
-        card = model_card(moe, conversion.sparse_class.__name__, dense, parameter_facts(counts))
+        card = model_card(conversion.config, conversion.sparse_class.__name__, dense, parameter_facts(counts))
         write_text(folder / CARD, card)
     return (
         f"{out}: {conversion.sparse_class.__name__}, {moe.num_experts} experts in layers {', '.join(map(str, moe.moe_layers))}, router "

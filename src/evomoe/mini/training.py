@@ -213,6 +213,7 @@ def conversation(scene: Scene, mix: Mix, kind: str, rng: random.Random) -> list[
 def record(identity: str, image: str | None, exchanges: list[Exchange]) -> dict[str, Any]:
     """A record of LLaVA's JSON, its picture shown at the beginning."""
     spoken = list(itertools.chain.from_iterable(exchanges))
-    spoken[0] = IMAGE * (image is not None) + spoken[0]
+    if image is not None:
+        spoken[0] = IMAGE + spoken[0]
     turns = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(spoken)]
     return {"id": identity} | ({"image": image} if image is not None else {}) | {"conversations": turns}

@@ -16,7 +16,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.configuration_utils import PreTrainedConfig
 
-from evomoe.model.configuration import MODEL_TYPE, MoEConfig
+from evomoe.model.configuration import MODEL_TYPE, EvoMoEConfig
+from evomoe.model.structure import image_token_ids
 from evomoe.support.files import write_text
 from evomoe.support.text import markdown_table
 
@@ -66,7 +67,7 @@ def card_of_folder(folder: str | Path) -> str | None:
 
 
 def model_card(
-    moe: MoEConfig,
+    config: EvoMoEConfig,
     class_name: str,
     base_model: str,
     facts: Sequence[tuple[str, str]] = (),
@@ -76,14 +77,14 @@ def model_card(
     """The model card of a sparse model, with the header that the hub reads.
 
     Args:
-        moe: its mixture of experts.
+        config: of the model.
         class_name: its class.
         base_model: folder or hub name of the dense model; a folder's card tells the licence.
         facts: further rows of the table, such as parameter counts.
         sections: further Markdown by heading, such as how it was trained.
         datasets: names of what it was trained on.
     """
-    is_text_only = "ForCausalLM" in class_name
+    moe, is_text_only = config.moe, not image_token_ids(config)
     licence = _licence(base_model)
     on_hub = bool(base_model) and not Path(base_model).exists()
     header = ModelCardData(

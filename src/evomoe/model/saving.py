@@ -42,7 +42,7 @@ class Saved:
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         if not file_exists(repo_id, CARD, revision=kwargs.get("revision"), token=token):  # transformers would write an empty form
             # A model that was just converted still bears the dense model's name.
-            card = card_of_folder(self.name_or_path) or model_card(self.config.moe, type(self).__name__, self.name_or_path)
+            card = card_of_folder(self.name_or_path) or model_card(self.config, type(self).__name__, self.name_or_path)
             where = {name: kwargs[name] for name in ("revision", "create_pr") if name in kwargs}
             ModelCard(card).push_to_hub(repo_id, token=token, **where)
         return super().push_to_hub(repo_id, token=token, private=private, **kwargs)

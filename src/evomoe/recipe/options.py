@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from evomoe.recipe.named_values import NamedValues
 from evomoe.support.errors import OptionError
@@ -129,6 +129,7 @@ class AttachOptions:
         aux_losses: coefficient of each auxiliary loss, as name=value.
     """
 
+    router: ClassVar[str] = "anyexperts"
     k_min: float | None = None
     k_max: float | None = None
     gate: Literal["", "probability", "normalised", "straight_through"] = ""

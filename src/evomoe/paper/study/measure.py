@@ -15,6 +15,7 @@ from evomoe.evaluation.average import mean_score
 from evomoe.evaluation.generation import answers_by_id
 from evomoe.model.sparse_model import EvoMoEMixin
 from evomoe.paper.study.shared_inputs import benchmarks
+from evomoe.recipe.init_options import option_from_stage2
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.device import best_device, prepare
 
@@ -64,8 +65,9 @@ def score_model(
 
 def with_evolved_experts(dense: PreTrainedModel, experts: Path, recipe: Recipe) -> PreTrainedModel:
     """The model of Stage II with the experts that evolved beside it, from their file; its routers are untrained."""
+    given = {option_from_stage2(recipe.expert_init): str(experts)}
     options = {"num_experts": recipe.moe.num_experts, "moe_layers": recipe.placement()}
-    return upcycle(dense, expert_init="evolved", init_options={"experts": str(experts)}, router="linear", **options)
+    return upcycle(dense, expert_init=recipe.expert_init, init_options=given, router="linear", **options)
 
 
 def _ask_a_few(model: PreTrainedModel, base: Path, world: Path) -> None:

@@ -81,6 +81,6 @@ def _card(run: CheckedRun, model: SparseModel) -> str:
     if load:
         effective = routing[0]["effective_experts"]
         sections["Routing at the end of training"] = f"Effective number of experts: {effective:.2f}.\n\n" + "\n".join(load)
-    facts, moe = parameter_facts(count_parameters(model)), model.config.moe
+    facts = parameter_facts(count_parameters(model))
     names = sorted({Path(recipe.stage(stage).data or recipe.data).name for stage in recipe.stages})
-    return model_card(moe, type(model).__name__, recipe.model, [*facts, ("trained on", ", ".join(names))], sections)
+    return model_card(model.config, type(model).__name__, recipe.model, [*facts, ("trained on", ", ".join(names))], sections)
