@@ -124,9 +124,13 @@ class Recipe:
         """The options of one stage."""
         return getattr(self, f"stage{number}")
 
-    def check_expert_init(self) -> None:
-        """Raises ValueError if Stage III is to make experts of what nothing gives it."""
-        needed = option_from_stage2(self.expert_init)
+    def check_expert_init(self, needed: str | None = None) -> None:
+        """Raises OptionError if Stage III is to make experts of what nothing gives it.
+
+        Args:
+            needed: the option that Stage II's file goes into, where the caller has loaded the table of initialisers.
+        """
+        needed = option_from_stage2(self.expert_init) if needed is None else needed
         if 3 in self.stages and needed and 2 not in self.stages and needed not in self.init_options:
             raise OptionError(
                 "expert_init",

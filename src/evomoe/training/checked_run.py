@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.conversion.expert_init import INITS, config_fields
+from evomoe.conversion.expert_init import INITS, config_fields, option_from_stage2
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.records import load_records
@@ -82,8 +82,8 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
     if isinstance(config, EvoMoEConfig):
         dense = sparse = empty_model(config)
     else:
-        recipe.check_expert_init()
         made_by = config_fields(recipe.expert_init, recipe.moe.num_experts)
+        recipe.check_expert_init(option_from_stage2(recipe.expert_init))
         dense, sparse = empty_models(config, recipe.placement(), **made_by, **asdict(recipe.moe))
     _check_gradient(recipe)
     if 2 in recipe.stages:

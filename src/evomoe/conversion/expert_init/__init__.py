@@ -38,4 +38,9 @@ def config_fields(name: str, num_experts: int) -> dict[str, Any]:
     return {"expert_init": name, "expert_share": num_experts if INITS[name].slices else 1}
 
 
-__all__ = ["INITS", "ExpertInit", "config_fields"]
+def option_from_stage2(name: str) -> str:
+    """The option of an initialiser that Stage II's file goes into; empty if it needs none, or does not exist."""
+    return INITS[name].Options.from_stage2 if name in INITS else ""
+
+
+__all__ = ["INITS", "ExpertInit", "config_fields", "option_from_stage2"]

@@ -10,12 +10,12 @@ from evomoe.analysis.calibration import mean_real_experts
 from evomoe.analysis.intervention import Intervention
 from evomoe.analysis.interventions import applied
 from evomoe.analysis.recording import record_routing
+from evomoe.conversion.expert_init import option_from_stage2
 from evomoe.conversion.upcycling import upcycle
 from evomoe.evaluation.average import mean_score
 from evomoe.evaluation.generation import answers_by_id
 from evomoe.model.sparse_model import EvoMoEMixin
 from evomoe.paper.study.shared_inputs import benchmarks
-from evomoe.recipe.init_options import option_from_stage2
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.device import best_device, prepare
 

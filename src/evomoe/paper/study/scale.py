@@ -10,7 +10,6 @@ from evomoe.paper.tables.table import FINE_TUNE, WARM_UP, Row
 from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import StageOptions
 from evomoe.recipe.recipe import Recipe
-from evomoe.recipe.router_options import ROUTER_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class MiniScale:
 
     def recipe(self, row: Row, seed: int, base: Path, world: Path) -> Recipe:
         """The row's recipe with everything but the output folder."""
+        from evomoe.model.routers import ROUTERS  # loads torch, for which a wrong name need not wait
+
         data = {WARM_UP: str(world / "train" / "stage1.json"), FINE_TUNE: str(world / "train" / "stage2.json")}
         recipe = row.recipe
         steps = dict.fromkeys(recipe.stages, self.evolution_steps + self.routing_steps)
@@ -50,7 +51,7 @@ class MiniScale:
         stages = {f"stage{stage}": self._options(recipe.stage(stage), steps[stage], data) for stage in recipe.stages}
         moe = recipe.moe
         if not moe.router_options:  # the paper's sizes do not suit 96 units
-            moe = replace(moe, router_options=ROUTER_OPTIONS[moe.router].smaller)
+            moe = replace(moe, router_options=ROUTERS[moe.router].Options.smaller)
         evolution = replace(recipe.evolution, seed=seed)
         return recipe.but(
             model=str(base),

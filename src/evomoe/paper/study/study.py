@@ -17,7 +17,6 @@ from evomoe.analysis.intervention import Intervention
 from evomoe.paper.study.scale import MiniScale
 from evomoe.paper.study.task import Scoring, Task, Training, run_once, source_of
 from evomoe.paper.tables.table import Row
-from evomoe.recipe.init_options import option_from_stage2
 from evomoe.recipe.recipe import Recipe
 
 
@@ -49,6 +48,8 @@ def cells(
 
 def trainings(recipe: Recipe) -> list[Training]:
     """A recipe's stages, each from the one before."""
+    from evomoe.conversion.expert_init import option_from_stage2  # loads torch, for which a wrong name need not wait
+
     chain: list[Training] = []
     for stage in recipe.stages:
         options = recipe.init_options

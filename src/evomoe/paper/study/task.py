@@ -17,7 +17,6 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from evomoe.analysis.intervention import Intervention
-from evomoe.recipe.init_options import option_from_stage2
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder, StageFolder
@@ -93,6 +92,7 @@ class Training:
 
     def run(self, study: Path) -> None:
         """Trains the stage, or goes on with it."""
+        from evomoe.conversion.expert_init import option_from_stage2
         from evomoe.paper.study.provenance import provenance
         from evomoe.paper.study.shared_inputs import training_data
         from evomoe.training.run import run
