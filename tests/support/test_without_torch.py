@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from evaluation.official_files import WRITERS
 
 import evomoe
 
@@ -79,14 +80,7 @@ def test_the_exceptions_are_files_that_do_need_torch():
 
 
 def test_scoring_the_answers_of_another_program(tmp_path):
-    (tmp_path / "pope" / "coco").mkdir(parents=True)
-    asked = [
-        {"question_id": n, "image": "COCO_val2014_000000000042.jpg", "text": f"Is there a {thing} in the image?", "label": label}
-        for n, (thing, label) in enumerate((("dog", "yes"), ("cat", "no")), start=1)
-    ]
-    for split in ("random", "popular", "adversarial"):
-        lines = "".join(json.dumps(question) + "\n" for question in asked)
-        (tmp_path / "pope" / "coco" / f"coco_pope_{split}.json").write_text(lines)
+    WRITERS["pope"](tmp_path / "pope")
     answers = [{"question_id": f"{split}/{n}", "text": "yes"} for split in ("random", "popular", "adversarial") for n in (1, 2)]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     printed = run_without_torch(
