@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from evomoe.recipe.run_folder import RunFolder
+
 ROOT = Path(__file__).parents[2]
 PACKAGE, PAGE = ROOT / "src" / "evomoe", ROOT / "docs" / "architecture.md"
 TREE, LAYERS, INSIDE = re.findall(r"^```\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)
@@ -76,8 +78,7 @@ def test_a_picture_is_what_the_script_draws(name, tmp_path):
 
 
 def test_the_walk_of_a_run_names_what_a_run_leaves():
-    from evomoe.recipe.run_folder import stage_folder
-    from evomoe.training.stages.stage2_evolution import EXPERTS
-
-    words = re.findall(r"<!-- (.*) -->", (draw_architecture.FOLDER / "run.svg").read_text())
-    assert {f"{stage_folder('', stage).path}/" for stage in (1, 2, 3)} | {"model/", EXPERTS} <= set(words)
+    run, words = RunFolder(""), re.findall(r"<!-- (.*) -->", (draw_architecture.FOLDER / "run.svg").read_text())
+    folders = [f"{run.stage(stage).path}/" for stage in (1, 2, 3)]
+    files = [run.recipe, run.metrics, run.report, run.stage(2).experts, run.stage(2).diversity]
+    assert {*folders, *(file.name for file in files), f"{run.stage(3).model.name}/"} <= set(words)
