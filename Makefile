@@ -66,6 +66,7 @@ gpu: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/draw_architecture.py
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses runs

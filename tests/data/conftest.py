@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from spoken import record
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma3ImageProcessorPil,
@@ -18,6 +19,8 @@ from transformers import (
     Qwen2VLProcessor,
     SiglipImageProcessorPil,
 )
+
+from evomoe.data.records import Record
 
 SPECIAL_TOKENS = [
     *("<pad>", "<s>", "</s>", "<|turn|>", "<image>", "<|image_pad|>", "<|video_pad|>", "<boi>", "<eoi>", "<soft>"),
@@ -142,6 +145,28 @@ def pictures(tmp_path: Path) -> Path:
     Image.effect_noise((120, 40), 90).convert("RGB").save(folder / "wide.png")
     Image.effect_noise((48, 48), 90).convert("RGB").save(folder / "green.jpg")
     return folder
+
+
+@pytest.fixture
+def cases(pictures) -> dict[str, Record]:
+    """Conversations with none, one and several pictures, and of several turns."""
+    red, wide, green = (pictures / name for name in ("red.png", "wide.png", "green.jpg"))
+    return {
+        "one image": record(("user", "<image>\nwhat color?"), ("assistant", "a blue one"), images=[red]),
+        "several images": record(
+            ("user", "<image>\n<image>\nand <image> here?"), ("assistant", "all"), images=[red, wide, green]
+        ),
+        "no image": record(("user", "hello"), ("assistant", "well  then, \n done")),
+        "several turns": record(
+            ("system", "be brief\n"),
+            ("user", "<image>\nwhat is it?"),
+            ("assistant", "a shape"),
+            ("user", "\nand here, a shape? <image>"),
+            ("assistant", "a shape"),
+            ("user", "thanks"),
+            images=[wide, red],
+        ),
+    }
 
 
 @pytest.fixture

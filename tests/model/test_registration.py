@@ -104,13 +104,3 @@ def test_classes_of_families_are_attributes_of_the_module_that_stays():
     for name in ("EvoMoENothingConfig", "EvoMoELlamaForNothing", "something"):
         with pytest.raises(AttributeError, match=name):
             getattr(auto, name)
-
-
-def test_the_package_s_own_names_are_loaded_lazily_and_others_do_not_exist():
-    from evomoe.conversion.upcycling import upcycle as where_it_is_defined
-    from evomoe.recipe.recipe import Recipe
-
-    assert evomoe.upcycle is where_it_is_defined and evomoe.Recipe is Recipe
-    assert set(evomoe.__all__) == {"Recipe", "__version__", "upcycle"}
-    with pytest.raises(AttributeError, match="module 'evomoe' has no attribute 'upcycel'"):
-        evomoe.upcycel  # noqa: B018

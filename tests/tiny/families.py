@@ -16,12 +16,22 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from tiny.vision_inputs import (
+    Inputs,
+    patches_of,
+    pixels_by_row,
+    plain_pixels,
+    shaped_patches,
+    sized_pixels,
+    tiled_pixels,
+    tiles_by_row,
+    two_frames,
+)
+
 IMAGE_TOKEN, VIDEO_TOKEN, START_TOKEN, END_TOKEN = 120, 121, 122, 123
 IMAGE_TOKENS = 4  # per picture, in most families
 VOCABULARY = 128
 LAYERS = 4
-
-Inputs = dict[str, Tensor]
 
 
 def _vision(**fields) -> dict:
@@ -33,19 +43,6 @@ def text_fields(**fields) -> dict:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "vocab_size": VOCABULARY}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
     return sizes | heads | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | fields
-
-
-def _pixels(images: Sequence[int], generator: torch.Generator) -> Inputs:
-    """Pictures of all rows, one after the other."""
-    return {"pixel_values": torch.randn(sum(images), 3, 16, 16, generator=generator)}
-
-
-def _pixels_by_row(images: Sequence[int], generator: torch.Generator) -> Inputs:
-    """Pictures by row, filled up with zeros."""
-    pixels = torch.zeros(len(images), max(images), 3, 16, 16)
-    for row, count in enumerate(images):
-        pixels[row, :count] = torch.randn(count, 3, 16, 16, generator=generator)
-    return {"pixel_values": pixels}
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Family:
 
     model: Callable[[], PreTrainedModel]
     image: tuple[int, ...] = (IMAGE_TOKEN,) * IMAGE_TOKENS
-    pixels: Callable[[Sequence[int], torch.Generator], Inputs] = _pixels
+    pixels: Callable[[Sequence[int], torch.Generator], Inputs] = plain_pixels
     types: Callable[[Tensor], Inputs] = field(default=lambda ids_BS: {})
     projector: tuple[str, ...] = ("multi_modal_projector",)
     video: tuple[int, ...] = ()
@@ -99,11 +96,6 @@ def _llava_of(config_name: str, **fields) -> Family:
 _TILED = (IMAGE_TOKEN,) * (4 + 2 * (4 + 1))
 
 
-def _tiles(images: Sequence[int], generator: torch.Generator) -> Inputs:
-    pixels = torch.randn(sum(images), 3, 3, 16, 16, generator=generator)
-    return {"pixel_values": pixels, "image_sizes": torch.tensor([[16, 32]] * sum(images))}
-
-
 def _llava_next() -> PreTrainedModel:
     return _make(
         "LlavaNext",
@@ -125,10 +117,6 @@ def _llava_onevision() -> PreTrainedModel:
     )
 
 
-def _onevision_frames(videos: Sequence[int], generator: torch.Generator) -> Inputs:
-    return {"pixel_values_videos": torch.randn(sum(videos), 2, 3, 16, 16, generator=generator)}
-
-
 def _idefics2() -> PreTrainedModel:
     return _make(
         "Idefics2",
@@ -144,17 +132,6 @@ def _idefics3(name: str) -> Callable[[], PreTrainedModel]:
     return lambda: _make(
         name, vision_config=_vision(), text_config=LlamaConfig(**text_fields()), image_token_id=IMAGE_TOKEN, scale_factor=1
     )
-
-
-# Qwen's towers take pictures as flat patches, here a grid of 4 x 4, which merge to 2 x 2 tokens.
-def _patches(name: str) -> Callable[[Sequence[int], torch.Generator], Inputs]:
-    pixels, grid = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}[name]
-
-    def make(counts: Sequence[int], generator: torch.Generator) -> Inputs:
-        total = sum(counts)
-        return {pixels: torch.randn(total * 16, 3 * 2 * 4 * 4, generator=generator), grid: torch.tensor([[1, 4, 4]] * total)}
-
-    return make
 
 
 def _token_types(ids_BS: Tensor) -> Inputs:
@@ -179,11 +156,11 @@ def _qwen(name: str, vision: dict, text: dict | None = None) -> Family:
             vision_end_token_id=END_TOKEN,
         ),
         image=_FRAMED_IMAGE,
-        pixels=_patches("image"),
+        pixels=patches_of("image"),
         types=_token_types,
         projector=("visual.merger", "visual.deepstack_merger_list"),
         video=_FRAMED_VIDEO,
-        frames=_patches("video"),
+        frames=patches_of("video"),
     )
 
 
@@ -239,10 +216,6 @@ def _mistral3() -> PreTrainedModel:
     return _make("Mistral3", vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, spatial_merge_size=2)
 
 
-def _sized(images: Sequence[int], generator: torch.Generator) -> Inputs:
-    return _pixels(images, generator) | {"image_sizes": torch.tensor([[16, 16]] * sum(images))}
-
-
 def _cohere(name: str) -> Callable[[], PreTrainedModel]:
     more = {"alignment_intermediate_size": 64} if name == "Cohere2Vision" else {}
     return lambda: _make(
@@ -277,29 +250,10 @@ def _mllama() -> PreTrainedModel:
     )  # fmt: skip
 
 
-def _tiles_by_row(images: Sequence[int], generator: torch.Generator) -> Inputs:
-    rows, most = len(images), max(images)
-    pixels = torch.zeros(rows, most, 4, 3, 16, 16)
-    ratios, tiles = torch.zeros(rows, most, dtype=torch.long), torch.zeros(rows, most, 4, dtype=torch.long)
-    for row, count in enumerate(images):
-        pixels[row, :count, :1] = torch.randn(count, 1, 3, 16, 16, generator=generator)
-        ratios[row, :count], tiles[row, :count, 0] = 1, 1
-    return {"pixel_values": pixels, "aspect_ratio_ids": ratios, "aspect_ratio_mask": tiles}
-
-
 def _lfm2_vl() -> PreTrainedModel:
     vision = transformers.Siglip2VisionConfig(**_vision(num_patches=16, patch_size=4, vision_use_head=False))
     text = transformers.Lfm2Config(**text_fields(layer_types=["conv", "full_attention"] * 2, block_multiple_of=8))
     return _make("Lfm2Vl", vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, projector_hidden_size=32)
-
-
-def _shaped(images: Sequence[int], generator: torch.Generator) -> Inputs:
-    total = sum(images)
-    return {
-        "pixel_values": torch.randn(total, 16, 3 * 4 * 4, generator=generator),
-        "spatial_shapes": torch.tensor([[4, 4]] * total),
-        "pixel_attention_mask": torch.ones(total, 16, dtype=torch.long),
-    }
 
 
 FAMILIES: dict[str, Family] = {
@@ -308,18 +262,18 @@ FAMILIES: dict[str, Family] = {
     "llava-phi": _llava_of("PhiConfig", num_key_value_heads=4),
     "llava-qwen2": _llava_of("Qwen2Config"),
     "llava-stablelm": _llava_of("StableLmConfig"),
-    "llava-next": Family(_llava_next, image=_TILED, pixels=_tiles, projector=("multi_modal_projector", "image_newline")),
+    "llava-next": Family(_llava_next, image=_TILED, pixels=tiled_pixels, projector=("multi_modal_projector", "image_newline")),
     "llava-onevision": Family(
         _llava_onevision,
         image=_TILED,
-        pixels=_tiles,
+        pixels=tiled_pixels,
         projector=("multi_modal_projector", "image_newline"),
         video=(VIDEO_TOKEN,) * (2 * 1 + 1),
-        frames=_onevision_frames,
+        frames=two_frames,
     ),
-    "idefics2": Family(_idefics2, pixels=_pixels_by_row, projector=("connector",)),
-    "idefics3": Family(_idefics3("Idefics3"), pixels=_pixels_by_row, projector=("connector",)),
-    "smolvlm": Family(_idefics3("SmolVLM"), pixels=_pixels_by_row, projector=("connector",)),
+    "idefics2": Family(_idefics2, pixels=pixels_by_row, projector=("connector",)),
+    "idefics3": Family(_idefics3("Idefics3"), pixels=pixels_by_row, projector=("connector",)),
+    "smolvlm": Family(_idefics3("SmolVLM"), pixels=pixels_by_row, projector=("connector",)),
     "qwen2-vl": _qwen("Qwen2VL", {"embed_dim": 32, "hidden_size": 32}),
     "qwen2.5-vl": _qwen("Qwen2_5_VL", {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32, "window_size": 16,
                                        "fullatt_block_indexes": [1]}),
@@ -332,14 +286,14 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family(_internvl),
     "paligemma": Family(_paligemma, types=lambda ids_BS: {"token_type_ids": torch.zeros_like(ids_BS)}),
     "gemma3": Family(_gemma3, image=_FRAMED_IMAGE, types=lambda ids_BS: {"token_type_ids": (ids_BS == IMAGE_TOKEN).long()}),
-    "mistral3": Family(_mistral3, pixels=_sized),
+    "mistral3": Family(_mistral3, pixels=sized_pixels),
     "aya-vision": Family(_cohere("AyaVision")),
     "cohere2-vision": Family(_cohere("Cohere2Vision")),
     "ovis2": Family(_ovis2, image=_FRAMED_IMAGE, projector=("visual_embeddings_table",)),
-    "mllama": Family(_mllama, image=(IMAGE_TOKEN,), pixels=_tiles_by_row),
-    "glm4v": Family(_glm4v, image=_FRAMED_IMAGE, pixels=_patches("image"), types=_token_types,
+    "mllama": Family(_mllama, image=(IMAGE_TOKEN,), pixels=tiles_by_row),
+    "glm4v": Family(_glm4v, image=_FRAMED_IMAGE, pixels=patches_of("image"), types=_token_types,
                     projector=("visual.merger",)),  # a video's frames are image tokens to it
-    "lfm2-vl": Family(_lfm2_vl, pixels=_shaped),
+    "lfm2-vl": Family(_lfm2_vl, pixels=shaped_patches),
 }  # fmt: skip
 
 

@@ -1,0 +1,144 @@
+"""What a run refuses before anything is written or trained: options, models, records."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from small_runs import make_recipe
+from tiny import make_language_model, make_records, make_tokenizer, write_workspace
+
+from evomoe.data.conversations import ConversationDataset
+from evomoe.recipe.options import StageOptions
+from evomoe.training.dry_run import describe
+from evomoe.training.run import run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"expert_init": "noise", "init_options": {"sdt": 0.1}},
+            "init.options: init 'noise' takes no 'sdt'; it takes std=0.001",
+        ),
+        ({"expert_init": "noise", "init_options": {"std": "x"}}, "init_options.std: init 'noise' takes a number, not 'x'"),
+        ({"init_options": {"experts": "/nowhere.safetensors"}}, "there is no /nowhere.safetensors"),
+        ({"stage2": StageOptions(train="router")}, "^stage2.train: .* has no parameters in 'router'"),
+        ({"trainer": {"report_to": "wandb"}}, "^trainer: .*report_to: .*pip install wandb"),
+        ({"trainer": {"deepspeed": "zero2.json"}}, "^trainer: .*: deepspeed is not installed: pip install deepspeed"),
+    ],
+)
+def test_what_would_be_refused_later_is_refused_before_stage_1(workspace, change, message, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    monkeypatch.setattr("evomoe.training.arguments.is_deepspeed_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        run(make_recipe(workspace, stages=(1, 2, 3)).but(**change))
+    assert not (workspace / "run").exists()
+
+
+def test_a_text_only_model_names_the_stage_that_needs_pictures_and_what_to_do(tmp_path):
+    workspace = write_workspace(
+        tmp_path, [{key: r[key] for key in r if key != "image"} for r in make_records() if "image" not in r]
+    )
+    make_language_model().save_pretrained(workspace / "text")
+    make_tokenizer().save_pretrained(workspace / "text")
+    recipe = make_recipe(workspace, stages=(1, 2, 3)).but(model=str(workspace / "text"))
+    with pytest.raises(
+        ValueError, match="^stage1.train: .*'projector'. It is text-only: give `stages=2 3` or `stage1.train=text`"
+    ):
+        describe(recipe)
+    assert describe(recipe.but(stages=(2, 3))) and describe(recipe.but(stage1=dataclasses.replace(recipe.stage1, train="text")))
+    with pytest.raises(ValueError, match="It is text-only[.]"):
+        describe(recipe.but(stages=(0,)))
+
+
+def test_a_processor_that_needs_torchvision_says_so_in_a_line(workspace, monkeypatch):
+    def need_torchvision(*args, **kwargs):
+        raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found.\nCheck out\n")
+
+    monkeypatch.setattr("evomoe.model.loading.AutoProcessor.from_pretrained", need_torchvision)
+    with pytest.raises(ValueError, match="model: its processor .* needs torchvision: pip install torchvision$"):
+        describe(make_recipe(workspace))
+
+
+def test_a_model_without_chat_template_is_refused_at_once(workspace):
+    (workspace / "model" / "chat_template.jinja").unlink()
+    recipe = make_recipe(workspace)
+    for start in (run, describe):
+        with pytest.raises(ValueError, match="chat template"):
+            start(recipe)
+    assert not (workspace / "run").exists()
+
+
+def test_stage_3_alone_needs_experts_from_somewhere(workspace):
+    with pytest.raises(ValueError, match="^expert_init: 'evolved' needs Stage II .* `init_options=experts=FILE`"):
+        run(make_recipe(workspace, stages=(3,)))
+
+
+def test_bad_records_stop_the_run_before_training_or_are_skipped_and_listed(tmp_path):
+    records = make_records()
+    records[5]["image"] = "missing.png"
+    workspace = write_workspace(tmp_path, records)
+    recipe = make_recipe(workspace, stages=(2,), steps=2)
+    with pytest.raises(ValueError, match=r"record 5 .*missing.png"):
+        run(recipe)
+    assert not Path(recipe.output).exists()
+    skipping = recipe.but(output=str(workspace / "skipping"), on_bad_record="skip")
+    run(skipping)
+    assert "missing.png" in (Path(skipping.output) / "skipped_records.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"router": "dtrr"}, {"gate": "soft"}, {"rule": "emma"}, {"moe_layers": "some"}, {"aux_losses": {"balanced": 1.0}}],
+)
+def test_a_wrong_name_is_refused_before_the_first_stage(workspace, change):
+    ((_, value),) = change.items()
+    wrong = next(iter(value)) if isinstance(value, dict) else value
+    with pytest.raises(ValueError, match=f"there is no '{wrong}'"):
+        run(make_recipe(workspace).but(**change))
+    assert not (workspace / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"train": "rooter"}, "no part 'rooter'"),
+        ({"trainer": {"learning_rat": 1}}, "did you mean 'learning_rate'"),
+        ({"trainer": {"bf16": "maybe"}}, "stage 2: Field 'bf16' expected bool, got str"),
+        ({"trainer": {"save_steps": "x"}}, "stage 2: Field 'save_steps' expected .*, got str"),
+        ({"trainer": {"lr_scheduler_type": "cosin"}}, "stage 2: cosin is not a valid SchedulerType"),
+    ],
+)
+def test_a_mistyped_option_is_named_before_anything_is_written(workspace, option, message):
+    recipe = make_recipe(workspace, stages=(2,))
+    with pytest.raises(ValueError, match=message):
+        run(recipe.but(stage2=dataclasses.replace(recipe.stage2, **option)))
+    assert not (workspace / "run").exists()
+
+
+def test_whole_numbers_will_do_for_fractions(workspace):
+    recipe = make_recipe(workspace, stages=(2,)).but(trainer={"max_grad_norm": 1, "neftune_noise_alpha": 5})
+    assert describe(recipe)
+
+
+def test_records_that_training_would_refuse_stop_the_run_before_it_or_are_left_out(tmp_path):
+    records = make_records(8)
+    records[3]["conversations"][0]["value"] = "?.," * 60
+    records[3].pop("image")
+    workspace = write_workspace(tmp_path, records)
+    recipe = make_recipe(workspace, stages=(2,), steps=2, max_length=60)
+    for start in (run, describe):
+        with pytest.raises(ValueError, match=r"record 3 .*max_length 60 would leave no answer to learn"):
+            start(recipe)
+    assert not Path(recipe.output).exists()
+    assert "1 bad record would be left out" in describe(recipe.but(on_bad_record="skip"))
+    run(recipe.but(on_bad_record="skip"), report=False)
+    assert "leave no answer" in (Path(recipe.output) / "skipped_records.txt").read_text()
+
+
+def test_data_that_stages_share_are_read_and_checked_once(workspace, monkeypatch):
+    checked = []
+    check = ConversationDataset.check
+    monkeypatch.setattr(ConversationDataset, "check", lambda dataset: checked.append(dataset) or check(dataset))
+    describe(make_recipe(workspace, stages=(1, 2, 3)))
+    assert len(checked) == 1
