@@ -13,7 +13,7 @@ from evomoe.analysis.analyze import analyze
 from evomoe.analysis.meanings import MEANINGS
 from evomoe.analysis.probe import Probe
 from evomoe.analysis.probe_options import ProbeOptions
-from evomoe.cli.main import main
+from evomoe.cli import main
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.records import load_records
 from evomoe.model.loading import load_processor

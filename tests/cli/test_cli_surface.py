@@ -17,8 +17,8 @@ from unittest import mock
 
 import pytest
 
+from evomoe.cli import main
 from evomoe.cli.listing import TABLES
-from evomoe.cli.main import main
 from evomoe.cli.terminal import plain_warnings
 from evomoe.recipe.named_recipes import RECIPES
 from evomoe.recipe.row_options import RouterWarning
@@ -372,7 +372,7 @@ def test_ctrl_c_says_how_to_go_on_where_there_is_a_way(workspace, monkeypatch, c
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").touch()
     (workspace / "run" / "recipe.json").touch()
-    monkeypatch.setattr("evomoe.cli.check_paths", lambda *args: None)
+    monkeypatch.setattr("evomoe.cli.verbs.check_paths", lambda *args: None)
     assert main(train_arguments(workspace)) == 130
     assert capsys.readouterr().err == "evomoe: interrupted. The same command with --resume goes on from the last checkpoint.\n"
 

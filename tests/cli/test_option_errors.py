@@ -5,7 +5,7 @@ from evomoe.paper.command import run_table
 from tiny import make_llava
 
 from evomoe import upcycle
-from evomoe.cli.main import main
+from evomoe.cli import main
 from evomoe.recipe.options import EvolutionOptions, MoEOptions, StageOptions
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import check_output

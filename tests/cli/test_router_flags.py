@@ -5,7 +5,7 @@ from dataclasses import make_dataclass, replace
 import pytest
 from test_cli_surface import help_of
 
-from evomoe.cli.main import main
+from evomoe.cli import main
 from evomoe.cli.router_flags import plain_recipe, typed_recipe
 from evomoe.model.routers import ROUTERS
 from evomoe.model.routers.linear import LinearRouter

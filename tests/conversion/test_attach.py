@@ -11,7 +11,7 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 from evomoe.analysis.analyze import describe
 from evomoe.analysis.calibration import calibrate, real_experts_per_token
 from evomoe.analysis.recording import record_routing
-from evomoe.cli.main import main
+from evomoe.cli import main
 from evomoe.conversion.attaching import attach, attach_folder
 from evomoe.conversion.upcycling import upcycle
 from evomoe.model.accounting import count_parameters

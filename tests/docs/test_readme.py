@@ -10,7 +10,7 @@ from tiny import inputs_for, make_llava, write_workspace
 from transformers import AutoConfig, AutoProcessor
 
 from evomoe import upcycle
-from evomoe.cli.main import main as cli
+from evomoe.cli import verbs as cli
 from evomoe.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]

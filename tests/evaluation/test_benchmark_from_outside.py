@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from quiz_texts import TEXTS
 
-from evomoe.cli.main import main
+from evomoe.cli import main
 from evomoe.evaluation import BENCHMARKS, Benchmark, Question
 from evomoe.evaluation.benchmark import Findings
 from evomoe.evaluation.data_folder import DataFile, DataFolder

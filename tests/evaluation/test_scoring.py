@@ -7,7 +7,7 @@ import sys
 import pytest
 from official_files import WRITERS
 
-from evomoe.cli.main import main
+from evomoe.cli import main
 from evomoe.evaluation import BENCHMARKS
 from evomoe.evaluation.data_folder import DataFolder
 

@@ -84,7 +84,7 @@ def test_scoring_the_answers_of_another_program(tmp_path):
     answers = [{"question_id": f"{split}/{n}", "text": "yes"} for split in ("random", "popular", "adversarial") for n in (1, 2)]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     printed = run_without_torch(
-        "from evomoe.cli.main import main\nsys.exit(main(sys.argv[1:]))",
+        "from evomoe.cli import main\nsys.exit(main(sys.argv[1:]))",
         *("score", "pope", "--predictions", str(tmp_path / "answers.jsonl"), "--annotations", str(tmp_path / "pope")),
         "--any-version",
     )
@@ -93,7 +93,7 @@ def test_scoring_the_answers_of_another_program(tmp_path):
 
 @pytest.mark.parametrize(("what", "row"), [("recipes", "moe-llava"), ("benchmarks", "pope"), ("tables", "2 ")])
 def test_lists(what, row):
-    printed = run_without_torch("from evomoe.cli.main import main\nsys.exit(main(sys.argv[1:]))", "list", what)
+    printed = run_without_torch("from evomoe.cli import main\nsys.exit(main(sys.argv[1:]))", "list", what)
     assert any(line.startswith(row) for line in printed.splitlines()), printed
 
 

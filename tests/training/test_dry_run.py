@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from evomoe.conversion.upcycled_folder import upcycle_folder
 from small_runs import make_recipe
 
+from evomoe.conversion.upcycled_folder import upcycle_folder
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
 

@@ -8,7 +8,7 @@ from tiny import make_language_model, make_llava
 from transformers import BertConfig, LlamaConfig, Qwen2MoeConfig
 
 from evomoe import upcycle
-from evomoe.cli.main import main
+from evomoe.cli import main
 from evomoe.model.accounting import count_parameters
 from evomoe.model.families import dense_config
 from evomoe.model.loading import empty_models, load_config

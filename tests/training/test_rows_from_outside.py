@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from evomoe import AUX_LOSSES, GATES, INITS, ROUTERS, RULES
-from evomoe.cli.main import main
+from evomoe.cli import main
 from evomoe.conversion.expert_init import ExpertInit
 from evomoe.model.routers import Router
 from evomoe.model.routers.float32 import Float32Linear

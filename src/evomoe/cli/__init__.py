@@ -1,1 +1,5 @@
-"""The command line: ``evomoe``, or ``python -m evomoe.cli``."""
+"""The command line: ``evomoe``, ``python -m evomoe.cli``, or ``main(arguments)`` from your own script."""
+
+from evomoe.cli.verbs import main
+
+__all__ = ["main"]

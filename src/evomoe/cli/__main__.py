@@ -1,5 +1,5 @@
 import sys
 
-from evomoe.cli.main import main
+from evomoe.cli import main
 
 sys.exit(main())

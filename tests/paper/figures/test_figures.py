@@ -11,7 +11,7 @@ from tiny import IMAGE_TOKEN, make_language_model, make_llava
 from evomoe import upcycle
 from evomoe.analysis.analyze import open_probe
 from evomoe.analysis.experts_per_token import split_by_place
-from evomoe.cli.main import main
+from evomoe.cli import main
 from evomoe.evaluation.average import mean_score
 from evomoe.model.loading import load_processor
 from evomoe.paper.figures import FIGURES
