@@ -22,7 +22,7 @@ from evomoe.model.loading import load_model, load_processor
 from evomoe.model.modality import Modality
 from evomoe.model.routers.anyexperts import AnyExpertsRouter
 from evomoe.model.routing import GATES
-from evomoe.model.sparse_model import EvoMoEMixin
+from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import UnsupportedModelError, decoder_layers, find_sparse_ffn, text_config
 from evomoe.recipe.anyexperts_options import AnyExpertsOptions
 from evomoe.recipe.options import AttachOptions
@@ -41,7 +41,7 @@ def attach(
     aux_losses: dict[str, float] | None = None,
     seed: int = 0,
     **router_options: Any,
-) -> PreTrainedModel:
+) -> SparseModel:
     """Gives a model that is sparse already (Mixtral, Qwen-MoE, OLMoE, DeepSeek and so on) AnyExperts routers, which start from its own.
 
     Experts, shared experts and router weights stay. How the model's router scores is measured, layer by layer, and one that AnyExperts
@@ -68,7 +68,7 @@ def attach(
         UnsupportedModelError: the model has no sparse layers, or its routers do something else.
         ValueError: an option is wrong; the message names it.
     """
-    if isinstance(model, EvoMoEMixin):
+    if is_sparse(model):
         raise UnsupportedModelError("The model has this library's routers already; start from the model of transformers.")
     name, D = type(model).__name__, text_config(model.config).hidden_size
     own: dict[int, Any] = {}
@@ -189,7 +189,7 @@ def _check_block(layer: nn.Module, where: str, D: int) -> None:
     found = find_sparse_ffn(layer, D)
     assert found is not None
     block = layer.get_submodule(found[0])
-    router, experts = getattr(block, found[1]), block.experts
+    router, experts = getattr(block, found[1]), block.get_submodule("experts")
     seen: dict[str, Any] = {}
     handles = [
         router.register_forward_hook(lambda module, args, output: seen.update(router=args[0], chosen=output)),

@@ -13,14 +13,17 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BaseImageProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedTokenizerBase,
 )
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.loading import load_config, takes_pictures
 from evomoe.support import hf
+from evomoe.support.device import moved
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.files import new_folder
 from evomoe.support.text import readable
@@ -29,7 +32,11 @@ IMAGE_TOKEN = "<image>"
 
 
 def compose(
-    language_model: PreTrainedModel, vision_tower: PreTrainedModel, tokenizer: Any, image_processor: Any, seed: int = 0
+    language_model: PreTrainedModel,
+    vision_tower: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: BaseImageProcessor,
+    seed: int = 0,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Joins a causal language model and a vision tower into a LLaVA with a fresh projector.
 
@@ -50,7 +57,8 @@ def compose(
     Raises:
         ValueError: a part does not fit; the message says which.
     """
-    if not tokenizer.chat_template:
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or not template:
         raise ValueError("The language model's tokenizer has no chat template; set tokenizer.chat_template first.")
     vision_tower = getattr(vision_tower, "vision_model", vision_tower)
     for part in (language_model, vision_tower):  # its configuration would call the LLaVA quantized, too: it could not be saved
@@ -62,21 +70,23 @@ def compose(
     vision_config = vision_tower.config
     if not hasattr(vision_config, "patch_size"):
         raise ValueError(f"{type(vision_tower).__name__} is no patch-based vision tower: its config has no patch_size.")
-    vision_tower.to(language_model.device, language_model.dtype)
+    moved(vision_tower, language_model.device, language_model.dtype)
     patches, class_tokens = _features(vision_tower, image_processor)
     strategy, layer = ("default", -2) if class_tokens else ("full", -1)
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     image_token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    assert isinstance(image_token, int)
+    embeddings: Any = language_model.get_input_embeddings()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if language_model.get_input_embeddings().num_embeddings <= image_token:
+        if embeddings.num_embeddings <= image_token:
             language_model.resize_token_embeddings(image_token + 1)
         config = LlavaConfig(
             vision_config=deepcopy(vision_config),  # the new configuration takes its parts over and resets their attention
             text_config=deepcopy(language_model.config),
-            image_token_id=image_token,
+            image_token_index=image_token,
             vision_feature_select_strategy=strategy,
             vision_feature_layer=layer,
             image_seq_length=patches,
@@ -90,13 +100,13 @@ def compose(
         vision_feature_select_strategy=strategy,
         image_token=IMAGE_TOKEN,
         num_additional_image_tokens=class_tokens,
-        chat_template=with_images(tokenizer.chat_template),
+        chat_template=with_images(template),
     )
     return model, processor
 
 
 @torch.no_grad()
-def _features(vision_tower: PreTrainedModel, image_processor: Any) -> tuple[int, int]:
+def _features(vision_tower: PreTrainedModel, image_processor: BaseImageProcessor) -> tuple[int, int]:
     """How many patches the tower makes of a picture, and how many class tokens it puts before them: tried on a blank one."""
     size, patch = vision_tower.config.image_size, vision_tower.config.patch_size
     pixels = image_processor(images=Image.new("RGB", (size, size)), return_tensors="pt")["pixel_values"]
@@ -188,7 +198,7 @@ def compose_folder(text: str, vision: str, out: str | Path, seed: int = 0, trust
             if takes_pictures(load_config(text, **kwargs)):
                 raise ValueError("this is a vision-language model already; name a language model alone.")
             tokenizer = AutoTokenizer.from_pretrained(text, **kwargs)
-            if not tokenizer.chat_template:
+            if tokenizer is None or not tokenizer.chat_template:
                 raise ValueError(
                     "its tokenizer has no chat template. Take the model's chat (instruct) variant, or save the model to a folder and "
                     "write the template to chat_template.jinja beside its tokenizer."

@@ -13,7 +13,7 @@ from evomoe.model.block import EvoMoEBlock
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.experts import Experts
 from evomoe.model.families import sparse_config
-from evomoe.model.sparse_model import EvoMoEMixin, model_class
+from evomoe.model.sparse_model import SparseModel, is_sparse, model_class
 from evomoe.model.structure import (
     UnsupportedModelError,
     check_convertible,
@@ -30,7 +30,7 @@ def upcycle(
     init_options: dict[str, Any] | None = None,
     seed: int = 0,
     **moe_fields: Any,
-) -> PreTrainedModel:
+) -> SparseModel:
     """Turns a dense model into a mixture of experts.
 
     The model is converted in place, so that memory grows by the new experts only, and returned: ``model`` itself is the
@@ -60,17 +60,18 @@ def upcycle(
     return become(model, conversion.config, conversion.sparse_class)
 
 
-def become(model: PreTrainedModel, config: EvoMoEConfig, sparse_class: type[PreTrainedModel]) -> PreTrainedModel:
+def become(model: PreTrainedModel, config: EvoMoEConfig, sparse_class: type[SparseModel]) -> SparseModel:
     """Hands the sparse configuration to every submodule that holds the dense one, and the class to the model."""
     dense = model.config
     for module in model.modules():
         if getattr(module, "config", None) is dense:
-            module.config = config
+            vars(module)["config"] = config
     model.__class__ = sparse_class
+    assert is_sparse(model)
     return model
 
 
-def sparse_form(model: PreTrainedModel, moe: MoEConfig) -> tuple[EvoMoEConfig, type[PreTrainedModel]]:
+def sparse_form(model: PreTrainedModel, moe: MoEConfig) -> tuple[EvoMoEConfig, type[SparseModel]]:
     """The configuration and the class that a model is to have.
 
     Raises:
@@ -103,7 +104,7 @@ class Conversion:
         seed: int,
         moe_fields: dict[str, Any],
     ) -> None:
-        if isinstance(model, EvoMoEMixin):
+        if is_sparse(model):
             raise UnsupportedModelError("The model is an EvoMoE model already; start from the dense model.")
         self.names, self.layers = check_convertible(model), decoder_layers(model)
         made_by = config_fields(expert_init, moe_fields.get("num_experts", MoEConfig.num_experts))

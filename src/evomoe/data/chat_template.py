@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 
 from evomoe.data.records import IMAGE_MARK, BadRecordError, Record, Turn
+from evomoe.support.processor import Processor, tokenizer_of
 
 Message = dict[str, Any]
 
@@ -47,8 +48,8 @@ class ChatTemplate:
         ValueError: It has no chat template, or one that can render no conversation.
     """
 
-    def __init__(self, processor: Any) -> None:
-        self.tokenizer = getattr(processor, "tokenizer", processor)
+    def __init__(self, processor: Processor) -> None:
+        self.tokenizer = tokenizer_of(processor)
         self._takes_images = processor is not self.tokenizer
         owner = processor if getattr(processor, "chat_template", None) else self.tokenizer
         if not getattr(owner, "chat_template", None):

@@ -17,6 +17,7 @@ from evomoe.data.records import BadRecordError, Record, bad_summary
 from evomoe.data.survey import Surveyed, cut_fault, read_pictures, survey
 from evomoe.recipe.options import ImageAspect, check_on_bad_record
 from evomoe.support.errors import OptionError
+from evomoe.support.processor import Processor, tokenizer_of
 
 __all__ = ["Collator", "ConversationDataset", "LabelMismatchError", "messages_of"]
 
@@ -48,7 +49,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     def __init__(
         self,
         records: Sequence[Record],
-        processor: Any,
+        processor: Processor,
         max_length: int = 2048,
         on_bad_record: Literal["stop", "skip"] = "stop",
         image_aspect: ImageAspect = "auto",
@@ -212,11 +213,11 @@ class Collator:
     """
 
     def __init__(
-        self, processor: Any, padding_side: Literal["right", "left"] = "right", pad_to_multiple_of: int | None = None
+        self, processor: Processor, padding_side: Literal["right", "left"] = "right", pad_to_multiple_of: int | None = None
     ) -> None:
         if padding_side not in ("right", "left"):
             raise OptionError("padding_side", f"{padding_side!r} is neither 'right' nor 'left'.")
-        tokenizer = getattr(processor, "tokenizer", processor)
+        tokenizer = tokenizer_of(processor)
         # The attention mask hides the padding, so any id will do for a tokenizer that has none of its own.
         padding_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         self._padding = {"input_ids": padding_id, "labels": IGNORED}
@@ -254,6 +255,6 @@ def _grow(tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     return torch.nn.functional.pad(tensor, [pad for size in reversed(missing) for pad in (0, size)])
 
 
-def _reports_replacements(processor: Any) -> bool:
+def _reports_replacements(processor: Processor) -> bool:
     replace = getattr(type(processor), "replace_image_token", None)
     return replace is not None and replace is not ProcessorMixin.replace_image_token

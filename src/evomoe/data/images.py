@@ -4,11 +4,12 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from evomoe.recipe.options import ImageAspect, check_image_aspect
+from evomoe.support.processor import Processor
 
 _END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 _TAIL_BYTES = 1024
@@ -106,7 +107,7 @@ class Shape:
         aspect: "pad" or "keep".
     """
 
-    def __init__(self, processor: Any, aspect: ImageAspect) -> None:
+    def __init__(self, processor: Processor, aspect: ImageAspect) -> None:
         check_image_aspect(aspect)
         image_processor = getattr(processor, "image_processor", None)
         crops = bool(getattr(image_processor, "do_center_crop", False))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from evomoe.data.chat_template import LabelMismatchError, RenderedConversation
 from evomoe.data.records import Record
+from evomoe.support.processor import Tokenizer
 
 IGNORED = -100
 
@@ -37,7 +38,7 @@ def place_labels(
     rendered: RenderedConversation,
     ids: list[int],
     replacements: Replacements | None,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     image_token: str,
 ) -> PlacedLabels:
     """Labels the answers among the processor's token ids.
@@ -63,7 +64,7 @@ def place_labels(
 
 
 def answer_tokens(
-    record: Record, rendered: RenderedConversation, ids: list[int], tokens: Sequence[Token], tokenizer: Any
+    record: Record, rendered: RenderedConversation, ids: list[int], tokens: Sequence[Token], tokenizer: Tokenizer
 ) -> list[tuple[int, int]]:
     """The first and the last token of every answer.
 
@@ -105,7 +106,7 @@ def _letters(text: str) -> str:
 
 
 def _tokens_of(
-    record: Record, text: str, ids: list[int], replacements: Replacements | None, tokenizer: Any, image_token: str
+    record: Record, text: str, ids: list[int], replacements: Replacements | None, tokenizer: Tokenizer, image_token: str
 ) -> list[Token]:
     own_text = text if replacements is None else _expand(text, replacements)
     placeholder = tokenizer.convert_tokens_to_ids(image_token) if replacements is None else None
@@ -195,5 +196,5 @@ def _before_expansion(token: Token, replacements: Replacements) -> Token:
     return Token(token.start - gained, token.end - gained)
 
 
-def _shown(ids: list[int], at: int, tokenizer: Any) -> str:
+def _shown(ids: list[int], at: int, tokenizer: Tokenizer) -> str:
     return f"{tokenizer.convert_ids_to_tokens(ids[at])!r} (id {ids[at]})" if at < len(ids) else "nothing"

@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from PIL import Image
 from tqdm import tqdm
@@ -13,6 +13,7 @@ from evomoe.data.images import BadImageError, Shape, read_size
 from evomoe.data.labels import Token, answer_tokens
 from evomoe.data.records import BadRecordError, Record
 from evomoe.support import hf
+from evomoe.support.processor import Processor
 
 _AT_ONCE = 1_000
 _PROGRESS_FROM = 10_000
@@ -43,7 +44,7 @@ class _Measured(NamedTuple):
 
 def survey(
     records: Sequence[Record],
-    processor: Any,
+    processor: Processor,
     template: ChatTemplate,
     shape: Shape,
     max_length: int,
@@ -152,7 +153,7 @@ def _judge(one: _Measured, tokens_of: dict[_Size, int], max_length: int) -> Surv
     return Surveyed(length, cut_fault(one.where, length, first_label, pictures_end, max_length))
 
 
-def _image_tokens(sizes: Counter[_Size], processor: Any, template: ChatTemplate) -> dict[_Size, int]:
+def _image_tokens(sizes: Counter[_Size], processor: Processor, template: ChatTemplate) -> dict[_Size, int]:
     if not sizes:
         return {}
     common = sizes.most_common(1)[0][0]
@@ -166,7 +167,7 @@ def _image_tokens(sizes: Counter[_Size], processor: Any, template: ChatTemplate)
     return {size: count + unreported for size, count in reported.items()}
 
 
-def _measured_image_tokens(height: int, width: int, processor: Any, template: ChatTemplate) -> int:
+def _measured_image_tokens(height: int, width: int, processor: Processor, template: ChatTemplate) -> int:
     with_image = processor(text=[template.image_token], images=[[Image.new("RGB", (width, height))]])
     without = template.tokenizer(template.image_token)
     return len(with_image["input_ids"][0]) - len(without["input_ids"]) + 1

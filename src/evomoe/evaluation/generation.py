@@ -19,6 +19,7 @@ from evomoe.evaluation.benchmark import Benchmark, Question, Result
 from evomoe.evaluation.encode_once import EncodeOnce
 from evomoe.evaluation.pictures import Picture
 from evomoe.recipe.options import ImageAspect
+from evomoe.support.processor import Processor
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 
@@ -80,7 +81,7 @@ class Prompts(Dataset[Batch]):
     def __init__(
         self,
         asked: Sequence[Asked],
-        processor: Any,
+        processor: Processor,
         batch_size: int = 128,
         image_aspect: ImageAspect = "auto",
         keep: bool = False,

@@ -1,7 +1,6 @@
 """A benchmark made ready for a model: its questions, and the prompts that the model will be asked."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from evomoe.evaluation.benchmark import Benchmark, Question
 from evomoe.evaluation.data_folder import DataFolder
@@ -10,6 +9,7 @@ from evomoe.evaluation.generation import Prompts, ask
 from evomoe.evaluation.pictures import check_pictures
 from evomoe.evaluation.questions import find_data, load_questions
 from evomoe.evaluation.sampling import draw
+from evomoe.support.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Prepared:
     prompts: Prompts
 
 
-def prepare(benchmark: Benchmark, processor: Any, options: EvaluationOptions, keep: bool = False) -> Prepared:
+def prepare(benchmark: Benchmark, processor: Processor, options: EvaluationOptions, keep: bool = False) -> Prepared:
     """Reads a benchmark's questions, or the part that ``options`` ask for, and makes prompts for the model with this processor.
 
     Args:

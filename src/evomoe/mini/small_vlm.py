@@ -167,8 +167,8 @@ def build_vlm(
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         tie_word_embeddings=True,
-        **special,
     )
+    config.update(special)
     model = transformers.LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     scale_projector(model, pixels_NCHW)

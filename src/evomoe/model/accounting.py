@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
+from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.block import EvoMoEBlock
 from evomoe.model.structure import Part, part_of
@@ -27,7 +28,7 @@ class ParameterCounts:
     trained: int
 
 
-def count_parameters(model: nn.Module, trained: Iterable[str] | None = None, part: Part | None = None) -> ParameterCounts:
+def count_parameters(model: PreTrainedModel, trained: Iterable[str] | None = None, part: Part | None = None) -> ParameterCounts:
     """Counts a model's parameters; tied ones count once.
 
     Args:

@@ -43,7 +43,7 @@ class EvoMoEBlock(nn.Module):
             if not any(p.is_meta for p in module.parameters()):
                 hf.mark_initialized(module)  # routers draw their own weights; transformers must not draw again
 
-    def forward(self, hidden_BSD: Tensor) -> Tensor:
+    def forward(self, hidden_BSD: Tensor, /) -> Tensor:
         forward_pass = current_pass()
         modality, moe = forward_pass.modality, self.moe
         x_TD = modality.real(hidden_BSD)
@@ -79,7 +79,7 @@ class AttachedBlock(EvoMoEBlock):
         setattr(block, router, NoRouter())
         return attached
 
-    def forward(self, hidden_ND: Tensor, *of_no_router: None) -> Tensor:
+    def forward(self, hidden_ND: Tensor, /, *of_no_router: None) -> Tensor:
         return super().forward(hidden_ND)
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.model.routers import Router
+from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.support.errors import OptionError
 
 
-def set_budget(model: PreTrainedModel, real: float) -> None:
+def set_budget(model: SparseModel, real: float) -> None:
     """Moves the range of slots of every router to where a token of importance 1/2 that uses its cap has ``real`` real experts.
 
     Nothing is trained, and the range keeps its width. The mean over tokens is another number, most often a larger one: slots and
@@ -23,7 +25,7 @@ def set_budget(model: PreTrainedModel, real: float) -> None:
     set_router_options(model, budget=real)
 
 
-def set_cap_scope(model: PreTrainedModel, scope: str) -> None:
+def set_cap_scope(model: SparseModel, scope: str) -> None:
     """Changes what the largest share of virtual slots is a share of, in every router: "token", "batch" or "expectation".
 
     Raises:
@@ -32,7 +34,7 @@ def set_cap_scope(model: PreTrainedModel, scope: str) -> None:
     set_router_options(model, cap_scope=scope)
 
 
-def set_experts_per_token(model: PreTrainedModel, number: float) -> None:
+def set_experts_per_token(model: SparseModel, number: float) -> None:
     """Gives each token another number of experts: of routers that have a budget that, else a whole number of slots.
 
     Raises:
@@ -41,7 +43,7 @@ def set_experts_per_token(model: PreTrainedModel, number: float) -> None:
     change_moe(model, first_router(model).for_experts_per_token(number))
 
 
-def set_router_options(model: PreTrainedModel, **options: Any) -> None:
+def set_router_options(model: SparseModel, **options: Any) -> None:
     """Changes options of every router and of the configuration.
 
     Raises:
@@ -50,13 +52,13 @@ def set_router_options(model: PreTrainedModel, **options: Any) -> None:
     change_moe(model, {"router_options": options})
 
 
-def end_training(model: PreTrainedModel) -> None:
+def end_training(model: SparseModel) -> None:
     """Leaves the routers as they are to answer: what is for training alone ends."""
     if options := first_router(model).after_training():
         set_router_options(model, **options)
 
 
-def change_moe(model: PreTrainedModel, changes: dict[str, Any]) -> None:
+def change_moe(model: SparseModel, changes: dict[str, Any]) -> None:
     """Changes fields of the mixture that no weight depends on, in the configuration and in every MoE layer, or none at all.
 
     Args:
@@ -86,7 +88,7 @@ def change_moe(model: PreTrainedModel, changes: dict[str, Any]) -> None:
 
 
 @contextmanager
-def moe_restored(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def moe_restored(model: SparseModel) -> Iterator[SparseModel]:
     """After the block, the mixture and its routers' options are what they were before it, whatever ``change_moe`` did."""
     before = [(block, block.moe, block.router, block.router.options) for block in model.moe_blocks.values()]
     written = model.config.evomoe
@@ -98,13 +100,12 @@ def moe_restored(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
             block.moe, router.options = moe, options
 
 
-def first_router(model: PreTrainedModel):
+def first_router(model: PreTrainedModel) -> Router:
     """The router of the first MoE layer; all have the same options.
 
     Raises:
         OptionError: the model is not sparse.
     """
-    blocks = getattr(model, "moe_blocks", {})
-    if not blocks:
+    if not is_sparse(model):
         raise OptionError("model", f"{type(model).__name__} is not an EvoMoE model, so it has no routers.")
-    return next(iter(blocks.values())).router
+    return next(iter(model.moe_blocks.values())).router

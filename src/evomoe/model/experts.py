@@ -4,6 +4,7 @@ T tokens, D hidden, E experts, K experts per token, F FFN width, S = T * K slots
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,7 @@ class Experts(nn.ModuleList):
             return False
         names = {name for name, _ in self[0].named_parameters()}
         gated = names == {"gate_proj.weight", "up_proj.weight", "down_proj.weight"} and hasattr(self[0], "act_fn")
-        return gated and all(size % 8 == 0 for size in self[0].gate_proj.weight.shape)
+        return gated and all(size % 8 == 0 for size in self._map("gate_proj")[0].shape)
 
     def _run_grouped_mm(self, x_TD: Tensor, token_of_S: Tensor, count_E: Tensor) -> Tensor:
         if not self.can_group():
@@ -122,7 +123,8 @@ class Experts(nn.ModuleList):
         x_SD = torch.where(has_expert_S1, x_TD[token_of_S], 0)
         gate_EFD, up_EFD, down_EDF = (self._stacked(name) for name in _MAPS)
         gate_SF, up_SF = (F.grouped_mm(x_SD, map_EFD.mT, offs=ends_E) for map_EFD in (gate_EFD, up_EFD))
-        y_SD = F.grouped_mm(self[0].act_fn(gate_SF) * up_SF, down_EDF.mT, offs=ends_E)
+        activation: Any = self[0].act_fn  # a module or a function
+        y_SD = F.grouped_mm(activation(gate_SF) * up_SF, down_EDF.mT, offs=ends_E)
         return torch.where(has_expert_S1, y_SD, 0)
 
     def pack(self) -> None:

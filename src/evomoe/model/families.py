@@ -24,7 +24,7 @@ class AnyEvoMoEConfig(EvoMoEConfig):
     """What ``AutoConfig`` finds for a saved EvoMoE model: hands over to the class of its family."""
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         base = (config_dict.get("evomoe") or {}).get("base_model_type")
         if base is None:
             raise ValueError("config.json has model_type 'evomoe' but no 'evomoe' part with a 'base_model_type'.")

@@ -42,9 +42,9 @@ processor = AutoProcessor.from_pretrained("<this repository or folder>")
 def set_remote_code(config: PreTrainedConfig, wanted: bool) -> None:
     """Lets a configuration point to the module that imports evomoe, or not."""
     if wanted:
-        config.auto_map = dict(_AUTO_MAP)
-    elif hasattr(config, "auto_map"):
-        del config.auto_map
+        config.update({"auto_map": dict(_AUTO_MAP)})
+    else:
+        vars(config).pop("auto_map", None)
 
 
 def has_remote_code(config: PreTrainedConfig) -> bool:

@@ -14,9 +14,11 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.configuration import MoEConfig
 from evomoe.model.families import sparse_config
+from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import check_convertible
 from evomoe.support import hf
 from evomoe.support.names import not_on_hub, refuse_missing
+from evomoe.support.processor import Processor
 
 
 def auto_model(config: PreTrainedConfig) -> type:
@@ -83,7 +85,7 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
         return auto_model(config).from_config(config)
 
 
-def empty_models(dense: PreTrainedConfig, placement: str | Sequence[int], **moe: Any) -> tuple[PreTrainedModel, PreTrainedModel]:
+def empty_models(dense: PreTrainedConfig, placement: str | Sequence[int], **moe: Any) -> tuple[PreTrainedModel, SparseModel]:
     """A dense configuration's model and the sparse model that it would become, both without weights.
 
     Args:
@@ -97,10 +99,12 @@ def empty_models(dense: PreTrainedConfig, placement: str | Sequence[int], **moe:
     """
     model = empty_model(dense)
     check_convertible(model)
-    return model, empty_model(sparse_config(dense, MoEConfig.for_model(dense, placement, **moe)))
+    sparse = empty_model(sparse_config(dense, MoEConfig.for_model(dense, placement, **moe)))
+    assert is_sparse(sparse)
+    return model, sparse
 
 
-def load_processor(source: str | Path, trust_remote_code: bool = False):
+def load_processor(source: str | Path, trust_remote_code: bool = False) -> Processor:
     """Loads the processor; for a text-only model its tokenizer.
 
     Raises:
@@ -118,7 +122,9 @@ def load_processor(source: str | Path, trust_remote_code: bool = False):
     except (OSError, ValueError) as error:
         if not takes_pictures(load_config(source, trust_remote_code)):  # its tokenizer may once have been a processor's
             with contextlib.suppress(OSError, ValueError):
-                return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+                if tokenizer is not None:
+                    return tokenizer
         raise ValueError(
             f"{source} has no processor that transformers can load ({error}). Save the model's processor into the same folder."
         ) from error

@@ -6,10 +6,11 @@ Implements: Eq. 9, Eq. 10, Eq. 11.
 import inspect
 import logging
 import re
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import make_dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class EvoMoEMixin(Saved):
     config: EvoMoEConfig
 
     def __init__(self, config: EvoMoEConfig, *args, **kwargs) -> None:
-        super().__init__(config, *args, **kwargs)  # pyrefly: ignore[bad-argument-count]
+        super().__init__(config, *args, **kwargs)
         moe, layers, hidden_size = config.moe, decoder_layers(self), text_config(config).hidden_size
         for index in moe.moe_layers:
             if moe.attached:
@@ -94,7 +95,7 @@ class EvoMoEMixin(Saved):
                 raise ValueError(mismatch) from error
             raise
         added: dict[str, Any] = {}
-        if coefficients:
+        if coefficients and labels is not None:
             aux_losses = self.aux_losses(forward_pass)
             weight = _share_of_batch(labels, kwargs.get("num_items_in_batch"))
             added["loss"] = out["loss"] + weight * sum(coefficients[name] * loss for name, loss in aux_losses.items())
@@ -120,27 +121,21 @@ class EvoMoEMixin(Saved):
             for name in moe.aux_losses
         }
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=None, **kwargs) -> None:
-        if gradient_checkpointing_func is not None:
-            if (
-                enable
-                and self.config.moe.aux_losses
-                and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant")
-            ):
-                # The reentrant kind runs layers without gradients first, so the auxiliary losses would not reach the router.
-                logger.warning("use_reentrant=True is taken as False: auxiliary losses need it, and the gradients are the same.")
-                gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False)
-            kwargs["gradient_checkpointing_func"] = checkpoint_with_pass(gradient_checkpointing_func)
-        super()._set_gradient_checkpointing(enable, **kwargs)
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, *args: Any, **kwargs: Any
+    ) -> None:
+        if gradient_checkpointing_func is None:
+            super()._set_gradient_checkpointing(enable, **kwargs)
+            return
+        if enable and self.config.moe.aux_losses and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            # The reentrant kind runs layers without gradients first, so the auxiliary losses would not reach the router.
+            logger.warning("use_reentrant=True is taken as False: auxiliary losses need it, and the gradients are the same.")
+            gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False)
+        super()._set_gradient_checkpointing(enable, checkpoint_with_pass(gradient_checkpointing_func), *args, **kwargs)
 
 
-if TYPE_CHECKING:
-
-    class SparseModel(EvoMoEMixin, PreTrainedModel):
-        """A model of any family with MoE layers, as type checkers see it."""
-
-else:
-    SparseModel = EvoMoEMixin
+SparseModel: TypeAlias = EvoMoEMixin
+"""A model of any family with MoE layers."""
 
 
 def is_sparse(model: nn.Module) -> TypeGuard[SparseModel]:
@@ -183,7 +178,7 @@ def output_class(base: type) -> type:
 
 
 @cache
-def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def model_class(base: type[PreTrainedModel]) -> type[SparseModel]:
     """``EvoMoE<Base>``: the sparse model class of a dense one."""
 
     def forward(self, *args, **kwargs):
@@ -196,7 +191,7 @@ def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     merged["self"] = own["self"]
     merged["input_ids"] = own["input_ids"]
     order = [merged.pop("self"), merged.pop("input_ids"), *merged.values(), own["kwargs"]]
-    forward.__signature__ = inspect.Signature(order)
+    vars(forward)["__signature__"] = inspect.Signature(order)
     forward.__doc__ = EvoMoEMixin.forward.__doc__
     members = {
         hf.KEEP_IN_FLOAT32: {

@@ -29,7 +29,7 @@ def text_config(config):
     return config.get_text_config(decoder=True)
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers: the shallowest module list with as many entries as the text config has layers."""
     num_layers = text_config(model.config).num_hidden_layers
     for _, module in _breadth_first(model.get_decoder()):
@@ -103,7 +103,7 @@ def _ffn_width(module: nn.Module, hidden_size: int) -> int:
     return outward[-1].in_features if is_ffn else 0
 
 
-def ffn_names(model: nn.Module) -> list[str]:
+def ffn_names(model: PreTrainedModel) -> list[str]:
     """The attribute name of the FFN of every decoder layer of a dense model, in order."""
     hidden_size = text_config(model.config).hidden_size
     return [find_ffn(layer, hidden_size) for layer in decoder_layers(model)]
@@ -140,7 +140,7 @@ def image_token_ids(config) -> tuple[int, ...]:
     return tuple(i for i in ids if i is not None)
 
 
-def part_of(model: nn.Module) -> dict[str, Part]:
+def part_of(model: PreTrainedModel) -> dict[str, Part]:
     """Tells for every parameter name whether it belongs to the language model, the projector or the vision tower.
 
     Language model: decoder, its embeddings and the output head. Of the rest, what a name such as ``multi_modal_projector``,

@@ -94,7 +94,8 @@ class ZeroComputationOptions(RouterOptions):
 
     def kinds(self) -> list[SlotKind]:
         """The kind of each virtual expert, in order."""
-        return ["zero"] * self.zero + ["identity"] * self.identity + ["constant"] * self.constant
+        counts: dict[SlotKind, int] = {"zero": self.zero, "identity": self.identity, "constant": self.constant}
+        return [kind for kind, count in counts.items() for _ in range(count)]
 
     def check(self, num_experts: int) -> None:
         for name in ("zero", "identity", "constant"):

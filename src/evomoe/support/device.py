@@ -1,8 +1,12 @@
 """Which device computes: one answer for training, evaluation, analysis, demo and benchmarks."""
 
 import platform
+from typing import TypeVar
 
 import torch
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def best_device() -> torch.device:
@@ -18,6 +22,11 @@ def prepare(device: torch.device) -> None:
     """Lets a CPU take tiny numbers for zero: without that, steps become several times slower as weights settle."""
     if device.type == "cpu":
         torch.set_flush_denormal(True)
+
+
+def moved(model: Model, device: torch.device, dtype: torch.dtype | None = None) -> Model:
+    """``model.to(device, dtype)``, which type checkers misread of transformers' models: their method is wrapped."""
+    return model.to(device, dtype)
 
 
 def device_name(device: torch.device | None = None) -> str:

@@ -63,6 +63,6 @@ def drop_output_capturing(model: "nn.Module") -> None:
                 del hooks[key]
 
 
-def image_token_counts(processor: Any, sizes: list[list[int]]) -> Any:
+def image_token_counts(processor: object, sizes: list[list[int]]) -> Any:
     """How many image tokens a processor makes of pictures of these sizes, (height, width) each."""
     return getattr(processor, "_get_num_multimodal_tokens")(image_sizes=sizes)  # noqa: B009

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
@@ -21,6 +20,7 @@ from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import Resume, RunFolder
 from evomoe.support.errors import OptionError, foreign, within
 from evomoe.support.needs import needs_of
+from evomoe.support.processor import Processor
 from evomoe.training.arguments import training_arguments
 from evomoe.training.evolution import check_rule
 from evomoe.training.trainable import set_trainable
@@ -39,7 +39,7 @@ class CheckedRun:
     recipe: Recipe
     dense: PreTrainedModel
     sparse: PreTrainedModel
-    processor: Any
+    processor: Processor
 
     @property
     def folder(self) -> RunFolder:
@@ -101,7 +101,7 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
     return CheckedRun(recipe, dense, sparse, processor)
 
 
-def load_data(recipe: Recipe, processor: Any, keep: bool = False) -> dict[int, ConversationDataset]:
+def load_data(recipe: Recipe, processor: Processor, keep: bool = False) -> dict[int, ConversationDataset]:
     """The data of each stage, every record checked but for its pictures' pixels; what stages share is read and checked once.
 
     Args:

@@ -44,10 +44,9 @@ class Importance(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.inner.weight, std=self.inner.weight.shape[1] ** -0.5)
-        nn.init.zeros_(self.inner.bias)
-        nn.init.zeros_(self.outer.weight)
-        nn.init.zeros_(self.outer.bias)
+        self.inner.draw(std=self.inner.weight.shape[1] ** -0.5)
+        for parameter in self.outer.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         x_TD = x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + 1e-6)
@@ -100,11 +99,10 @@ def choose_capped(logits_TN: Tensor, num_real: int, slots_T: Tensor, cap_T: Tens
     return index_TK.masked_fill(~is_slot_TK, logits_TN.shape[1])
 
 
-class AnyExpertsRouter(VirtualRouter):
+class AnyExpertsRouter(VirtualRouter[AnyExpertsOptions]):
     """A variable number of experts for every token. ``num_experts_per_tok`` is how many real ones they are to have on average."""
 
     Options = AnyExpertsOptions
-    options: AnyExpertsOptions
     gives = ("importance_T", "input_scale_T1", "excess")
     adjustable = ("k_min", "k_max", "span", "budget", "rho", "min_real", "cap_scope", "alpha_f", "lam", "over", "output_scale")
     float32 = ("bias.value_N",)

@@ -48,10 +48,9 @@ class HyperNetwork(nn.Module):
     def reset_parameters(self) -> None:
         """Scales chosen so that a is about 1 and each of Eq. 7's intermediate values is about 1."""
         D, H, R = self.embed.weight.shape[1], self.width, self.rank
-        nn.init.normal_(self.embed.weight, std=D**-0.5)
-        nn.init.zeros_(self.embed.bias)
-        nn.init.normal_(self.down.weight, std=(D * (H + 1)) ** -0.5)
-        nn.init.normal_(self.up.weight, std=(R * (H + 1)) ** -0.5)
+        self.embed.draw(std=D**-0.5)
+        self.down.draw(std=(D * (H + 1)) ** -0.5)
+        self.up.draw(std=(R * (H + 1)) ** -0.5)
 
     def forward(self, z_TD: Tensor, inverse_rms_T1: Tensor, phi_ED: Tensor, rows_N: Tensor | None = None) -> Tensor:
         """phi(e) without phi's bias, for all tokens (T, E) or for those that ``rows_N`` names (N, E).
@@ -78,18 +77,18 @@ class FinalRouter(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         self.bias = nn.Parameter(torch.empty(num_experts))
-        nn.Linear.reset_parameters(self)  # pyrefly: ignore[bad-argument-type]
+        # pyrefly: ignore[bad-argument-type]: as in Float32Linear
+        nn.Linear.reset_parameters(self)
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Weight (E, D) and bias (E,), in float32."""
         return self.weight.float(), self.bias.float()
 
 
-class DynamicTokenAwareRouter(Router):
+class DynamicTokenAwareRouter(Router[DTROptions]):
     """Two hypernetworks, one for image and one for text tokens, and a final router phi that they share."""
 
     Options = DTROptions
-    options: DTROptions
 
     def __init__(self, hidden_size: int, num_experts: int, **options: Any) -> None:
         super().__init__(hidden_size, num_experts, **options)

@@ -15,11 +15,10 @@ from evomoe.recipe.router_options import FixedOptions
 from evomoe.support.errors import OptionError
 
 
-class FixedRouter(Router):
+class FixedRouter(Router[FixedOptions]):
     """Sends every token to ``expert`` with probability 1. It has no parameters."""
 
     Options = FixedOptions
-    options: FixedOptions
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         # The lowest finite float32 instead of -inf: its softmax is exactly 0 as well, and products with 0 stay finite.

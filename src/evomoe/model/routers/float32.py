@@ -34,7 +34,14 @@ class Float32Linear(nn.Module):
         self.transposed = transposed
         self.weight = nn.Parameter(torch.empty((in_features, out_features) if transposed else (out_features, in_features)))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-        nn.Linear.reset_parameters(self)  # pyrefly: ignore[bad-argument-type]
+        # pyrefly: ignore[bad-argument-type]: it reads weight and bias alone, and seeds give other routers without this draw
+        nn.Linear.reset_parameters(self)
+
+    def draw(self, std: float) -> None:
+        """Draws fresh weights; the bias starts at zero."""
+        nn.init.normal_(self.weight, std=std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x_TI: Tensor, rows_N: Tensor | None = None, scale_T1: Tensor | None = None) -> Tensor:
         """(x W^T) scale + b, (T, P), for all tokens; or for those whose indices ``rows_N`` holds, with a scale for these."""
@@ -57,7 +64,8 @@ class LinearOfRows(torch.autograd.Function):
         return x_TI[rows_N] @ weight_PI.T
 
     @staticmethod
-    def backward(ctx, gradient_NP: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        (gradient_NP,) = gradients
         x_TI, rows_N, weight_PI = ctx.saved_tensors
         x_gradient = weight_gradient = None
         if ctx.needs_input_grad[0]:

@@ -5,14 +5,14 @@ Implements: Table 4 (a), Figure 4 (a).
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from evomoe.model.modality import Modality
 from evomoe.model.routers.float32 import Float32Linear
-from evomoe.model.routers.router import Router
+from evomoe.model.routers.router import OwnOptions, Router
 
 
-class LinearRouter(Router):
+class LinearRouter(Router[OwnOptions]):
     """One linear map for image and text tokens alike: logits = W z."""
 
     def __init__(self, hidden_size: int, num_experts: int, **options: Any) -> None:
@@ -21,7 +21,7 @@ class LinearRouter(Router):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.gate.weight, std=0.02)
+        self.gate.draw(std=0.02)
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         return self.gate(x_TD)

@@ -7,7 +7,7 @@ T tokens, D hidden, E experts, K experts per token.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from evomoe.model.routing import GATES, Routing
 from evomoe.recipe.router_options import RouterOptions, SlotKind
 from evomoe.recipe.row_options import read_options
 from evomoe.support.errors import OptionError, within
+
+OwnOptions = TypeVar("OwnOptions", bound=RouterOptions)
+"""A router's own options."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Budgets:
     most: float
 
 
-class Router(nn.Module):
+class Router(nn.Module, Generic[OwnOptions]):
     """Base class. A subclass defines ``forward``; it may override any step of ``route``: score, hide, probabilities, choose, weigh.
 
     Args:
@@ -58,7 +61,7 @@ class Router(nn.Module):
         options: fields of ``Options``.
 
     Attributes:
-        Options: the dataclass of its options.
+        Options: the dataclass of its options, the one that the class is written with: ``Router[DTROptions]``.
         gives: the fields of a ``Routing`` that it fills in beyond the first four.
         adjustable: options that may change after training, for they change no weight's shape.
         float32: names of its buffers that stay in float32 whatever the model's precision.
@@ -75,7 +78,7 @@ class Router(nn.Module):
     def __init__(self, hidden_size: int, num_experts: int, **options: Any) -> None:
         super().__init__()
         self.hidden_size, self.num_experts = hidden_size, num_experts
-        self.options: Any = self.read(options, num_experts)
+        self.options = cast(OwnOptions, self.read(options, num_experts))
 
     @classmethod
     def read(cls, values: Mapping[str, Any], num_experts: int, name: str = "") -> RouterOptions:
@@ -115,7 +118,7 @@ class Router(nn.Module):
         """The scores of every expert, and what else the router makes of the tokens."""
         return Scores(self(x_TD, modality))
 
-    def hide(self, logits_TE: Tensor, dropout: float, top_k: int) -> Tensor:
+    def hide(self, logits_TE: Tensor, /, dropout: float, top_k: int) -> Tensor:
         """Expert dropout: in training, the logits of each hidden expert are -inf."""
         if dropout == 0 or not self.training:
             return logits_TE
@@ -127,11 +130,11 @@ class Router(nn.Module):
         """How many experts dropout must leave a token."""
         return top_k
 
-    def probabilities(self, logits_TE: Tensor) -> Tensor:
+    def probabilities(self, logits_TE: Tensor, /) -> Tensor:
         """Probabilities (T, E) of logits."""
         return logits_TE.softmax(-1)
 
-    def choose(self, scores: Scores, probs_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    def choose(self, scores: Scores, probs_TE: Tensor, /, top_k: int) -> tuple[Tensor, Tensor]:
         """The chosen experts (T, K), best first, and their probabilities (T, K), 0 where a slot has no expert."""
         chosen_TK, index_TK = probs_TE.topk(top_k, dim=-1)
         return index_TK, chosen_TK
@@ -175,7 +178,7 @@ class Router(nn.Module):
         return {}
 
 
-class VirtualRouter(Router):
+class VirtualRouter(Router[OwnOptions]):
     """Base class of a router that has virtual experts and scores them beside the real ones by one linear map, ``gate``."""
 
     def __init__(self, hidden_size: int, num_experts: int, **options: Any) -> None:
@@ -189,7 +192,7 @@ class VirtualRouter(Router):
         raise NotImplementedError(f"{type(self).__name__} must define virtual_kinds().")
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.gate.weight, std=0.02)
+        self.gate.draw(std=0.02)
 
     @property
     def virtual_experts(self) -> VirtualExperts:

@@ -18,7 +18,7 @@ from evomoe.recipe.router_options import RouterOptions, ShuffledOptions
 from evomoe.support.errors import OptionError
 
 
-class ShuffledRouter(Router):
+class ShuffledRouter(Router[ShuffledOptions]):
     """Wraps another router and hands its logits to the experts in a permuted order, in evaluation mode only.
 
     Args:
@@ -26,7 +26,6 @@ class ShuffledRouter(Router):
     """
 
     Options = ShuffledOptions
-    options: ShuffledOptions
 
     def __init__(self, hidden_size: int, num_experts: int, inner: str | Router = "dtr", **options: Any) -> None:
         if isinstance(inner, str):

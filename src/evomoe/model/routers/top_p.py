@@ -16,14 +16,13 @@ from evomoe.support.errors import OptionError
 from evomoe.support.needs import needs_of
 
 
-class TopPRouter(LinearRouter):
+class TopPRouter(LinearRouter[TopPOptions]):
     """The smallest set of experts that hold ``p`` of the probability together, at most ``most`` of them.
 
     ``num_experts_per_tok`` is how many they are expected to be, for the count of activated parameters.
     """
 
     Options = TopPOptions
-    options: TopPOptions
 
     def check(self, top_k: int, gate: str) -> None:
         if needs_of(GATES[gate]):

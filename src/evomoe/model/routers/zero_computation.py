@@ -10,7 +10,7 @@ from evomoe.model.routers.router import VirtualRouter
 from evomoe.recipe.router_options import SlotKind, ZeroComputationOptions
 
 
-class ZeroComputationRouter(VirtualRouter):
+class ZeroComputationRouter(VirtualRouter[ZeroComputationOptions]):
     """One linear map that scores real and virtual experts alike; the top k of all are chosen.
 
     MoE++'s own constants are mixed with the token by a learned gate, and its routers pass scores from layer to layer: here
@@ -18,7 +18,6 @@ class ZeroComputationRouter(VirtualRouter):
     """
 
     Options = ZeroComputationOptions
-    options: ZeroComputationOptions
 
     def virtual_kinds(self) -> list[SlotKind]:
         return self.options.kinds()

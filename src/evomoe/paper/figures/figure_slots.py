@@ -22,6 +22,7 @@ from evomoe.model.structure import image_token_ids
 from evomoe.paper.figures.drawing import write_figure
 from evomoe.paper.figures.figure_options import FigureOptions
 from evomoe.support.errors import OptionError
+from evomoe.support.processor import Processor, tokenizer_of
 
 MOST = 6
 """Questions that a picture has room for."""
@@ -51,7 +52,7 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
             source, shown = _records(checkpoint, configs[name], model, options)
         else:
             source, shown = _questions(processor, model, options)
-        decode = getattr(processor, "tokenizer", processor).decode
+        decode = tokenizer_of(processor).decode
         named[name] = []
         for inputs, picture in shown:
             height, width = inputs["image_grid_thw"][0, 1:].tolist() if "image_grid_thw" in inputs else (1, 1)
@@ -75,7 +76,7 @@ def _records(checkpoint: str, config: EvoMoEConfig, model: PreTrainedModel, opti
     return probe.name, shown
 
 
-def _questions(processor: Any, model: PreTrainedModel, options: FigureOptions) -> tuple[str, list[Shown]]:
+def _questions(processor: Processor, model: PreTrainedModel, options: FigureOptions) -> tuple[str, list[Shown]]:
     """As many questions of each benchmark as there is room for, drawn at random but always the same."""
     share = max(1, MOST // len(options.benchmarks))
     evaluation = replace(options.evaluation(), batch_size=1, limit=share)

@@ -1,0 +1,54 @@
+"""What a processor and a tokenizer of transformers are to this library."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, Protocol
+
+
+class Processor(Protocol):
+    """Makes a model's inputs of texts and pictures, and text of token ids: a processor, or for a text-only model its tokenizer.
+
+    A processor of pictures also has ``tokenizer``, ``image_processor`` and ``image_token``, which a tokenizer has not.
+    """
+
+    chat_template: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Called with ``text`` and, for a model that takes pictures, ``images``: the inputs by name, with more that processors add."""
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """A conversation as one text."""
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """The texts of rows of token ids."""
+
+    def save_pretrained(self, save_directory: str | PathLike[str], /) -> Any:
+        """Writes it into a folder."""
+
+
+class Tokenizer(Processor, Protocol):
+    """A tokenizer; labels need a fast one."""
+
+    is_fast: bool
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    all_special_ids: Sequence[int]
+    added_tokens_decoder: Mapping[int, Any]
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        """The text of token ids."""
+
+    def convert_tokens_to_ids(self, tokens: str, /) -> int:
+        """The id of a token."""
+
+    def convert_ids_to_tokens(self, ids: int, /) -> str:
+        """The token of an id."""
+
+
+def tokenizer_of(processor: Processor) -> Tokenizer:
+    """A processor's tokenizer; a tokenizer is its own."""
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
+    return tokenizer
