@@ -21,8 +21,8 @@ def test_the_shipped_model_is_small_and_knows_its_parts():
 
 @pytest.mark.slow
 def test_the_recipe_runs_from_end_to_end(tmp_path, monkeypatch):
-    short = replace(make_dense_vlm.Recipe(), tower_steps=4, stage1_steps=4, stage1_absence_steps=4, negated_steps=4)
-    monkeypatch.setattr(make_dense_vlm, "Recipe", lambda: short)
+    short = replace(make_dense_vlm.DenseRecipe(), tower_steps=4, stage1_steps=4, stage1_absence_steps=4, negated_steps=4)
+    monkeypatch.setattr(make_dense_vlm, "DenseRecipe", lambda: short)
     monkeypatch.setattr(sys, "argv", ["make_dense_vlm", "--output", str(tmp_path / "vlm")])
     make_dense_vlm.main()
     AutoModelForImageTextToText.from_pretrained(tmp_path / "vlm")

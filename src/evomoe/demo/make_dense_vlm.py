@@ -66,7 +66,7 @@ are the validation split, by which the recipe was chosen. Other questions are be
 
 
 @dataclass(frozen=True)
-class Recipe(Architecture):
+class DenseRecipe(Architecture):
     """Every number that shapes the model or its training; steps are the optimiser's."""
 
     validation_pictures: int = 200
@@ -150,7 +150,7 @@ def draw(examples: Sequence[easy_vqa.Question], size: int) -> list[easy_vqa.Ques
 
 
 def train_vision_tower(
-    pictures: Pictures, captions: Sequence[easy_vqa.Question], recipe: Recipe
+    pictures: Pictures, captions: Sequence[easy_vqa.Question], recipe: DenseRecipe
 ) -> tuple[transformers.SiglipVisionModel, float]:
     """Trains a SigLIP tower to give both words of each caption by linear heads on its mean feature; returns it and seconds."""
     tower = build_tower(recipe)
@@ -194,7 +194,7 @@ def warm_up(
     processor: transformers.LlavaProcessor,
     pictures: Pictures,
     lessons: Sequence[tuple[Sequence[easy_vqa.Question], int]],
-    recipe: Recipe,
+    recipe: DenseRecipe,
 ) -> float:
     """Stage I: trains all but the tower on each lesson's examples for its number of steps; returns the seconds taken."""
     model.model.vision_tower.requires_grad_(False)
@@ -210,7 +210,7 @@ def warm_up(
     return optimise("Stage I", trained, losses(), steps, recipe.stage1_learning_rate)
 
 
-def render_card(model: nn.Module, recipe: Recipe, run: dict[str, object], scores: dict[str, Result]) -> str:
+def render_card(model: nn.Module, recipe: DenseRecipe, run: dict[str, object], scores: dict[str, Result]) -> str:
     """The model card. ``run`` maps facts about this run, such as seconds, to their values; ``scores`` is by split."""
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.model.named_children()}
     count["all"] = sum(count.values())  # the output layer is tied to the decoder's embedding
@@ -234,7 +234,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)  # the order of sums, and so the weights, depend on the number of threads
     prepare(torch.device("cpu"))
-    recipe = Recipe()
+    recipe = DenseRecipe()
     with new_folder(arguments.output) as folder:
         asked = easy_vqa.questions("train")
         told = easy_vqa.captions(easy_vqa.questions("train"))

@@ -54,6 +54,11 @@ class EvoMoEMixin(Saved):
         """The MoE layers by decoder layer index, in order."""
         return {module.layer: module for module in self.modules() if isinstance(module, EvoMoEBlock)}
 
+    def pack_experts(self) -> None:
+        """Lets frozen experts run as one grouped product, where they can; call it once the model is on its device."""
+        for block in self.moe_blocks.values():
+            block.experts.pack()
+
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -14,6 +14,10 @@ from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import best_device
 
 
+SCHEDULE = "cosine"
+"""How the learning rate falls, unless the user says otherwise."""
+
+
 def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
     """The user's TrainingArguments for a stage.
 
@@ -48,7 +52,7 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
         "max_steps": options.steps or -1,
         "per_device_train_batch_size": options.batch_size,
         "gradient_accumulation_steps": options.accumulation,
-        "lr_scheduler_type": "cosine",
+        "lr_scheduler_type": SCHEDULE,
         "warmup_steps": int(0.03 * steps),
         "weight_decay": 0.0,
         "logging_steps": max(1, steps // 50),

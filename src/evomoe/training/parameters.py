@@ -28,8 +28,8 @@ def describe_parameters(
     """Tables of parameters: of every part before and after conversion, per token, and in each stage of the default recipe.
 
     Args:
-        source: folder, hub name or config.json. A dense model is counted as it is and as what it would become; an EvoMoE as
-            it is and as what it was made from.
+        source: folder, hub name or config.json. A dense model is counted, and the sparse model that it would become. Of an
+            EvoMoE, the sparse model is counted, and the dense model that it was made from.
         options: the mixture that a dense model would become (default: the paper's).
         placement: which of its decoder layers, as on the command line.
         trust_remote_code: run code from the model's repository.

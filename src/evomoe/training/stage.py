@@ -11,6 +11,7 @@ from transformers.trainer_utils import set_seed
 
 from evomoe.data.conversations import Collator, ConversationDataset
 from evomoe.model.hub import CARD
+from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import prepare
@@ -69,6 +70,8 @@ def train(
         label=folder.label,
         **trainer_fields,
     )
+    if is_sparse(model):  # which the trainer has put on its device
+        model.pack_experts()
     checkpoint = folder.last_checkpoint()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if finish:

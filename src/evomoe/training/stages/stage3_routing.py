@@ -18,7 +18,7 @@ from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.text import markdown_table
-from evomoe.training.arguments import trainer_options
+from evomoe.training.arguments import SCHEDULE, trainer_options
 from evomoe.training.checked_run import CheckedRun
 from evomoe.training.collapse import check_experts_differ, check_not_collapsed
 from evomoe.training.stage import train
@@ -47,7 +47,7 @@ def _assemble(run: CheckedRun, source: Path | str) -> SparseModel:
         experts = Path(init_options.setdefault(option, str(run.folder.stage(2).experts)))
         report = StageFolder(experts.parent).diversity  # as Stage II leaves it beside them
         if report.is_file() and not recipe.allow_collapsed_experts:
-            schedule = trainer_options(recipe, 2).get("lr_scheduler_type", "cosine") if 2 in recipe.stages else "falling"
+            schedule = trainer_options(recipe, 2).get("lr_scheduler_type", SCHEDULE) if 2 in recipe.stages else "falling"
             check_not_collapsed(json.loads(report.read_text()), schedule)
     return upcycle(
         run.load(source),
