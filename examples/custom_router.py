@@ -38,11 +38,10 @@ class CosineOptions(RouterOptions):
             raise OptionError("scale", f"{self.scale:g} must be positive.")
 
 
-class CosineRouter(Router):
+class CosineRouter(Router[CosineOptions]):
     """logits = scale of the modality * cosine of the token and a learned direction per expert."""
 
     Options = CosineOptions
-    options: CosineOptions
 
     def __init__(self, hidden_size: int, num_experts: int, **options) -> None:
         super().__init__(hidden_size, num_experts, **options)

@@ -46,6 +46,17 @@ def test_an_intervention_is_what_its_part_is(intervention, by_hand):
         assert torch.equal(logits(model), own)
 
 
+def test_a_dense_model_answers_as_it_is_and_has_no_routers_to_change():
+    dense = make_llava().eval()
+    with applied(dense, Intervention()) as same:
+        assert same is dense
+    with (
+        pytest.raises(OptionError, match="LlavaForConditionalGeneration is not an EvoMoE model"),
+        applied(dense, Intervention(expert=0)),
+    ):
+        pass
+
+
 def test_a_number_of_experts_is_set_for_the_block_alone():
     model = sparse(router="linear", expert_init="noise", init_options={"std": 0.5}, num_experts_per_tok=1, gate="normalised")
     own, written = logits(model), model.config.evomoe

@@ -139,6 +139,7 @@ def test_a_text_only_folder_can_have_remote_code_and_a_dense_model_s_own_is_drop
 
 def test_only_the_main_process_writes_the_remote_module(tmp_path):
     upcycle(make_llava()).save_pretrained(tmp_path, remote_code=True, is_main_process=False)
+    upcycle(make_llava()).save_pretrained(tmp_path, False, remote_code=True)  # where transformers' own has it
     assert not list(tmp_path.glob("*.py"))
 
 

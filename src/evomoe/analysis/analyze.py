@@ -6,7 +6,6 @@ from datetime import date
 from typing import Any
 
 import torch
-from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.evaluation_mode import language_loss
 from evomoe.analysis.image_swap import changed_by_pictures
@@ -23,9 +22,10 @@ from evomoe.data.conversations import ConversationDataset
 from evomoe.data.records import load_records
 from evomoe.model.configuration import EvoMoEConfig
 from evomoe.model.loading import load_config, load_model, load_processor, takes_pictures
+from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import image_token_ids
 from evomoe.recipe.run_folder import results_folder, stage1_model
-from evomoe.support.device import best_device
+from evomoe.support.device import best_device, moved
 from evomoe.support.errors import OptionError
 from evomoe.support.files import write_text
 from evomoe.support.names import check_output_folder
@@ -79,7 +79,7 @@ def analyze(checkpoint: str, options: ProbeOptions, output: str | None = None, s
     )
 
 
-def measure(model: PreTrainedModel, probe: Probe) -> RoutingStatistics:
+def measure(model: SparseModel, probe: Probe) -> RoutingStatistics:
     """All numbers of ``evomoe.analysis.meanings`` but for the task vectors', which need the dense model of Stage I."""
     statistics = routing_statistics(model, probe.unlabelled(model))
     changed = changed_by_pictures(model, probe.swapped(model))
@@ -87,10 +87,10 @@ def measure(model: PreTrainedModel, probe: Probe) -> RoutingStatistics:
     return statistics.with_added(symmetry_gradient=symmetry_gradients(model, probe.batches(model)), **added)
 
 
-def measure_losses(model: PreTrainedModel, probe: Probe) -> dict[str, Any]:
+def measure_losses(model: SparseModel, probe: Probe) -> dict[str, Any]:
     """The language loss on the probe with the model's own routers, with each of eight shuffles, with each expert alone."""
 
-    def loss(model: PreTrainedModel) -> float:
+    def loss(model: SparseModel) -> float:
         return language_loss(model, probe.batches(model))
 
     own, shuffled = shuffle_test(model, loss)
@@ -160,13 +160,14 @@ def open_probe(checkpoint: str, config: EvoMoEConfig, options: ProbeOptions) -> 
     return probe
 
 
-def load_sparse(checkpoint: str, options: ProbeOptions) -> PreTrainedModel:
+def load_sparse(checkpoint: str, options: ProbeOptions) -> SparseModel:
     """The model, on the accelerator if there is one; nothing in it trains."""
-    model = load_model(checkpoint, options.dtype, options.trust_remote_code).requires_grad_(False)
-    return model.to(best_device())
+    model = moved(load_model(checkpoint, options.dtype, options.trust_remote_code).requires_grad_(False), best_device())
+    assert is_sparse(model)
+    return model
 
 
-def describe(model: PreTrainedModel) -> str:
+def describe(model: SparseModel) -> str:
     """What a sparse model is, in one line."""
     moe = model.config.moe
     return f"{type(model).__name__}, {moe.num_experts} experts ({moe.origin}), {moe.num_experts_per_tok} per token, router {moe.router}"

@@ -4,22 +4,21 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from transformers.modeling_utils import PreTrainedModel
-
 from evomoe.analysis.recording import RoutingRecording, record_routing
 from evomoe.model.budget import first_router, set_budget
+from evomoe.model.sparse_model import SparseModel
 from evomoe.recipe.row_options import RouterWarning
 from evomoe.support.errors import OptionError
 
 
-def real_experts_per_token(model: PreTrainedModel, run: Callable[[PreTrainedModel], Any]) -> float:
+def real_experts_per_token(model: SparseModel, run: Callable[[SparseModel], Any]) -> float:
     """Mean number of real experts of a token in an MoE layer, padding left out, over the passes that ``run`` makes."""
     with record_routing(model, max_tokens=1) as recording:
         run(model)
     return mean_real_experts(model, recording)
 
 
-def mean_real_experts(model: PreTrainedModel, recording: RoutingRecording) -> float:
+def mean_real_experts(model: SparseModel, recording: RoutingRecording) -> float:
     """Mean number of real experts of a token in an MoE layer, over the passes that were recorded."""
     E = model.config.moe.num_experts
     real = sum(int(counts_ME[:, :E].sum()) for counts_ME in recording.counts.values())
@@ -27,7 +26,7 @@ def mean_real_experts(model: PreTrainedModel, recording: RoutingRecording) -> fl
 
 
 def calibrate(
-    model: PreTrainedModel, real: float, run: Callable[[PreTrainedModel], Any], tolerance: float = 0.02, tries: int = 12
+    model: SparseModel, real: float, run: Callable[[SparseModel], Any], tolerance: float = 0.02, tries: int = 12
 ) -> float:
     """Sets the budget under which a token has ``real`` real experts on average, measured over the passes that ``run`` makes.
 

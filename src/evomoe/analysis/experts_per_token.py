@@ -4,14 +4,13 @@ T tokens, K slots per token, H x W patches.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.analysis.probe import Batch
+from evomoe.model.sparse_model import SparseModel
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class QuestionExperts:
 
 
 @torch.no_grad()
-def real_experts_by_token(model: PreTrainedModel, batch: Batch) -> Tensor:
+def real_experts_by_token(model: SparseModel, batch: Mapping[str, Tensor]) -> Tensor:
     """How many real experts each real token of a batch has, mean over the MoE layers: (T,) float32, in reading order."""
     records = model(**batch, output_router_logits=True).records.values()
     E = model.config.moe.num_experts

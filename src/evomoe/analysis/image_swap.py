@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.evaluation_mode import evaluation_mode
 from evomoe.analysis.rigidity import changed_tokens
 from evomoe.data.conversations import TOKEN_KEYS
+from evomoe.model.sparse_model import SparseModel
 
 Item = dict[str, Tensor]
 
@@ -42,7 +42,7 @@ def swap_pictures(items: Sequence[Item], image_tokens: Sequence[int]) -> list[tu
 
 @torch.inference_mode()
 def changed_by_pictures(
-    model: PreTrainedModel, pairs: Iterable[tuple[dict[str, Tensor], dict[str, Tensor]]]
+    model: SparseModel, pairs: Iterable[tuple[dict[str, Tensor], dict[str, Tensor]]]
 ) -> dict[str, dict[int, float]]:
     """The share of the tokens that go to other experts when only the picture is swapped, by modality and layer.
 

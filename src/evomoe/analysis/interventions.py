@@ -4,7 +4,7 @@ Implements: Table 3 (each expert alone), Table 10 (shuffles).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from evomoe.model.budget import first_router, moe_restored, set_experts_per_toke
 from evomoe.model.routers import Router
 from evomoe.model.routers.fixed import FixedRouter
 from evomoe.model.routers.shuffled import ShuffledRouter
+from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.support.errors import OptionError
 
 SHUFFLES = 8
@@ -26,7 +27,7 @@ Score = TypeVar("Score")
 
 
 @contextmanager
-def replaced_routers(model: PreTrainedModel, replace: Callable[[Router, int], Router]) -> Iterator[PreTrainedModel]:
+def replaced_routers(model: SparseModel, replace: Callable[[Router, int], Router]) -> Iterator[SparseModel]:
     """Within the block, every MoE layer uses ``replace(its router, layer index)``."""
     own = {layer: block.router for layer, block in model.moe_blocks.items()}
     try:
@@ -38,12 +39,12 @@ def replaced_routers(model: PreTrainedModel, replace: Callable[[Router, int], Ro
             block.router = own[layer]
 
 
-def only_expert(model: PreTrainedModel, expert: int):
+def only_expert(model: SparseModel, expert: int) -> AbstractContextManager[SparseModel]:
     """Within the block, every token of every MoE layer goes to one expert (0 is the paper's expert 1), with weight 1."""
     return replaced_routers(model, lambda router, layer: FixedRouter(router.hidden_size, router.num_experts, expert=expert))
 
 
-def shuffled_routers(model: PreTrainedModel, seed: int):
+def shuffled_routers(model: SparseModel, seed: int) -> AbstractContextManager[SparseModel]:
     """Within the block, and in evaluation mode, every MoE layer's logits reach the experts in a permuted order."""
     return replaced_routers(
         model, lambda router, layer: ShuffledRouter(router.hidden_size, router.num_experts, router, seed=seed * 1009 + layer)
@@ -51,7 +52,7 @@ def shuffled_routers(model: PreTrainedModel, seed: int):
 
 
 @contextmanager
-def shuffled_importance(model: PreTrainedModel, seed: int) -> Iterator[PreTrainedModel]:
+def shuffled_importance(model: SparseModel, seed: int) -> Iterator[SparseModel]:
     """Within the block, each router gives every token the importance of another token of the same pass, drawn at random.
 
     The mean number of experts is the same; if the scores are too, it does not matter which tokens get many.
@@ -77,16 +78,21 @@ def shuffled_importance(model: PreTrainedModel, seed: int) -> Iterator[PreTraine
 
 @contextmanager
 def applied(
-    model: PreTrainedModel, intervention: Intervention, run: Callable[[PreTrainedModel], Any] | None = None
+    model: PreTrainedModel, intervention: Intervention, run: Callable[[SparseModel], Any] | None = None
 ) -> Iterator[PreTrainedModel]:
-    """Within the block, the model's routers are as the intervention wants them.
+    """Within the block, the model's routers are as the intervention wants them; one that changes nothing suits a dense model, too.
 
     Args:
         run: what the number of experts per token is measured over, where routers have a budget; see ``calibrate``.
 
     Raises:
-        ValueError: the model's routers cannot be changed so, or have a budget and there is no ``run``.
+        ValueError: the model's routers cannot be changed so, or have a budget and there is no ``run``; or it has no routers.
     """
+    if not intervention.changes():
+        yield model
+        return
+    if not is_sparse(model):
+        raise OptionError("model", f"{type(model).__name__} is not an EvoMoE model, so it has no routers that could be changed.")
     with ExitStack() as stack:
         if intervention.experts_per_token is not None:
             stack.enter_context(moe_restored(model))
@@ -100,7 +106,7 @@ def applied(
         yield model
 
 
-def _ask_for_experts(model: PreTrainedModel, number: float, run: Callable[[PreTrainedModel], Any] | None) -> None:
+def _ask_for_experts(model: SparseModel, number: float, run: Callable[[SparseModel], Any] | None) -> None:
     """Of routers with a budget ``number`` is the mean that is measured, of others the number of slots."""
     if first_router(model).budgets(model.config.moe.num_experts_per_tok) is None:
         set_experts_per_token(model, number)
@@ -111,7 +117,7 @@ def _ask_for_experts(model: PreTrainedModel, number: float, run: Callable[[PreTr
 
 
 def shuffle_test(
-    model: PreTrainedModel, score: Callable[[PreTrainedModel], Score], shuffles: int = SHUFFLES
+    model: SparseModel, score: Callable[[SparseModel], Score], shuffles: int = SHUFFLES
 ) -> tuple[Score, list[Score]]:
     """Scores a sparse model with its own routers and with each of several shuffles of them.
 
@@ -132,7 +138,7 @@ def shuffle_test(
     return own, shuffled
 
 
-def each_alone(model: PreTrainedModel, score: Callable[[PreTrainedModel], Score]) -> list[Score]:
+def each_alone(model: SparseModel, score: Callable[[SparseModel], Score]) -> list[Score]:
     """Scores every expert of a sparse model alone, in order: all tokens of all MoE layers go to it."""
     scores = []
     for expert in range(model.config.moe.num_experts):

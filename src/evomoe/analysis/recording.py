@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.routing import LayerRecord
-from evomoe.model.sparse_model import EvoMoEMixin
+from evomoe.model.sparse_model import is_sparse
 
 MODALITIES = ("text", "image")
 
@@ -125,7 +125,7 @@ def _listening(model: PreTrainedModel, note: Callable[[Records], None]) -> Itera
 
     The one place that knows how a model shows its routing: another kind of sparse model needs another branch here.
     """
-    if not isinstance(model, EvoMoEMixin):
+    if not is_sparse(model):
         raise ValueError(
             f"{type(model).__name__} is not an EvoMoE model, so it has no routers to watch; `evomoe upcycle` makes one."
         )

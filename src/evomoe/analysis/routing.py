@@ -7,18 +7,16 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor
-from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis import balance, rigidity
 from evomoe.analysis.density import overlap
 from evomoe.analysis.evaluation_mode import evaluation_mode
 from evomoe.analysis.recording import MODALITIES, RoutingRecording, expert_names, record_routing
 from evomoe.analysis.uniformity import mean_of_pairs, output_cka, output_cosine
-from evomoe.model.block import EvoMoEBlock
+from evomoe.model.sparse_model import SparseModel
 
 PROBE_TOKENS = 2048
 """Tokens on which the experts' outputs are compared, and the most of each modality whose logits are kept."""
@@ -116,7 +114,7 @@ class RoutingStatistics:
 
 @torch.inference_mode()
 def routing_statistics(
-    model: PreTrainedModel, batches: Iterable[dict[str, Tensor]], max_tokens: int = PROBE_TOKENS, seed: int = 0
+    model: SparseModel, batches: Iterable[dict[str, Tensor]], max_tokens: int = PROBE_TOKENS, seed: int = 0
 ) -> RoutingStatistics:
     """Runs a sparse model on model inputs in evaluation mode, and returns the numbers of what it did.
 
@@ -136,7 +134,7 @@ def routing_statistics(
 
 
 @torch.inference_mode()
-def statistics_of(model: PreTrainedModel, recording: RoutingRecording) -> RoutingStatistics:
+def statistics_of(model: SparseModel, recording: RoutingRecording) -> RoutingStatistics:
     """The numbers of what was recorded, with the outputs of the model's experts on the sampled tokens.
 
     Raises:
@@ -160,7 +158,7 @@ def statistics_of(model: PreTrainedModel, recording: RoutingRecording) -> Routin
     )
 
 
-def _outputs(model: PreTrainedModel, layer: int, recording: RoutingRecording) -> list[Tensor]:
+def _outputs(model: SparseModel, layer: int, recording: RoutingRecording) -> list[Tensor]:
     """What each expert makes of the same sampled tokens, (N, D); the modalities have the shares that they have in the data."""
     seen = recording.counts[layer].sum(-1)
     share_M = (seen / seen.sum()).tolist()
@@ -169,5 +167,5 @@ def _outputs(model: PreTrainedModel, layer: int, recording: RoutingRecording) ->
         x_ND = sample.inputs[layer]
         parts.append(x_ND[: max(1, round(sample.size * share))])
     x_ND = torch.cat(parts)
-    experts = cast(dict[int, EvoMoEBlock], model.moe_blocks)[layer].experts
+    experts = model.moe_blocks[layer].experts
     return [experts[n](x_ND.to(next(iter(experts.weights(n).values())).device)) for n in range(len(experts))]

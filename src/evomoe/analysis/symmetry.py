@@ -7,24 +7,22 @@ T tokens, D hidden, E experts.
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import cast
 
 import torch
 from torch import Tensor
-from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.evaluation_mode import evaluation_mode, token_losses
 from evomoe.analysis.uniformity import effect_spread, symmetry_gradient
-from evomoe.model.block import EvoMoEBlock
+from evomoe.model.sparse_model import SparseModel
 
 
-def symmetry_gradients(model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> dict[int, float]:
+def symmetry_gradients(model: SparseModel, batches: Iterable[dict[str, Tensor]]) -> dict[int, float]:
     """``uniformity.symmetry_gradient`` of each MoE layer, by its index, over all tokens of some labelled batches.
 
     The model runs as it is, in evaluation mode, and is not changed; every expert, virtual ones too, sees every token once more.
     """
     sums: dict[int, Tensor] = {}
-    blocks = cast(dict[int, EvoMoEBlock], model.moe_blocks)
+    blocks = model.moe_blocks
     with evaluation_mode(model):
         for batch in batches:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -44,7 +42,7 @@ def symmetry_gradients(model: PreTrainedModel, batches: Iterable[dict[str, Tenso
 
 
 @contextmanager
-def _taps(model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
+def _taps(model: SparseModel) -> Iterator[dict[int, Tensor]]:
     """Within the block, each MoE layer adds zeros (T, D) to its experts' output; the loss's gradient there is read off them."""
     taps: dict[int, Tensor] = {}
 
@@ -56,6 +54,6 @@ def _taps(model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
         return add
 
     with ExitStack() as stack:
-        for layer, block in cast(dict[int, EvoMoEBlock], model.moe_blocks).items():
+        for layer, block in model.moe_blocks.items():
             stack.callback(block.experts.register_forward_hook(tap(layer)).remove)
         yield taps

@@ -3,17 +3,15 @@
 Implements: Section 1 (uniformity of weights).
 """
 
-from typing import cast
-
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.analysis.uniformity import mean_of_pairs, weight_cosine
-from evomoe.model.block import EvoMoEBlock
+from evomoe.model.sparse_model import SparseModel
 from evomoe.model.structure import decoder_layers, ffn_names
 from evomoe.support.errors import OptionError
 
 
-def task_vector_cosines(model: PreTrainedModel, dense: PreTrainedModel) -> dict[int, float]:
+def task_vector_cosines(model: SparseModel, dense: PreTrainedModel) -> dict[int, float]:
     """Mean cosine of two experts' task vectors, theta_n - theta of the dense FFN, by MoE layer; nan where no two have moved.
 
     Args:
@@ -25,7 +23,7 @@ def task_vector_cosines(model: PreTrainedModel, dense: PreTrainedModel) -> dict[
     """
     layers = decoder_layers(dense)
     names, cosines = ffn_names(dense), {}
-    for index, block in cast(dict[int, EvoMoEBlock], model.moe_blocks).items():
+    for index, block in model.moe_blocks.items():
         start = dict(layers[index].get_submodule(names[index]).named_parameters()) if index < len(layers) else {}
         experts = [block.experts.weights(number) for number in range(len(block.experts))]
         if any({n: p.shape for n, p in expert.items()} != {n: p.shape for n, p in start.items()} for expert in experts):

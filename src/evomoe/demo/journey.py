@@ -18,10 +18,11 @@ from evomoe.evaluation.generation import Prompts, ask, evaluate
 from evomoe.evaluation.reports import score_table
 from evomoe.model.accounting import count_parameters
 from evomoe.model.loading import load_model, load_processor
+from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import MoEOptions, StageOptions
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder
-from evomoe.support.device import best_device, prepare
+from evomoe.support.device import best_device, moved, prepare
 from evomoe.support.errors import OptionError
 from evomoe.support.files import write_text
 from evomoe.training.run import run
@@ -95,7 +96,8 @@ def _run(recipe: Recipe, label: str = "") -> Path:
 def _measure(folder: Path, sparse_folder: Path, control_folder: Path) -> ReportInput:
     """Scores all models on the test split, and looks at routers and experts."""
     device = best_device()
-    dense, control, sparse = (load_model(path).to(device) for path in (DENSE_MODEL, control_folder, sparse_folder))
+    dense, control, sparse = (moved(load_model(path), device) for path in (DENSE_MODEL, control_folder, sparse_folder))
+    assert is_sparse(sparse)
     asked = questions(easy_vqa.questions("test"))
     prompts = Prompts([*map(ask, asked)], load_processor(sparse_folder), keep=True)
     scores = _Scores(folder / "scores.json", asked, prompts)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -177,7 +178,8 @@ def encode(processor: transformers.LlavaProcessor, image_tokens: int, examples: 
     """Right-padded ids, mask and labels (B, S); the loss counts answers and end tokens alone."""
     ids, labels = [], []
     for example in examples:
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.question}]}
+        # transformers names messages of text alone, and takes lists of parts as well.
+        turn: Any = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.question}]}
         text = processor.apply_chat_template([turn], add_generation_prompt=True)
         prompt = processor.tokenizer(text.replace(IMAGE, IMAGE * image_tokens))["input_ids"]
         answer = processor.tokenizer(example.answer + END)["input_ids"]
@@ -210,7 +212,9 @@ def warm_up(
     return optimise("Stage I", trained, losses(), steps, recipe.stage1_learning_rate)
 
 
-def render_card(model: nn.Module, recipe: DenseRecipe, run: dict[str, object], scores: dict[str, Result]) -> str:
+def render_card(
+    model: transformers.LlavaForConditionalGeneration, recipe: DenseRecipe, run: dict[str, object], scores: dict[str, Result]
+) -> str:
     """The model card. ``run`` maps facts about this run, such as seconds, to their values; ``scores`` is by split."""
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.model.named_children()}
     count["all"] = sum(count.values())  # the output layer is tied to the decoder's embedding

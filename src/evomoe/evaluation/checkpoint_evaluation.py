@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from transformers.modeling_utils import PreTrainedModel
+
 from evomoe.data.images import Shape
 from evomoe.evaluation.answers import AnswerFile, digest, fingerprint
 from evomoe.evaluation.benchmark import Result
@@ -15,9 +17,10 @@ from evomoe.evaluation.benchmarks import BENCHMARKS
 from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.evaluation.generation import GREEDY, Answerer
 from evomoe.evaluation.prepared import Prepared, prepare
-from evomoe.evaluation.processes import this_process
+from evomoe.evaluation.processes import device_of, this_process
 from evomoe.evaluation.reports import report
 from evomoe.model.loading import load_config, load_model, load_processor, takes_pictures
+from evomoe.support.device import moved
 from evomoe.support.device import prepare as prepare_device
 from evomoe.support.files import write_text
 from evomoe.support.version import __version__
@@ -43,7 +46,7 @@ class CheckpointEvaluation:
         self.processor = load_processor(checkpoint, options.trust_remote_code)
         self.state = this_process()
         self.root = None if options.data_root is None else str(Path(options.data_root).resolve())
-        self._model: Any = None
+        self._model: PreTrainedModel | None = None
         self._files: dict[str, str] | None = None
         self.notes: list[str] = []
 
@@ -169,10 +172,11 @@ class CheckpointEvaluation:
             answers.append(answered, str(self.checkpoint))
 
     @property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         if self._model is None:
-            prepare_device(self.state.device)
-            self._model = load_model(self.checkpoint, self.options.dtype, self.options.trust_remote_code).to(self.state.device)
+            device = device_of(self.state)
+            prepare_device(device)
+            self._model = moved(load_model(self.checkpoint, self.options.dtype, self.options.trust_remote_code), device)
         return self._model
 
     def _alike(self) -> dict[str, Any]:

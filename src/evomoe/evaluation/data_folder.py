@@ -155,14 +155,14 @@ class DataFolder:
         """
         import datasets
 
-        local = self.path is not None and any(self.path.rglob("*.parquet"))
+        local = self.path if self.path is not None and any(self.path.rglob("*.parquet")) else None
         try:
-            if self.path is not None and not local:
+            if self.path is not None and local is None:
                 raise FileNotFoundError("no parquet file there; the hub is asked only if no folder is named")
-            if local:
-                files = _parquet_files(self.path, config, split)
+            if local is not None:
+                files = _parquet_files(local, config, split)
                 rows = datasets.load_dataset("parquet", data_files={split: files}, split=split)
-                fingerprint = _fingerprint(self.path, files)
+                fingerprint = _fingerprint(local, files)
             else:
                 rows = datasets.load_dataset(repository, config, split=split)
                 fingerprint = rows._fingerprint

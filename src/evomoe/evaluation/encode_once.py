@@ -56,11 +56,11 @@ class EncodeOnce:
             names = inspect.signature(encode).parameters
             return self._features(encode, dict(zip(names, args, strict=False)) | kwargs)
 
-        inner.get_image_features = get_image_features
+        vars(inner)["get_image_features"] = get_image_features
         try:
             yield self
         finally:
-            del inner.get_image_features
+            del vars(inner)["get_image_features"]
             self._kept.clear()
 
     def _features(self, encode: Any, kwargs: dict[str, Any]) -> Any:
@@ -114,9 +114,10 @@ def _split(output: Any, count: int) -> list[Features] | None:
         return None  # such as Ovis2's visual_indicator_features, of which no picture has a share
     if deep is not None and not all(isinstance(layer, list | tuple) and len(layer) == count for layer in deep):
         return None
+    is_known = "pooler_output" in getattr(type(output), "__dataclass_fields__", ())
     return [
         {
-            "class": type(output) if "pooler_output" in type(output).__dataclass_fields__ else BaseModelOutputWithPooling,
+            "class": type(output) if is_known else BaseModelOutputWithPooling,
             "stacked": isinstance(pooled, Tensor),
             "pooled": pooled[number],
             "deep": None if deep is None else [layer[number] for layer in deep],

@@ -122,20 +122,20 @@ class Prompts(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch:
         """Decodes and prepares one batch; workers of a DataLoader call this ahead of the model."""
-        if self.keep and number in self._kept:
-            return _copy(self._kept[number])
-        index = self.chunks[number]
-        texts = [self.texts[i] for i in index]
-        pictures = [picture.key for i in index for picture in self.asked[i].pictures]
+        if self.keep and index in self._kept:
+            return _copy(self._kept[index])
+        positions = self.chunks[index]
+        texts = [self.texts[i] for i in positions]
+        pictures = [picture.key for i in positions for picture in self.asked[i].pictures]
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         options |= self.template.special_tokens(texts[0])
         if pictures:
-            options["images"] = [[self._open(self.asked[i], picture) for picture in self.asked[i].pictures] for i in index]
-        batch = Batch(index, pictures, self.processor(text=texts, **options))
+            options["images"] = [[self._open(self.asked[i], picture) for picture in self.asked[i].pictures] for i in positions]
+        batch = Batch(positions, pictures, self.processor(text=texts, **options))
         if self.keep:
-            self._kept[number] = _copy(batch)
+            self._kept[index] = _copy(batch)
         return batch
 
     def _open(self, asked: Asked, picture: Picture) -> Image.Image:
@@ -213,8 +213,9 @@ class Answerer:
     @torch.inference_mode()
     def _generate(self, prompts: Prompts, batch: Batch) -> list[str]:
         inputs = batch.inputs.to(self.model.device, self.model.dtype)
+        generate: Any = self.model.generate  # a method of the families' classes, not of the one they share
         try:
-            tokens_BS = self.model.generate(**inputs, **self.generation)
+            tokens_BS = generate(**inputs, **self.generation)
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"out of memory with {len(batch.index)} questions at once; the answers so far are kept: "
@@ -251,14 +252,14 @@ class _Careful(Dataset[Batch | Exception]):
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, number: int) -> Batch | Exception:
+    def __getitem__(self, index: int) -> Batch | Exception:
         try:
-            return self.prompts[number]
+            return self.prompts[index]
         except (ValueError, OSError) as error:
             return error
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

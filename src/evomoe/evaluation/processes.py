@@ -21,10 +21,16 @@ def this_process() -> PartialState:
     started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
     if state.num_processes < started:
         raise ValueError(
-            f"{started} processes were started, and accelerate cannot join them on '{state.device.type}': each would answer all "
+            f"{started} processes were started, and accelerate cannot join them on '{device_of(state).type}': each would answer all "
             "questions. Start one."
         )
     return state
+
+
+def device_of(state: PartialState) -> torch.device:
+    """The device that a process computes on."""
+    assert state.device is not None  # it is for a state that is not made yet
+    return state.device
 
 
 def leave() -> None:

@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from evomoe.mini.scene import (
     COLORS,
@@ -54,8 +54,15 @@ class Handwriting:
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise ImportError("The handwritten digits come with scikit-learn: pip install scikit-learn.") from error
-        digits = load_digits()
+        digits: Any = load_digits()  # a tuple only if asked for one
         return cls(digits.images, digits.target)
+
+
+class Ground(TypedDict):
+    """What a scene stands on."""
+
+    pattern: str
+    tint: str
 
 
 @dataclass
@@ -82,7 +89,7 @@ class Sampler:
                 self.taken.add(scene)
                 return scene
 
-    def ground(self) -> dict[str, str]:
+    def ground(self) -> Ground:
         return {"pattern": self.rng.choice(PATTERNS), "tint": self.rng.choice(TINTS)}
 
     def cells(self, count: int, rows: Sequence[int] = range(GRID)) -> list[tuple[int, int]]:

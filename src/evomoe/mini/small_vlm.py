@@ -135,10 +135,11 @@ def scale_projector(model: transformers.LlavaForConditionalGeneration, pixels_NC
     The tower's features are a hundred times larger than a fresh embedding. Left so, they drown what the first layers add
     to them, and comparing a word with a picture takes several times as many steps to learn.
     """
-    projector = model.model.multi_modal_projector
+    projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
     features_NTD = model.model.vision_tower(pixels_NCHW, output_hidden_states=True).hidden_states[-1]
     projector.linear_1.weight /= projector.linear_1(features_NTD).std()
-    projector.linear_2.weight *= model.get_input_embeddings().weight.std() / projector(features_NTD).std()
+    projector.linear_2.weight *= embeddings.weight.std() / projector(features_NTD).std()
 
 
 def build_vlm(

@@ -1,7 +1,7 @@
 """Which device computes: one answer for training, evaluation, analysis, demo and benchmarks."""
 
 import platform
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,9 +24,9 @@ def prepare(device: torch.device) -> None:
         torch.set_flush_denormal(True)
 
 
-def moved(model: Model, device: torch.device, dtype: torch.dtype | None = None) -> Model:
-    """``model.to(device, dtype)``, which type checkers misread of transformers' models: their method is wrapped."""
-    return model.to(device, dtype)
+def moved(model: Model, *where: Any) -> Model:
+    """``model.to(*where)``, which type checkers misread of transformers' models: their method is wrapped."""
+    return model.to(*where)
 
 
 def device_name(device: torch.device | None = None) -> str:

@@ -98,7 +98,7 @@ class ShardWriter:
 
 
 @contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to fill, which gets its name when the block ends without an error and is removed otherwise.
 
     Raises:

@@ -45,7 +45,7 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
     """The Trainer's arguments for a stage: the recipe's, then the user's."""
     options = recipe.stage(stage)
     steps = planned_steps(recipe, stage, num_records)
-    arguments = {
+    arguments: dict[str, Any] = {
         "output_dir": str(folder.checkpoints),
         "learning_rate": options.learning_rate,
         "num_train_epochs": options.epochs,

@@ -11,8 +11,9 @@ from pathlib import Path
 from accelerate.utils import extract_model_from_parallel
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.model.sparse_model import EvoMoEMixin
+from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import decoder_layers, ffn_names
 from evomoe.recipe.options import EvolutionOptions
 from evomoe.training.collapse import relative_distances
@@ -29,6 +30,7 @@ class EvolutionCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
         model = extract_model_from_parallel(model)
+        assert isinstance(model, PreTrainedModel)
         names, layers = ffn_names(model), decoder_layers(model)
         ffns = {index: layers[index].get_submodule(names[index]) for index in self.moe_layers}
         self.experts = ExpertEvolution(ffns, self.options, state.max_steps)
@@ -52,7 +54,7 @@ class RouterCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs) -> None:
         model = extract_model_from_parallel(model)
-        if isinstance(model, EvoMoEMixin) and not getattr(optimizer, "step_was_skipped", False):
+        if is_sparse(model) and not getattr(optimizer, "step_was_skipped", False):
             for block in model.moe_blocks.values():
                 block.router.after_step()
 

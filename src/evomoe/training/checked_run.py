@@ -14,6 +14,7 @@ from evomoe.data.records import load_records
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
 from evomoe.model.routing import GATES
+from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.placement import moe_layers, parse_placement
 from evomoe.recipe.recipe import Recipe
@@ -38,7 +39,7 @@ class CheckedRun:
 
     recipe: Recipe
     dense: PreTrainedModel
-    sparse: PreTrainedModel
+    sparse: SparseModel
     processor: Processor
 
     @property
@@ -81,6 +82,7 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
     RunFolder(recipe.output).check(recipe, resume)
     if isinstance(config, EvoMoEConfig):
         dense = sparse = empty_model(config)
+        assert is_sparse(sparse)
     else:
         made_by = config_fields(recipe.expert_init, recipe.moe.num_experts)
         recipe.check_expert_init(option_from_stage2(recipe.expert_init))

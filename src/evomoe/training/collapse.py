@@ -1,11 +1,11 @@
 """How different the evolved experts are from expert 1, and whether they collapsed."""
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.model.block import EvoMoEBlock
+from evomoe.model.sparse_model import SparseModel
 from evomoe.training.evolution import ExpertEvolution
 
 COLLAPSED = 1e-3
@@ -27,7 +27,7 @@ def relative_distances(evolution: ExpertEvolution) -> list[dict[int, float]]:
     return distances
 
 
-def _norms(evolution: ExpertEvolution, tensors: list[torch.Tensor]) -> dict[int, float]:
+def _norms(evolution: ExpertEvolution, tensors: Sequence[torch.Tensor]) -> dict[int, float]:
     squares: dict[int, torch.Tensor] = {}
     for (layer, _), tensor in zip(evolution.names, tensors, strict=True):
         squares[layer] = squares.get(layer, torch.zeros((), device=tensor.device)) + tensor.square().sum()
@@ -69,13 +69,13 @@ def check_not_collapsed(report: dict[str, Any], schedule: str) -> None:
 
 
 @torch.no_grad()
-def check_experts_differ(model: PreTrainedModel, expert_init: str) -> None:
+def check_experts_differ(model: SparseModel, expert_init: str) -> None:
     """Refuses a sparse model all of whose experts are equal, wherever they came from.
 
     Raises:
         ValueError: only the router would train, and it would get no gradient that tells the experts apart.
     """
-    for block in cast(dict[int, EvoMoEBlock], model.moe_blocks).values():
+    for block in model.moe_blocks.values():
         first = block.experts.weights(0)
         for number in range(1, len(block.experts)):
             other = block.experts.weights(number)

@@ -11,6 +11,7 @@ from evomoe.model.accounting import count_parameters
 from evomoe.model.configuration import EvoMoEConfig
 from evomoe.model.families import dense_config
 from evomoe.model.loading import empty_model, empty_models, load_config
+from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import Part, text_config
 from evomoe.recipe.named_recipes import EVOMOE
 from evomoe.recipe.options import STAGES, MoEOptions
@@ -42,6 +43,7 @@ def describe_parameters(
     if isinstance(config, EvoMoEConfig):
         _check_own(source, config, options, placement)
         dense, sparse = empty_model(dense_config(config)), empty_model(config)
+        assert is_sparse(sparse)
         verb = "became"
     else:
         dense, sparse = empty_models(config, parse_placement(placement), **asdict(options))
@@ -64,7 +66,7 @@ def describe_parameters(
     return "\n".join(lines)
 
 
-def parts_table(dense: PreTrainedModel, sparse: PreTrainedModel) -> str:
+def parts_table(dense: PreTrainedModel, sparse: SparseModel) -> str:
     """Parameters by part: of the dense model, of the sparse one, and of those that run for a token; the router's share."""
     rows = []
     for part, name in PARTS.items():
@@ -78,7 +80,7 @@ def parts_table(dense: PreTrainedModel, sparse: PreTrainedModel) -> str:
     return markdown_table(["parameters", "before" if sparse.config.moe.attached else "dense", "EvoMoE", "run per token"], rows)
 
 
-def stages_table(dense: PreTrainedModel, sparse: PreTrainedModel) -> str:
+def stages_table(dense: PreTrainedModel, sparse: SparseModel) -> str:
     """What trains in each stage, of the model that the stage trains; of the recipe's parts those that the model has."""
     rows = []
     stages = {3: STAGES[3]} if sparse.config.moe.attached else STAGES

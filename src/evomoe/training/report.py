@@ -10,7 +10,7 @@ from evomoe.model.accounting import count_parameters
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import image_token_ids
 from evomoe.recipe.options import STAGES
-from evomoe.support.device import best_device
+from evomoe.support.device import best_device, moved
 from evomoe.training.checked_run import CheckedRun
 
 PROBE_RECORDS = 64
@@ -29,7 +29,7 @@ def report_run(run: CheckedRun, final: Path, dataset: ConversationDataset) -> Pa
         counts[f"stage {stage} ({STAGES[stage]})"] = count_parameters(run.model_of(stage), run.trained_names(stage))
     statistics, probe, origin = None, "", ""
     if run.starts_sparse or 3 in recipe.stages:
-        model = run.load(final).to(best_device())
+        model = moved(run.load(final), best_device())
         assert is_sparse(model)
         looked_at = Probe(dataset, "the last stage's training data", image_token_ids(model.config), PROBE_RECORDS)
         statistics, probe = routing_statistics(model, looked_at.unlabelled(model)), looked_at.name

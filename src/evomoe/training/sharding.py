@@ -1,7 +1,19 @@
 """A parameter that may be spread over several processes: whole, sharded by FSDP2 (a DTensor), or by DeepSpeed ZeRO-3."""
 
+from typing import TYPE_CHECKING, TypeGuard
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+    class Zero3Parameter(Tensor):
+        """A parameter of which DeepSpeed keeps a part in each process."""
+
+        ds_tensor: Tensor
+        ds_numel: int
+        ds_shape: torch.Size
 
 
 def is_sharded(parameter: Tensor) -> bool:
@@ -48,9 +60,9 @@ def scatter(tensor: Tensor, parameter: Tensor) -> Tensor:
     return tensor
 
 
-def _is_dtensor(tensor: Tensor) -> bool:
+def _is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
     return hasattr(tensor, "placements")
 
 
-def _is_zero3(tensor: Tensor) -> bool:
+def _is_zero3(tensor: Tensor) -> "TypeGuard[Zero3Parameter]":
     return hasattr(tensor, "ds_tensor")

@@ -5,7 +5,7 @@ Implements: Section 3.1 (what trains), Table 6 (trainable parameters).
 
 from collections.abc import Sequence
 
-from torch import nn
+from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.block import EvoMoEBlock
 from evomoe.model.structure import decoder_layers, ffn_names, module_name, part_of
@@ -14,7 +14,7 @@ from evomoe.support.errors import OptionError
 PARTS = ("text", "projector", "vision", "ffn", "router", "experts")
 
 
-def set_trainable(model: nn.Module, what: str, moe_layers: Sequence[int]) -> list[str]:
+def set_trainable(model: PreTrainedModel, what: str, moe_layers: Sequence[int]) -> list[str]:
     """Lets the named parts train, freezes the rest.
 
     Args:
@@ -41,7 +41,7 @@ def set_trainable(model: nn.Module, what: str, moe_layers: Sequence[int]) -> lis
     return [name for name, _ in model.named_parameters() if name in chosen]
 
 
-def names_in(model: nn.Module, part: str, moe_layers: Sequence[int]) -> set[str]:
+def names_in(model: PreTrainedModel, part: str, moe_layers: Sequence[int]) -> set[str]:
     """The names of the parameters in one part, as ``set_trainable`` takes it; empty if the model has none of it."""
     part_by_name = part_of(model)
     if part in ("text", "projector", "vision"):

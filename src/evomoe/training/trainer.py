@@ -4,14 +4,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Trainer
+from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from evomoe.model.sparse_model import EvoMoEMixin
+from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import EvolutionOptions
 from evomoe.support import hf
 from evomoe.training.callbacks import EvolutionCallback, InterruptCallback, MetricsFile, ProgressBar, RouterCallback
@@ -58,17 +59,22 @@ class EvoMoETrainer(Trainer):
         self.add_callback(self.interrupt)
 
     @property
+    def pretrained(self) -> PreTrainedModel:
+        """The model that trains, which the Trainer would also take of other kinds, or make itself."""
+        return cast(PreTrainedModel, self.model)
+
+    @property
     def evolved(self) -> ExpertEvolution:
         """The experts that evolve; there are some once Stage II has begun to train."""
         assert self.evolution is not None and self.evolution.experts is not None
         return self.evolution.experts
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        is_sparse = isinstance(self.accelerator.unwrap_model(model), EvoMoEMixin)
-        if is_sparse:
+        routes = is_sparse(self.accelerator.unwrap_model(model))
+        if routes:
             inputs = inputs | {"output_router_logits": True}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if is_sparse:
+        if routes:
             self.meter.update(outputs)
         return (loss, outputs) if return_outputs else loss
 
@@ -89,23 +95,25 @@ class EvoMoETrainer(Trainer):
     @contextmanager
     def _native_names(self) -> Iterator[None]:
         """Checkpoints hold the model's own tensor names: the Trainer resumes by these, and knows nothing of hub formats."""
-        self.model.save_pretrained = partial(self.model.save_pretrained, save_original_format=False)
+        own = vars(self.pretrained)
+        own["save_pretrained"] = partial(self.pretrained.save_pretrained, save_original_format=False)
         try:
             yield
         finally:
-            del self.model.save_pretrained
+            del own["save_pretrained"]
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Going on from weights of which some were not found would train another model; the Trainer would only warn, of tied ones too."""
-        tied = hf.names_not_saved(self.model)
+        tied = hf.names_not_saved(self.pretrained)
         missing = [key for key in load_result.missing_keys if key not in tied]
         if missing or load_result.unexpected_keys:
             raise ValueError(
                 f"The checkpoint to resume from belongs to another model: {len(missing)} tensors of this one are missing in it and "
                 f"{len(load_result.unexpected_keys)} are unknown, e.g. {[*missing, *load_result.unexpected_keys][0]}."
             )
-        self.model.tie_weights()
+        self.pretrained.tie_weights()
 
+    # pyrefly: ignore[bad-override]: a stage names the checkpoint, where the Trainer's True would look for the last one
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any):
         """Trains; Ctrl-C saves a checkpoint first and then raises KeyboardInterrupt."""
         if self.evolution:
@@ -132,4 +140,5 @@ class EpochLengthSampler(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        assert self.generator is not None
         self.generator.manual_seed(self.seed + 1_000_003 * epoch)

@@ -4,7 +4,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 
-LETTERS = string.ascii_uppercase
+LETTERS: str = string.ascii_uppercase
 
 
 def lettered(choices: Sequence[str]) -> str:
@@ -45,7 +45,7 @@ _REFUSALS = (
     "Cannot determine the answer",
 )
 _FAILED_CALL = "Failed to obtain answer via API"
-_AROUND_LETTERS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_AROUND_LETTERS = str.maketrans({mark: " " for mark in ".()[],:;!*#{}"})
 _ANSWER_IS = re.compile(r"(?i)answer\s+is\s+\**([ABCD])\**")
 
 

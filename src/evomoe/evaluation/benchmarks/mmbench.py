@@ -113,7 +113,8 @@ def _from_parquet(folder: DataFolder) -> list[MMBenchQuestion]:
     rows = folder.parquet(REPOSITORY, "en", "dev")
     pictures: dict[int, CellPicture] = {}
     questions = []
-    for number, row in enumerate(rows.remove_columns("image")):
+    table: Any = rows.remove_columns("image")  # a Dataset, whose wrapped methods tell no type
+    for number, row in enumerate(table):
         place = f"{REPOSITORY}, row {number}"
         (index,) = values(row, place, "index")
         group = _index(index, place) % GROUP

@@ -67,6 +67,7 @@ def _release(folder: DataFolder) -> Path | None:
 def _subtask(folder: DataFolder, path: Path) -> list[MMEQuestion]:
     nested = (path / "questions_answers_YN").is_dir()
     texts, pictures = (path / "questions_answers_YN", path / "images") if nested else (path, path)
+    assert folder.path is not None  # the release lies in it
     images = folder.images(str(pictures.relative_to(folder.path)))
     questions = []
     for file in sorted(texts.glob("*.txt")):

@@ -7,6 +7,6 @@ _MODULE = "evomoe.evaluation.harness.lmms_eval_model"
 
 def manifest() -> Any:
     """lmms-eval's ``ModelManifest`` of the model named evomoe; called by lmms-eval, so that it is there to be imported."""
-    from lmms_eval.models.registry_v2 import ModelManifest  # pyrefly: ignore[missing-import]
+    from lmms_eval.models.registry_v2 import ModelManifest  # pyrefly: ignore[missing-import]: it is there when it calls us
 
     return ModelManifest(model_id="evomoe", simple_class_path=f"{_MODULE}.EvoMoESimple", chat_class_path=f"{_MODULE}.EvoMoEChat")

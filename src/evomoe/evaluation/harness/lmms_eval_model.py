@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from lmms_eval.api.model import lmms  # pyrefly: ignore[missing-import]
+from lmms_eval.api.model import lmms  # pyrefly: ignore[missing-import]: it is there when it calls us
 from PIL import Image
 from tqdm import tqdm
 
 from evomoe.data.images import open_rgb
 from evomoe.data.records import IMAGE_MARK, Turn
 from evomoe.evaluation.generation import Answerer, Asked, Prompts
-from evomoe.evaluation.processes import this_process
+from evomoe.evaluation.processes import device_of, this_process
 from evomoe.model.loading import load_model, load_processor
-from evomoe.support.device import prepare
+from evomoe.recipe.options import ImageAspect
+from evomoe.support.device import moved, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -69,21 +70,20 @@ class _EvoMoE(lmms):
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         dtype: str = "auto",
-        image_aspect: str = "auto",
+        image_aspect: ImageAspect = "auto",
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         state = this_process()
-        self._device = torch.device(device) if device and state.num_processes == 1 else state.device
+        self._device = torch.device(device) if device and state.num_processes == 1 else device_of(state)
         prepare(self._device)
-        self._model = load_model(pretrained, dtype, trust_remote_code).to(self._device).eval()
+        self._model = moved(load_model(pretrained, dtype, trust_remote_code), self._device).eval()
         self.processor = load_processor(pretrained, trust_remote_code)
         self.batch_size, self.image_aspect = int(batch_size), image_aspect
         self._rank, self._world_size = state.process_index, state.num_processes
 
     @property
     def device(self) -> torch.device:
-        assert self._device is not None
         return self._device
 
     @property
@@ -110,7 +110,7 @@ class _EvoMoE(lmms):
         settings = dict(self._parts(requests[0])[1])
         until = settings.get("until") or []
         asked = [self._parts(request)[0]() for request in requests]
-        prompts = Prompts(asked, self.processor, self.batch_size, self.image_aspect)  # pyrefly: ignore[bad-argument-type]
+        prompts = Prompts(asked, self.processor, self.batch_size, self.image_aspect)
         answerer = Answerer(self._model, int(settings.get("max_new_tokens", 1024)), **_sampling(settings))
         answers: dict[int, str] = {}
         for some in answerer.answer(prompts, label=None):

@@ -24,7 +24,7 @@ from evomoe.paper.tables.table_10 import TABLE
 from evomoe.support.errors import OptionError
 from evomoe.support.names import refuse_missing
 
-_MOE_TUNING, *_SHUFFLED = [row.published[-1] for row in TABLE.rows if row.published]
+_MOE_TUNING, *_SHUFFLED = [score for row in TABLE.rows if row.published and (score := row.published[-1]) is not None]
 PUBLISHED = ShuffleScores(_MOE_TUNING, _SHUFFLED)
 """Table 10: the average of the seven benchmarks, MoE-tuning and eight shuffles of its routers."""
 

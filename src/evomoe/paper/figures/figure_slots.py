@@ -5,10 +5,9 @@ Not of the papers that are at hand: AnyExperts' says that important tokens get m
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from PIL import Image
-from transformers.modeling_utils import PreTrainedModel
+from torch import Tensor
 
 from evomoe.analysis.analyze import check_takes_pictures, load_sparse, open_probe
 from evomoe.analysis.experts_per_token import real_experts_by_token, split_by_place
@@ -18,6 +17,7 @@ from evomoe.evaluation import BENCHMARKS
 from evomoe.evaluation.prepared import prepare
 from evomoe.model.configuration import EvoMoEConfig
 from evomoe.model.loading import load_processor
+from evomoe.model.sparse_model import SparseModel
 from evomoe.model.structure import image_token_ids
 from evomoe.paper.figures.drawing import write_figure
 from evomoe.paper.figures.figure_options import FigureOptions
@@ -27,7 +27,7 @@ from evomoe.support.processor import Processor, tokenizer_of
 MOST = 6
 """Questions that a picture has room for."""
 
-Shown = tuple[Mapping[str, Any], Image.Image]
+Shown = tuple[Mapping[str, Tensor], Image.Image]
 """A model's inputs for one question, and its picture."""
 
 
@@ -66,7 +66,7 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
     return write_figure(options.output, "slots", lambda *paths: plot_experts_per_token(named, *paths), {"models": known})
 
 
-def _records(checkpoint: str, config: EvoMoEConfig, model: PreTrainedModel, options: FigureOptions) -> tuple[str, list[Shown]]:
+def _records(checkpoint: str, config: EvoMoEConfig, model: SparseModel, options: FigureOptions) -> tuple[str, list[Shown]]:
     probe = open_probe(checkpoint, config, options)
     shown: list[Shown] = [
         (next(probe.collated([item], model, labels=False)), picture) for item, picture in probe.with_one_picture(MOST)
@@ -76,7 +76,7 @@ def _records(checkpoint: str, config: EvoMoEConfig, model: PreTrainedModel, opti
     return probe.name, shown
 
 
-def _questions(processor: Processor, model: PreTrainedModel, options: FigureOptions) -> tuple[str, list[Shown]]:
+def _questions(processor: Processor, model: SparseModel, options: FigureOptions) -> tuple[str, list[Shown]]:
     """As many questions of each benchmark as there is room for, drawn at random but always the same."""
     share = max(1, MOST // len(options.benchmarks))
     evaluation = replace(options.evaluation(), batch_size=1, limit=share)

@@ -14,10 +14,10 @@ from evomoe.conversion.expert_init import option_from_stage2
 from evomoe.conversion.upcycling import upcycle
 from evomoe.evaluation.average import mean_score
 from evomoe.evaluation.generation import answers_by_id
-from evomoe.model.sparse_model import EvoMoEMixin
+from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.paper.study.shared_inputs import benchmarks
 from evomoe.recipe.recipe import Recipe
-from evomoe.support.device import best_device, prepare
+from evomoe.support.device import best_device, moved, prepare
 
 LONGEST = 16
 """Tokens of an answer: enough for every right one in the mini world."""
@@ -41,7 +41,7 @@ def score_model(
     """
     device = best_device()
     prepare(device)
-    model = model.to(device)
+    model = moved(model, device)
     scores, answers, experts = {}, {}, {}
     with applied(model, intervention, partial(_ask_a_few, base=base, world=world)):
         for prepared in benchmarks(base, world / split, limit):
@@ -49,7 +49,7 @@ def score_model(
             asked = partial(
                 answers_by_id, questions=questions, prompts=prepared.prompts, max_new_tokens=LONGEST, label=benchmark.name
             )
-            if isinstance(model, EvoMoEMixin):
+            if is_sparse(model):
                 with record_routing(model, max_tokens=1, prompts_only=True) as recording:
                     given = asked(model)
                 experts[benchmark.name] = mean_real_experts(model, recording)
@@ -63,7 +63,7 @@ def score_model(
     return found
 
 
-def with_evolved_experts(dense: PreTrainedModel, experts: Path, recipe: Recipe) -> PreTrainedModel:
+def with_evolved_experts(dense: PreTrainedModel, experts: Path, recipe: Recipe) -> SparseModel:
     """The model of Stage II with the experts that evolved beside it, from their file; its routers are untrained."""
     given = {option_from_stage2(recipe.expert_init): str(experts)}
     options = {"num_experts": recipe.moe.num_experts, "moe_layers": recipe.placement()}
