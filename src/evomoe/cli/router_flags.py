@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, field, fields, make_dataclass
 from functools import wraps
+from operator import getitem
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -14,7 +15,7 @@ from evomoe.recipe.router_options import ROUTER_OPTIONS
 from evomoe.recipe.row_options import RouterOptions
 
 Flat = tyro.conf.arg(name="")
-HasRouter = TypeVar("HasRouter", MoEOptions, AttachOptions)
+HasRouter = TypeVar("HasRouter", bound=MoEOptions | AttachOptions)
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -83,12 +84,17 @@ def with_router_flags(verb: Callable[..., None], base: MoEOptions | AttachOption
         verb(*args, moe=plain(moe, base), **kwargs)
 
     signature = inspect.signature(verb)
-    hint = Annotated[type(default), Flat]
+    hint = _flat(type(default))
     changed = signature.parameters["moe"].replace(annotation=hint, default=default, kind=inspect.Parameter.KEYWORD_ONLY)
     others = [one for name, one in signature.parameters.items() if name != "moe"]
-    parsed.__signature__ = signature.replace(parameters=[*others, changed])
+    vars(parsed)["__signature__"] = signature.replace(parameters=[*others, changed])
     parsed.__annotations__ = {**verb.__annotations__, "moe": hint}
     return parsed
+
+
+def _flat(kind: type) -> Any:
+    """The annotation of an argument whose fields are flags without a prefix."""
+    return getitem(Annotated, (kind, Flat))
 
 
 def typed_recipe(recipe: Any, router: str) -> Any:
@@ -98,7 +104,7 @@ def typed_recipe(recipe: Any, router: str) -> Any:
         return recipe
     made = make_dataclass(
         type(recipe).__name__,
-        [("moe", Annotated[type(moe), Flat], field(default_factory=lambda: moe))],
+        [("moe", _flat(type(moe)), field(default_factory=lambda: moe))],
         bases=(type(recipe),),
         frozen=True,
         namespace={"__doc__": type(recipe).__doc__},

@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.conversion.upcycling import become, sparse_form
 from evomoe.model.accounting import count_parameters, parameter_facts
-from evomoe.model.block import AttachedBlock
+from evomoe.model.attached_block import AttachedBlock
 from evomoe.model.configuration import MoEConfig
 from evomoe.model.hub import CARD, model_card
 from evomoe.model.loading import load_model, load_processor

@@ -3,8 +3,6 @@
 Implements: Eq. 2, Eq. 3, Eq. 4, Table 6 (shared expert).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +10,7 @@ from evomoe.model.configuration import MoEConfig
 from evomoe.model.forward_pass import current_pass
 from evomoe.model.routers import ROUTERS, Router
 from evomoe.model.routing import LayerRecord
-from evomoe.model.stacked_experts import AnyExperts, StackedExperts
-from evomoe.model.structure import find_sparse_ffn
+from evomoe.model.stacked_experts import AnyExperts
 from evomoe.support import hf
 
 
@@ -59,32 +56,3 @@ class EvoMoEBlock(nn.Module):
             share_T1 = self.shared_expert_gate(x_TD).float().sigmoid().to(y_TD.dtype)
             y_TD = torch.lerp(y_TD, self.shared_expert(x_TD), share_T1)
         return modality.restore(y_TD, hidden_BSD)
-
-
-class AttachedBlock(EvoMoEBlock):
-    """Router and experts inside the block of a model that was sparse before, where its experts were.
-
-    The block goes on to do what else it does, such as run a shared expert; what its own router said is not heeded.
-    """
-
-    @classmethod
-    def put_into(cls, decoder_layer: nn.Module, layer: int, moe: MoEConfig, hidden_size: int) -> "AttachedBlock":
-        """Takes the place of the experts in a decoder layer's block, and of its router."""
-        found = find_sparse_ffn(decoder_layer, hidden_size)
-        assert found is not None
-        name, router = found
-        block = decoder_layer.get_submodule(name)
-        attached = cls(layer, moe, hidden_size, StackedExperts(block.get_submodule("experts")))
-        block.set_submodule("experts", attached)
-        setattr(block, router, NoRouter())
-        return attached
-
-    def forward(self, hidden_ND: Tensor, /, *of_no_router: None) -> Tensor:
-        return super().forward(hidden_ND)
-
-
-class NoRouter(nn.Module):
-    """Stands where a block's own router was, and chooses nothing."""
-
-    def forward(self, *args: Any) -> tuple[None, None, None]:
-        return None, None, None

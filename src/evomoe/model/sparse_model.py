@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.model.attached_block import AttachedBlock
 from evomoe.model.aux_losses import AUX_LOSSES
-from evomoe.model.block import AttachedBlock, EvoMoEBlock
+from evomoe.model.block import EvoMoEBlock
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.experts import Experts
 from evomoe.model.ffn_maps import slice_of

@@ -13,7 +13,6 @@ from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import best_device
 
-
 SCHEDULE = "cosine"
 """How the learning rate falls, unless the user says otherwise."""
 
