@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, field, fields, make_dataclass
 from functools import wraps
-from operator import getitem
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -84,7 +83,7 @@ def with_router_flags(verb: Callable[..., None], base: MoEOptions | AttachOption
         verb(*args, moe=plain(moe, base), **kwargs)
 
     signature = inspect.signature(verb)
-    hint = _flat(type(default))
+    hint = flat(type(default))
     changed = signature.parameters["moe"].replace(annotation=hint, default=default, kind=inspect.Parameter.KEYWORD_ONLY)
     others = [one for name, one in signature.parameters.items() if name != "moe"]
     vars(parsed)["__signature__"] = signature.replace(parameters=[*others, changed])
@@ -92,9 +91,10 @@ def with_router_flags(verb: Callable[..., None], base: MoEOptions | AttachOption
     return parsed
 
 
-def _flat(kind: type) -> Any:
-    """The annotation of an argument whose fields are flags without a prefix."""
-    return getitem(Annotated, (kind, Flat))
+def flat(kind: type) -> Any:
+    """The annotation of an argument whose fields are flags without a prefix, of a class that was made here."""
+    annotated: Any = Annotated
+    return annotated[kind, Flat]
 
 
 def typed_recipe(recipe: Any, router: str) -> Any:
@@ -104,7 +104,7 @@ def typed_recipe(recipe: Any, router: str) -> Any:
         return recipe
     made = make_dataclass(
         type(recipe).__name__,
-        [("moe", _flat(type(moe)), field(default_factory=lambda: moe))],
+        [("moe", flat(type(moe)), field(default_factory=lambda: moe))],
         bases=(type(recipe),),
         frozen=True,
         namespace={"__doc__": type(recipe).__doc__},

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from evomoe.analysis.probe_options import ProbeOptions
 from evomoe.cli.listing import TABLES
-from evomoe.cli.router_flags import plain_recipe, typed_recipe, value_of, with_router_flags
+from evomoe.cli.router_flags import flat, plain_recipe, typed_recipe, value_of, with_router_flags
 from evomoe.cli.terminal import RESUME, hide_loading_bars, plain_warnings, positional, refuse, when_interrupted
 from evomoe.evaluation.benchmark import ProtocolName
 from evomoe.evaluation.evaluation_options import EvaluationOptions
@@ -113,9 +113,7 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
 
     shown = typed_recipe(base, value_of("--router", arguments) or base.moe.router)
 
-    def train(
-        options: Annotated[type(shown), Flat] = shown, recipe: str = name, dry_run: bool = False, resume: bool = False
-    ) -> None:
+    def train(options: Any = shown, recipe: str = name, dry_run: bool = False, resume: bool = False) -> None:
         """Train a dense VLM into an EvoMoE on your own data, in stages.
 
         Args:
@@ -138,6 +136,7 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
         with when_interrupted(lambda: RESUME if folder.can_resume() else "The same command starts anew."):
             print(f"Trained model: {run(options, resume)}\nReport: {folder.report}")
 
+    train.__annotations__["options"] = flat(type(shown))
     return train
 
 
