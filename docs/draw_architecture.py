@@ -239,7 +239,7 @@ def run() -> Picture:
     inputs = picture.box((left, 0.2, width), DATA, "inputs", ["a dense model, training records, options"])
     check = picture.box(
         (left, 0.95, width), CODE, "read and check", ["every option and record of every stage,", "before anything is written"],
-        ["recipe/recipe.py", "training/run.py"],
+        ["recipe/recipe.py", "training/checked_run.py"],
     )  # fmt: skip
     stage1 = picture.box(
         (left, 2.2, width), CODE, "Stage I: warm-up", ["language model and projector train"], ["training/stages/stage1_warmup.py"]
