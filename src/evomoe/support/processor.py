@@ -11,7 +11,7 @@ class Processor(Protocol):
     A processor of pictures also has ``tokenizer``, ``image_processor`` and ``image_token``, which a tokenizer has not.
     """
 
-    chat_template: Any
+    chat_template: Any  # none, one, or several by name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Called with ``text`` and, for a model that takes pictures, ``images``: the inputs by name, with more that processors add."""
