@@ -15,6 +15,7 @@ from evomoe.analysis.routing import RoutingStatistics
 from evomoe.analysis.routing_report import routing_sections
 from evomoe.model.accounting import ParameterCounts
 from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.run_folder import RunFolder
 
 
 def some_statistics(L: int, E: int, constant: bool = False) -> RoutingStatistics:
@@ -175,7 +176,7 @@ def test_the_report_has_tables_and_pictures(tmp_path):
     (tmp_path / "stage2_evolution" / "diversity.json").write_text(json.dumps(diversity))
     counts = {"dense": ParameterCounts(1234567, 1234567, 0, 5000), "sparse": ParameterCounts(2345678, 1240000, 999, 999)}
     given = ReportInput(counts, some_statistics(2, 3), "the probe", scores="| scores |", notes="A note.")
-    path = write_report(tmp_path, recipe, given)
+    path = write_report(RunFolder(tmp_path), recipe, given)
     text = path.read_text()
     for part in (
         "A note.", "Model `the-model`, data `the-data`, seed 0", "| scores |", "1,234,567", "1,240,000", "12.5", "expert3", "0.5",
@@ -203,7 +204,7 @@ def test_the_report_has_tables_and_pictures(tmp_path):
 def test_a_stage_that_did_not_learn_is_called_out_first(tmp_path, losses, alarm):
     lines = [{"stage": "evolution", "step": step, "loss": loss, "grad_norm": 1.0} for step, loss in enumerate(losses)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = write_report(tmp_path, Recipe("m", "d", "o"), ReportInput({}, None, "", notes="A note.")).read_text()
+    text = write_report(RunFolder(tmp_path), Recipe("m", "d", "o"), ReportInput({}, None, "", notes="A note.")).read_text()
     assert (alarm is None) is ("`stage2.learning_rate`" not in text)
     assert alarm is None or text.index(alarm) < text.index("A note.")
 
@@ -212,10 +213,10 @@ def test_gradients_that_are_not_finite_are_called_out_though_the_trainer_filters
     (tmp_path / "metrics.jsonl").write_text('{"stage": "routing", "step": 1, "loss": 0.0, "grad_norm": NaN}\n')
     assert (
         "Stage 3 (routing) has losses or gradients"
-        in write_report(tmp_path, Recipe("m", "d", "o"), ReportInput({}, None, "")).read_text()
+        in write_report(RunFolder(tmp_path), Recipe("m", "d", "o"), ReportInput({}, None, "")).read_text()
     )
 
 
 def test_a_report_of_a_dense_run_has_no_routing(tmp_path):
-    text = write_report(tmp_path, Recipe("m", "d", "o", stages=(1,)), ReportInput({}, None, "")).read_text()
+    text = write_report(RunFolder(tmp_path), Recipe("m", "d", "o", stages=(1,)), ReportInput({}, None, "")).read_text()
     assert "## Routing" not in text and "Evolution rule" not in text and "experts" not in text

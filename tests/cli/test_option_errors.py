@@ -1,14 +1,14 @@
 """The same wrong option, given in Python and on the command line: each reader is told the name that they know."""
 
 import pytest
-from evomoe.paper.command import run_table
 from tiny import make_llava
 
 from evomoe import upcycle
 from evomoe.cli import main
+from evomoe.paper.run_table import run_table
 from evomoe.recipe.options import EvolutionOptions, MoEOptions, StageOptions
 from evomoe.recipe.recipe import Recipe
-from evomoe.recipe.run_folder import check_output
+from evomoe.recipe.run_folder import RunFolder
 from evomoe.support.errors import OptionError, as_flag
 
 OF_A_RUN = {
@@ -18,7 +18,6 @@ OF_A_RUN = {
     "num_experts": ({"moe": {"num_experts": 1}}, ["--num-experts", "1"]),
     "num_experts_per_tok": ({"moe": {"num_experts_per_tok": 9}}, ["--num-experts-per-tok", "9"]),
     "aux_losses": ({"moe": {"aux_losses": {"balance": -1}}}, ["--aux-losses", "balance=-1"]),
-    "gate": ({"moe": {"gate": "normalised"}}, ["--gate", "normalised"]),
     "expert_init": ({"stages": (1, 3)}, ["--stages", "1", "3"]),
     "evolution.beta_ranges": (
         {"evolution": {"beta_ranges": ((0.9, 0.8),) * 3}},
@@ -70,7 +69,7 @@ def test_an_option_in_the_advice(tmp_path, capsys):
     recipe.save(tmp_path / "run" / "recipe.json")
     (tmp_path / "run" / "report.md").touch()
     with pytest.raises(OptionError, match=r"Add `resume=True` to go on with it"):
-        check_output(recipe, resume=False)
+        RunFolder(recipe.output).check(recipe, resume=False)
     said = told(["train", "--model", "m", "--data", "d", "--output", str(tmp_path / "run")], capsys)
     assert said.startswith("evomoe: --output: ") and "Add --resume to go on with it" in said
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_examples import load
+from tiny.examples import load
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from evomoe import upcycle

@@ -276,7 +276,7 @@ def test_conversion_of_a_folder_holds_one_layer_s_experts_at_a_time(tmp_path, mo
     monkeypatch.setattr(EvoMoEBlock, "__init__", make)
     monkeypatch.setattr("evomoe.conversion.upcycled_folder.SMALL", 1)
     monkeypatch.setattr(
-        "evomoe.conversion.upcycling.empty_model", lambda config: make_llava()
+        "evomoe.conversion.upcycled_folder.empty_model", lambda config: make_llava()
     )  # the report's own, without weights
     upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse", moe_layers="all")
     assert most == [1, 1, 1, 1]

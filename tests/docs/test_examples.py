@@ -1,25 +1,15 @@
 """Every example runs and does what its documentation says."""
 
-import importlib.util
 import logging
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from tiny import inputs_for, make_llava
+from tiny.examples import ROOT, load
 
 from evomoe import upcycle
 from evomoe.model.routers import ROUTERS
-
-ROOT = Path(__file__).parents[2]
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not parity.FOLDER.is_dir(), reason="the real ans
 def test_pope():
     questions, answers, _ = parity.pope()
     wanted = parity.expected()["pope"]
-    result = pope.score(questions, answers)
+    result = pope.BENCHMARK.result(questions, answers, "official")
     assert result.score == wanted["mean_f1_percent"] == 85.94688090539114
     for split in pope.SPLITS:
         row = {name: value for name, value in result.tables["split"][split].items() if name != "questions"}
@@ -29,7 +29,7 @@ def test_pope():
 def test_mme():
     questions, answers, _ = parity.of_mme("mme")
     wanted = parity.expected()["mme"]
-    result = mme.score(questions, answers)
+    result = mme.BENCHMARK.result(questions, answers, "official")
     assert result.score == wanted["perception"] == 1531.3187274909965
     assert result.tables["domain"]["cognition"]["score"] == wanted["cognition"] == 295.3571428571429
     assert {name: row["score"] for name, row in result.tables["subtask"].items()} == {
@@ -41,14 +41,14 @@ def test_mme():
 def test_mme_of_another_model_that_answers_in_sentences():
     questions, answers, _ = parity.of_mme("mme_lavin")
     wanted = parity.expected()["mme_lavin"]
-    result = mme.score(questions, answers)
+    result = mme.BENCHMARK.result(questions, answers, "official")
     assert (result.score, result.tables["domain"]["cognition"]["score"]) == (wanted["perception"], wanted["cognition"])
 
 
 def test_scienceqa():
     questions, answers, rows = parity.scienceqa()
     wanted = parity.expected()["sqa"]
-    result = sqa.score(questions, answers)
+    result = sqa.BENCHMARK.result(questions, answers, "official")
     assert result.score == wanted["img_percent"] == 71.64105106593951
     assert result.tables["overall"]["IMG"]["questions"] == wanted["img_total"]
     assert result.tables["overall"]["all"] == {"accuracy": wanted["all_percent"], "questions": wanted["all_total"]}
@@ -61,7 +61,7 @@ def test_mmbench():
     questions, answers, _ = parity.of_mmbench()
     wanted = parity.expected()["mmbench_dev_20230712"]
     mmbench._check_rotations("the published table", questions)  # of 53 groups of four choices there are three rotations
-    result = mmbench.score(questions, answers)
+    result = mmbench.BENCHMARK.result(questions, answers, "official")
     overall = result.tables["overall"]
     assert result.score / 100 == wanted["circular"] == 0.6768707482993197
     assert overall[mmbench.CIRCULAR]["groups"] == wanted["groups"]

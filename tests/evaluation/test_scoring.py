@@ -37,7 +37,7 @@ def test_right_answers_get_the_whole_score(answered, tmp_path, capsys):
     ]
     if BENCHMARKS[name].counts:
         assert main(command) == 1
-        assert "any_version" in capsys.readouterr().err
+        assert "--any-version" in capsys.readouterr().err
     assert main([*command, "--any-version"]) == 0
     assert f"\n| {name} " in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())

@@ -53,6 +53,13 @@ print("_AutoClassesFinder" in finders, type(auto.__loader__).__name__, len(inspe
     assert result.stdout.split() == expected, result.stderr
 
 
+@pytest.mark.parametrize("first", ["modeling_utils", "models.auto.modeling_auto", "quantizers", "trainer"])
+def test_any_module_of_transformers_may_be_the_first_that_is_imported(first):
+    """Each imports the auto classes on its way; what registers then must not need a module that is half imported."""
+    ran = run_python(f"import evomoe\nimport transformers.{first}")
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_before_the_package_transformers_learns_of_the_checkpoints_at_once(folder, monkeypatch):
     finders = list(sys.meta_path)
     monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {})

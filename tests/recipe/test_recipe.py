@@ -94,7 +94,6 @@ WRONG = {
     ),
     "too few ranges": ({"num_experts": 5}, "^evolution.beta_ranges: it has 3 entries; 5 experts need 4"),
     "evolved without Stage II": ({"stages": (1, 3)}, "^expert_init: 'evolved' needs Stage II .* `init_options=experts=FILE`"),
-    "a gate that kills the gradient": ({"gate": "normalised"}, "would get no gradient from the language loss"),
     "on_bad_record": ({"on_bad_record": "ignore"}, "on_bad_record: there is no 'ignore'"),
     "max_length": ({"max_length": 0}, "^max_length: 0 must be a whole number of at least 1"),
     "max_pixels": ({"max_pixels": 0}, "^max_pixels: 0 must"),

@@ -5,14 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from evomoe.analysis import analyze as command
+from evomoe.analysis import analyze
+from evomoe.analysis.intervention import Intervention
 from evomoe.analysis.probe_options import ProbeOptions
 from evomoe.demo import journey
-from evomoe.paper import measure, provenance
+from evomoe.paper.study import measure, provenance
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder
 from evomoe.support.device import best_device, device_name, prepare
-from evomoe.training import report as run_report
+from evomoe.training import report
 from evomoe.training.arguments import training_arguments
 from evomoe.training.dry_run import describe
 
@@ -71,21 +72,22 @@ def test_a_dry_run_says_where_the_run_would_be(device, workspace):
 
 
 def test_what_measures_goes_to_the_best_device(device, flushed, tmp_path, monkeypatch):
-    for module in (command, journey, run_report):
+    for module in (analyze, journey):
         monkeypatch.setattr(module, "load_model", lambda *args: Model())
-    monkeypatch.setattr(measure, "_model", lambda *args: Model())
-    recipe = Recipe("model", "data.json", "run", stages=(3,), expert_init="noise")
-    monkeypatch.setattr(run_report, "EvoMoEMixin", Model)
-    monkeypatch.setattr(run_report, "set_trainable", lambda *args: [])
-    monkeypatch.setattr(run_report, "count_parameters", lambda *args: None)
-    monkeypatch.setattr(run_report, "text_config", lambda config: config)
-    monkeypatch.setattr(run_report, "Probe", lambda *args: None)
-    monkeypatch.setattr(run_report, "image_token_ids", lambda config: [])
+    monkeypatch.setattr(analyze, "is_sparse", lambda model: True)
+    monkeypatch.setattr(report, "count_parameters", lambda *args: None)
+    run = SimpleNamespace(
+        recipe=Recipe("model", "data.json", "run", stages=(3,), expert_init="noise"),
+        starts_sparse=False,
+        model_of=lambda stage: None,
+        trained_names=lambda stage: [],
+        load=lambda source: Model(),
+    )
     for work in (
-        lambda: command.load_sparse("anywhere", ProbeOptions("data.json")),
+        lambda: analyze.load_sparse("anywhere", ProbeOptions("data.json")),
         lambda: journey._measure(tmp_path, tmp_path, tmp_path),
-        lambda: run_report.report_run(recipe, tmp_path, None),
-        lambda: measure.score_model(None, tmp_path),
+        lambda: report.report_run(run, tmp_path, None),
+        lambda: measure.score_model(Model(), tmp_path, tmp_path, "test", 1, Intervention()),
     ):
         with pytest.raises(Moved, match=f"^{device}$"):
             work()

@@ -8,7 +8,7 @@ from small_runs import make_recipe
 from tiny import make_language_model, make_records, make_tokenizer, write_workspace
 
 from evomoe.data.conversations import ConversationDataset
-from evomoe.recipe.options import StageOptions
+from evomoe.recipe.options import MoEOptions, StageOptions
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
 
@@ -22,6 +22,10 @@ from evomoe.training.run import run
         ),
         ({"expert_init": "noise", "init_options": {"std": "x"}}, "init_options.std: init 'noise' takes a number, not 'x'"),
         ({"init_options": {"experts": "/nowhere.safetensors"}}, "there is no /nowhere.safetensors"),
+        (
+            {"moe": MoEOptions(gate="normalised")},
+            "^gate: 'normalised' with one expert .* would get no gradient from the language",
+        ),
         ({"stage2": StageOptions(train="router")}, "^stage2.train: .* has no parameters in 'router'"),
         ({"trainer": {"report_to": "wandb"}}, "^trainer: .*report_to: .*pip install wandb"),
         ({"trainer": {"deepspeed": "zero2.json"}}, "^trainer: .*: deepspeed is not installed: pip install deepspeed"),

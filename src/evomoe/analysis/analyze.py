@@ -164,6 +164,7 @@ def load_sparse(checkpoint: str, options: ProbeOptions) -> SparseModel:
     """The model, on the accelerator if there is one; nothing in it trains."""
     model = moved(load_model(checkpoint, options.dtype, options.trust_remote_code).requires_grad_(False), best_device())
     assert is_sparse(model)
+    model.pack_experts()
     return model
 
 

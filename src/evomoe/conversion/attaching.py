@@ -17,9 +17,9 @@ from evomoe.conversion.upcycling import become, sparse_form
 from evomoe.model.accounting import count_parameters, parameter_facts
 from evomoe.model.attached_block import AttachedBlock
 from evomoe.model.configuration import MoEConfig
-from evomoe.model.hub import CARD, model_card
 from evomoe.model.loading import load_model, load_processor
 from evomoe.model.modality import Modality
+from evomoe.model.model_card import CARD, model_card
 from evomoe.model.routers.anyexperts import AnyExpertsRouter
 from evomoe.model.routing import GATES
 from evomoe.model.sparse_model import SparseModel, is_sparse
@@ -139,7 +139,7 @@ def attach_folder(
         dtype: precision of the loaded weights.
         seed: draws what is new in the routers.
         trust_remote_code: run code from the model's repository.
-        remote_code: also write the module that imports evomoe for processes that have not, see ``evomoe.model.hub``.
+        remote_code: also write the module that imports evomoe for processes that have not, see ``evomoe.model.remote_code``.
 
     Returns:
         What was written.

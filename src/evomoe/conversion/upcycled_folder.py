@@ -9,8 +9,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.conversion.upcycling import Conversion
 from evomoe.model.accounting import count_parameters, large_router, parameter_facts
-from evomoe.model.hub import CARD, model_card, set_remote_code, write_remote_module
 from evomoe.model.loading import empty_model, load_model, load_processor
+from evomoe.model.model_card import CARD, model_card
+from evomoe.model.remote_code import set_remote_code, write_remote_module
 from evomoe.model.structure import image_token_ids, module_name
 from evomoe.recipe.placement import parse_placement
 from evomoe.support import hf
@@ -44,7 +45,7 @@ def upcycle_folder(
         dtype: precision of the loaded weights.
         trust_remote_code: run code from the model's repository.
         moe_layers, expert_init, init_options, seed, moe_fields: as ``upcycle`` takes them.
-        remote_code: also write the module that imports evomoe for processes that have not, see ``evomoe.model.hub``.
+        remote_code: also write the module that imports evomoe for processes that have not, see ``evomoe.model.remote_code``.
 
     Returns:
         What was written, and a warning if the routers are large for this model.

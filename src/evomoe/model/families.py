@@ -16,7 +16,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from evomoe.model.configuration import MODEL_TYPE, EvoMoEConfig, MoEConfig
-from evomoe.model.hub import set_remote_code
+from evomoe.model.remote_code import set_remote_code
 from evomoe.support import hf
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard, create_repo, file_exists
 
 from evomoe.model.configuration import EvoMoEConfig
-from evomoe.model.hub import CARD, card_of_folder, has_remote_code, model_card, set_remote_code, write_remote_module
+from evomoe.model.model_card import CARD, card_of_folder, model_card
+from evomoe.model.remote_code import has_remote_code, set_remote_code, write_remote_module
 from evomoe.support import hf
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Saved(_Model):
         Args:
             save_directory, is_main_process, *args, **kwargs: as transformers takes them.
             remote_code: also write the module that imports evomoe for processes that have not, for those who load with
-                ``trust_remote_code=True``, see ``evomoe.model.hub``; None does what the folder did that the model came from.
+                ``trust_remote_code=True``, see ``evomoe.model.remote_code``; None does what the folder did that the model came from.
         """
         kwargs["save_original_format"] = False
         if remote_code is not None:

@@ -10,7 +10,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
 from evomoe.data.conversations import Collator, ConversationDataset
-from evomoe.model.hub import CARD
+from evomoe.model.model_card import CARD
 from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.run_folder import StageFolder

@@ -14,7 +14,7 @@ def test_tasks_in_one_process_share_data_and_questions(base, world, tmp_path, mo
     load_data, prepare = shared_inputs.load_data, shared_inputs.prepare
     monkeypatch.setattr(shared_inputs, "load_data", lambda *args, **more: loads.append(args) or load_data(*args, **more))
     monkeypatch.setattr(shared_inputs, "prepare", lambda *args, **more: prepares.append(args) or prepare(*args, **more))
-    monkeypatch.setattr("evomoe.training.load_data", lambda recipe: pytest.fail("a stage read its data itself"))
+    monkeypatch.setattr("evomoe.training.run.load_data", lambda *args: pytest.fail("a stage read its data itself"))
     run([cell.scoring for cell in some(["evomoe", "dense"], base, world)], tmp_path / "shared")
     assert len(loads) == 1 and len(prepares) == 7
     other = some(["dense"], base, world)[0].recipe.but(data=str(world / "train" / "stage1.json"))

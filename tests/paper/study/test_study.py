@@ -83,7 +83,7 @@ def test_readings_that_leave_copies_of_expert_1_go_through(base, world, tmp_path
     found = cells(table.chosen(["lookback", "ema"]), [0], still, {"": base}, world, "test")
     run([cell.scoring.training for cell in found], tmp_path)
     (evomoe,) = cells(table.chosen(["scaled_update"]), [0], still, {"": base}, world, "test")
-    with pytest.raises(ValueError, match="--allow-collapsed-experts"):
+    with pytest.raises(ValueError, match="`allow_collapsed_experts=True`"):
         run([evomoe.scoring.training], tmp_path)
 
 

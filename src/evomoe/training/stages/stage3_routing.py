@@ -13,7 +13,7 @@ from evomoe.conversion.upcycling import upcycle
 from evomoe.data.conversations import ConversationDataset
 from evomoe.model.accounting import count_parameters, parameter_facts
 from evomoe.model.budget import end_training
-from evomoe.model.hub import model_card
+from evomoe.model.model_card import model_card
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.run_folder import StageFolder

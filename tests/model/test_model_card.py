@@ -17,8 +17,9 @@ from evomoe import upcycle
 from evomoe.conversion.upcycled_folder import upcycle_folder
 from evomoe.model.configuration import MoEConfig
 from evomoe.model.families import sparse_config
-from evomoe.model.hub import CARD, REMOTE_MODULE, model_card
 from evomoe.model.loading import load_model
+from evomoe.model.model_card import CARD, model_card
+from evomoe.model.remote_code import REMOTE_MODULE
 
 MOE = MoEConfig(base_model_type="llava", moe_layers=[0, 2])
 
