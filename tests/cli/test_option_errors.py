@@ -1,9 +1,9 @@
 """The same wrong option, given in Python and on the command line: each reader is told the name that they know."""
 
 import pytest
-from tiny import make_llava
+from tiny import make, make_llava
 
-from evomoe import upcycle
+from evomoe import attach, upcycle
 from evomoe.cli import main
 from evomoe.paper.run_table import run_table
 from evomoe.recipe.options import EvolutionOptions, MoEOptions, StageOptions
@@ -33,6 +33,15 @@ OF_A_CONVERSION = {
     "num_experts": ({"num_experts": 1}, ["--num-experts", "1"]),
     "expert_dropout": ({"expert_dropout": 1.0}, ["--expert-dropout", "1"]),
     "moe_layers": ({"moe_layers": "some"}, ["--moe-layers", "some"]),
+    "router_options.rank": ({"router_options": {"rank": 0}}, ["--router-options.rank", "0"]),
+    "init_options.std": (
+        {"expert_init": "noise", "init_options": {"std": -1.0}},
+        ["--expert-init", "noise", "--init-options", "std=-1"],
+    ),
+    "router_options.inner_options.rank": (
+        {"router": "shuffled", "router_options": {"inner_options": {"rank": 0}}},
+        ["--router", "shuffled", "--router-options.inner-options", "rank=0"],
+    ),
 }
 
 
@@ -61,6 +70,41 @@ def test_an_option_of_a_conversion(option, changes, flags, workspace, capsys):
     assert error.value.option == option and "--" not in str(error.value)
     said = told(["upcycle", str(workspace / "model"), str(workspace / "out"), *flags], capsys)
     assert said.startswith(f"evomoe: {as_flag(option)}: ") and "`" not in said
+
+
+def test_an_option_of_attach_is_an_argument_there_and_a_flag_here(tmp_path, capsys):
+    make("mixtral").save_pretrained(tmp_path / "sparse")
+    with pytest.raises(OptionError, match="^rho: "):
+        attach(make("mixtral"), rho=2)
+    command = ["attach", str(tmp_path / "sparse"), str(tmp_path / "out")]
+    assert "evomoe: --router-options.rho: 2 must" in told([*command, "--router-options.rho", "2"], capsys)
+    twice = [*command, "--k-min", "1", "--router-options.k-min", "2"]
+    assert told(twice, capsys).startswith("evomoe: --k-min: it is also given as --router-options.k-min")
+
+
+@pytest.mark.parametrize("verb", [["params"], ["eval"], ["upcycle"], ["analyze"]])
+def test_a_run_s_folder_in_place_of_a_model_s_names_the_model(tmp_path, capsys, verb):
+    for stage in ("stage1_warmup", "stage2_evolution"):
+        (tmp_path / "run" / stage / "model").mkdir(parents=True)
+        (tmp_path / "run" / stage / "model" / "config.json").write_text("{}")
+    more = {"eval": ["--limit", "1"], "upcycle": [str(tmp_path / "out")], "analyze": ["--data", "easy-vqa"]}.get(verb[0], [])
+    run, model = tmp_path / "run", tmp_path / "run" / "stage2_evolution" / "model"
+    assert told([*verb, str(run), *more], capsys) == f"evomoe: {run} is the folder of a run, not of a model; name {model}.\n"
+    assert f"not of a model; name {model}." in told([*verb, str(model.parent), *more], capsys)
+
+
+def test_a_checkpoint_of_a_router_that_was_not_imported_names_the_folder(tmp_path, capsys):
+    model = upcycle(make_llava())
+    model.save_pretrained(tmp_path / "sparse")
+    config = tmp_path / "sparse" / "config.json"
+    config.write_text(config.read_text().replace('"router": "dtr"', '"router": "mine"'))
+    said = told(["params", str(tmp_path / "sparse")], capsys)
+    assert f"evomoe: {tmp_path / 'sparse'}: its config.json has router: there is no 'mine'" in said and "import the file" in said
+
+
+def test_what_another_program_says_in_backticks_is_no_flag(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert "`model_type`" in told(["params", str(tmp_path)], capsys)
 
 
 def test_an_option_in_the_advice(tmp_path, capsys):

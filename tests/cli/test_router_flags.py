@@ -6,7 +6,7 @@ import pytest
 from test_cli_surface import help_of
 
 from evomoe.cli import main
-from evomoe.cli.router_flags import plain_recipe, typed_recipe
+from evomoe.cli.router_flags import plain, plain_recipe, typed, typed_names, typed_recipe
 from evomoe.model.routers import ROUTERS
 from evomoe.model.routers.linear import LinearRouter
 from evomoe.recipe.named_recipes import RECIPES
@@ -42,9 +42,29 @@ def test_a_router_s_options_that_are_the_defaults_leave_the_recipe_as_it_was(tmp
     base = RECIPES["evomoe"].but(model="m", data="d", output="o", router_options={"rank": 16})
     shown = typed_recipe(base, "dtr")
     assert shown.moe.router_options == DTROptions(rank=16)
-    assert plain_recipe(shown, base) == base and type(plain_recipe(shown, base)) is Recipe
+    assert plain_recipe(shown, base, []) == base and type(plain_recipe(shown, base, [])) is Recipe
     changed = replace(shown, moe=replace(shown.moe, router_options=DTROptions(hypernet_width=8)))
-    assert plain_recipe(changed, base) == base.but(router_options={"rank": 16, "hypernet_width": 8})
+    typed = ["--router-options.hypernet_width=8"]
+    assert plain_recipe(changed, base, typed) == base.but(router_options={"rank": 16, "hypernet_width": 8})
+
+
+@pytest.mark.parametrize(
+    "flags", [["--router-options.identity", "0", "--router-options.no-zero"], ["--router-options.identity=0"]]
+)
+def test_a_default_that_someone_types_is_an_option_like_any_other(flags):
+    """What it would be without that may be another number: attach measures it of the model."""
+    assert typed_names(flags) >= {"identity"} and ("zero" in typed_names(flags)) == (len(flags) > 1)
+    base = RECIPES["evomoe"].but(model="m", data="d", output="o").moe
+    given = replace(typed(base, "dtr"), router_options=DTROptions())
+    assert plain(given, base, ["--router-options.rank", "16"]).router_options == {"rank": 16}
+
+
+def test_another_router_than_the_recipe_s_takes_none_of_its_options(tmp_path, capsys):
+    RECIPES["evomoe"].but(model="m", data="d", output="o", router_options={"rank": 8}).save(tmp_path / "recipe.json")
+    recipe = ["train", "--recipe", str(tmp_path / "recipe.json")]
+    assert "--router-options.rho" in help_of(*recipe, "--router", "anyexperts")
+    assert main([*recipe, "--router", "anyexperts", "--router-options.rho", "2"]) == 1
+    assert capsys.readouterr().err.startswith("evomoe: m: there is no such folder")  # the flags were read
 
 
 def test_a_router_of_one_s_own_has_flags_too(monkeypatch):

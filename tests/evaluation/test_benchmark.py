@@ -28,9 +28,11 @@ def test_a_small_benchmark_has_the_rule_of_the_large_one(name):
 
 
 def test_no_benchmark_is_known_by_name_outside_its_file():
-    room = Path(evomoe.evaluation.__file__).parent
-    for path in room.rglob("*.py"):
-        if path.parent.name == "benchmarks":
+    """The mini world writes each benchmark's files, so it knows whose they are. easy-VQA is data to train on, too."""
+    package = Path(evomoe.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.parent.name == "benchmarks" or path.is_relative_to(package / "mini"):
             continue
         texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
-        assert not texts & {*BENCHMARKS, "mini-", "-ocr"}, path
+        own = {*BENCHMARKS, "mini-", "-ocr"} - ({"easy-vqa"} if path.parent.name != "evaluation" else set())
+        assert not texts & own, path

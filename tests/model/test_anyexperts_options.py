@@ -7,10 +7,11 @@ from small_routers import D, R, a_router, tokens
 from tiny import inputs_for, make_llava
 
 from evomoe.conversion.upcycling import upcycle
-from evomoe.model.budget import set_cap_scope
+from evomoe.model.budget import set_budget, set_cap_scope, set_experts_per_token, set_router_options
 from evomoe.model.routers.anyexperts import AnyExpertsRouter
 from evomoe.recipe.anyexperts_options import matched
 from evomoe.recipe.row_options import RouterWarning
+from evomoe.support.errors import OptionError
 
 
 def test_the_range_that_matches_a_budget():
@@ -60,7 +61,7 @@ def test_the_range_that_matches_a_budget():
             "straight_through",
             "8 to 12 slots, .* only 8 real experts; with this cap `num_experts_per_tok` can be at most 5, or give k_min",
         ),
-        ({"k_min": 2}, 1, "straight_through", "give both k_min and k_max, or neither"),
+        ({"k_min": 2}, 1, "straight_through", "give both ends of the range, or neither"),
         ({"rho": 1.0}, 1, "straight_through", "rho: 1 must lie in .* the share of virtual slots"),
         ({"cap_scope": "sample"}, 1, "straight_through", "cap_scope: .* takes one of token, batch, expectation, not 'sample'"),
         ({"over": "some"}, 1, "straight_through", "over: .* takes one of real, all, not 'some'"),
@@ -120,3 +121,22 @@ def test_experts_in_groups_are_not_dropped():
     router = a_router(k_min=2, k_max=2, num_virtual=0, groups=4, open_groups=2).train()
     with pytest.raises(ValueError, match="expert_dropout: it knows no groups of experts"):
         router.route(*tokens(), 2, "straight_through", dropout=0.4)
+
+
+@pytest.mark.parametrize("options", [{"budget": 99.0}, {"cap_scope": "world"}, {"num_virtual": 3}])
+def test_a_change_that_is_refused_changes_nothing(options):
+    model = upcycle(make_llava(), router="anyexperts", gate="straight_through", num_experts_per_tok=2)
+    before = [(block.router.options, block.moe) for block in model.moe_blocks.values()]
+    written = model.config.to_dict()
+    with pytest.raises(OptionError):
+        set_router_options(model, **options)
+    assert [(block.router.options, block.moe) for block in model.moe_blocks.values()] == before
+    assert model.config.to_dict() == written
+
+
+def test_a_wrong_number_of_experts_is_told_by_the_name_that_the_caller_knows():
+    model = upcycle(make_llava(), router="anyexperts", gate="straight_through", num_experts_per_tok=2)
+    for change, value in ((set_budget, 40), (set_cap_scope, "world"), (set_experts_per_token, float("inf"))):
+        with pytest.raises(OptionError) as error:
+            change(model, value)
+        assert error.value.option in ("budget", "cap_scope", "experts_per_token"), change

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from evomoe.support.errors import OptionError, foreign, with_flags, within
+from evomoe.support.errors import OptionError, as_flag, foreign, out_of, with_flags, within
 
 
 def test_python_reads_arguments_and_the_command_line_prints_flags():
@@ -44,3 +44,18 @@ def test_what_is_switched_off_is_the_flag_that_switches_it_off():
 def test_what_others_write_in_backticks_is_no_option():
     error = OSError("Use `repo_type` if needed.\nMore of it.")
     assert with_flags(f"it cannot be loaded ({foreign(error)})") == "it cannot be loaded (Use 'repo_type' if needed.)"
+
+
+def test_backticks_of_others_stay_where_the_options_are_known():
+    text = "Should have a `model_type` key; leave out `stage1.steps=3`."
+    assert with_flags(text, options={"stage1"}) == "Should have a `model_type` key; leave out --stage1.steps 3."
+
+
+def test_what_lies_in_a_table_of_names_and_values_stands_after_the_table_s_flag():
+    assert as_flag("init_options.std") == "--init-options std"
+    assert as_flag("router_options.inner_options.rank") == "--router-options.inner-options rank"
+
+
+def test_an_option_can_leave_the_part_that_the_caller_does_not_name():
+    with pytest.raises(OptionError, match="^rho: too large"), out_of("router_options"):
+        raise OptionError("router_options.rho", "too large")

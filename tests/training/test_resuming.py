@@ -12,6 +12,7 @@ from small_runs import changed, make_recipe, weights
 from evomoe.recipe.options import EvolutionOptions, MoEOptions
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder
+from evomoe.support.errors import OptionError
 from evomoe.training.run import run
 from evomoe.training.trainer import EvoMoETrainer
 
@@ -64,6 +65,29 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_from_there(workspace, mon
     monkeypatch.undo()
     assert run(recipe, resume=True) == folder.model
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_run_that_goes_on_if_it_has_begun_is_the_same_recipe_s(workspace):
+    recipe = make_recipe(workspace, stages=(2,), steps=2)
+    folder = RunFolder(recipe.output)
+    folder.path.mkdir()
+    (folder.path / "notes.txt").write_text("mine")
+    done = run(recipe, resume="if begun")
+    assert run(recipe, resume="if begun") == done and (folder.path / "notes.txt").is_file()
+    written = folder.recipe.read_text()
+    with pytest.raises(OptionError, match="^output: .* holds a run of another recipe"):
+        run(recipe.but(seed=5), resume="if begun")
+    assert folder.recipe.read_text() == written
+    folder.recipe.unlink()
+    with pytest.raises(OptionError, match="^output: .* holds no recipe.json"):
+        run(recipe, resume="if begun")
+    assert done.is_dir()
+
+
+@pytest.mark.parametrize("resume", ["if_begun", "no", None])
+def test_going_on_is_one_of_three_words(workspace, resume):
+    with pytest.raises(OptionError, match="^resume: .* must be True, False or 'if begun'"):
+        run(make_recipe(workspace), resume=resume)
 
 
 def test_an_existing_output_folder_is_refused_unless_the_same_run_is_resumed(workspace):

@@ -32,6 +32,14 @@ def options_of(router: str) -> type[RouterOptions] | None:
     return ROUTERS[router].Options if router in ROUTERS else None
 
 
+def typed_names(arguments: Sequence[str]) -> set[str]:
+    """The router options that the arguments name, in any spelling that the parser takes."""
+    prefix = "--router-options."
+    flags = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    names = [flag.removeprefix(prefix) for flag in flags if flag.startswith(prefix)]
+    return {name.replace("-", "_") for flag in names for name in (flag, flag.removeprefix("no-"))}
+
+
 def typed(options: HasRouter, router: str) -> HasRouter:
     """The same options, with a dataclass where the router's stand as a dict. A router that is not there keeps the dict."""
     kind = options_of(router)
@@ -49,38 +57,38 @@ def typed(options: HasRouter, router: str) -> HasRouter:
     return made(**values | {"router_options": kind(**options.router_options)})
 
 
-def plain(given: HasRouter, base: HasRouter) -> HasRouter:
-    """The options as they were before ``typed``: of the router's, those that the base names or that are not the default.
+def plain(given: HasRouter, base: HasRouter, arguments: Sequence[str]) -> HasRouter:
+    """The options as they were before ``typed``: of the router's, those that the base or the arguments name.
 
     Args:
         given: what was parsed.
         base: what ``typed`` was given.
+        arguments: what was parsed into ``given``; a default that someone types is an option like any other.
     """
     if isinstance(given.router_options, dict):
         return given
-    default = type(given.router_options)()
-    values = {
-        name: value
-        for name, value in asdict(given.router_options).items()
-        if name in base.router_options or value != getattr(default, name)
-    }
+    named = typed_names(arguments) | {*base.router_options}
+    values = {name: value for name, value in asdict(given.router_options).items() if name in named}
     kept = {option.name: getattr(given, option.name) for option in fields(base)}
     return type(base)(**kept | {"router_options": values})
 
 
-def with_router_flags(verb: Callable[..., None], base: MoEOptions | AttachOptions, router: str) -> Callable[..., None]:
+def with_router_flags(
+    verb: Callable[..., None], base: MoEOptions | AttachOptions, router: str, arguments: Sequence[str]
+) -> Callable[..., None]:
     """A verb whose argument ``moe`` has the options of a router as flags.
 
     Args:
         verb: takes ``moe`` by name.
         base: the defaults of ``moe``.
         router: its name.
+        arguments: what will be parsed.
     """
     default = typed(base, router)
 
     @wraps(verb)
     def parsed(*args: Any, moe: Any = default, **kwargs: Any) -> None:
-        verb(*args, moe=plain(moe, base), **kwargs)
+        verb(*args, moe=plain(moe, base, arguments), **kwargs)
 
     signature = inspect.signature(verb)
     hint = flat(type(default))
@@ -112,7 +120,7 @@ def typed_recipe(recipe: Any, router: str) -> Any:
     return made(**{option.name: getattr(recipe, option.name) for option in fields(recipe)} | {"moe": moe})
 
 
-def plain_recipe(given: Any, base: Any) -> Any:
+def plain_recipe(given: Any, base: Any, arguments: Sequence[str]) -> Any:
     """The recipe as it was before ``typed_recipe``."""
     kept = {option.name: getattr(given, option.name) for option in fields(base)}
-    return type(base)(**kept | {"moe": plain(given.moe, base.moe)})
+    return type(base)(**kept | {"moe": plain(given.moe, base.moe, arguments)})

@@ -1,9 +1,11 @@
 """How the command line speaks to people: errors, warnings, what to do after Ctrl-C."""
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import NoReturn, get_args, get_type_hints
 
 import tyro
@@ -23,6 +25,14 @@ def positional(verb: Callable[..., None]) -> set[str]:
     """The names of a verb's arguments that are given by their place and have no flag."""
     hints = get_type_hints(verb, include_extras=True)
     return {name for name, hint in hints.items() if tyro.conf.Positional in get_args(hint)}
+
+
+def option_names(verb: Callable[..., None]) -> set[str]:
+    """The names of a verb's arguments, and of the fields of those that are dataclasses."""
+    names = set(inspect.signature(verb).parameters)
+    for hint in get_type_hints(verb).values():
+        names |= {option.name for option in fields(hint)} if is_dataclass(hint) else set()
+    return names
 
 
 @contextmanager

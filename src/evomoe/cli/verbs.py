@@ -13,7 +13,7 @@ import tyro
 from evomoe.analysis.probe_options import ProbeOptions
 from evomoe.cli.listing import TABLES
 from evomoe.cli.router_flags import flat, plain_recipe, typed_recipe, value_of, with_router_flags
-from evomoe.cli.terminal import RESUME, hide_loading_bars, plain_warnings, positional, refuse, when_interrupted
+from evomoe.cli.terminal import RESUME, hide_loading_bars, option_names, plain_warnings, positional, refuse, when_interrupted
 from evomoe.evaluation.benchmark import ProtocolName
 from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.paper.figures import FIGURES
@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = {
         "demo": demo,
         "train": _train_from(arguments),
-        "upcycle": with_router_flags(upcycle, MoEOptions(), router),
-        "attach": with_router_flags(attach, AttachOptions(), AttachOptions.router),
-        "params": with_router_flags(params, MoEOptions(), router),
+        "upcycle": with_router_flags(upcycle, MoEOptions(), router, arguments),
+        "attach": with_router_flags(attach, AttachOptions(), AttachOptions.router, arguments),
+        "params": with_router_flags(params, MoEOptions(), router, arguments),
         "compose": compose,
         "eval": evaluate,
         "score": score,
@@ -73,7 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError) as error:
-        print(f"evomoe: {with_flags(error, without_flag)}", file=sys.stderr)
+        known = {name for one in verbs.values() for name in option_names(one)}
+        print(f"evomoe: {with_flags(error, without_flag, known)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
         print(" ".join(["evomoe: interrupted.", *map(str, interrupt.args)]), file=sys.stderr)
@@ -111,7 +112,10 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
     else:
         base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
 
-    shown = typed_recipe(base, value_of("--router", arguments) or base.moe.router)
+    router = value_of("--router", arguments) or base.moe.router
+    if router != base.moe.router:  # the options are the other router's
+        base = replace(base, moe=replace(base.moe, router_options={}))
+    shown = typed_recipe(base, router)
 
     def train(options: Any = shown, recipe: str = name, dry_run: bool = False, resume: bool = False) -> None:
         """Train a dense VLM into an EvoMoE on your own data, in stages.
@@ -122,7 +126,7 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
             dry_run: print what would train, parameter counts and steps; load no weights.
             resume: go on with the unfinished run in the output folder.
         """
-        options = plain_recipe(options, base)
+        options = plain_recipe(options, base, arguments)
         check_paths(options, resume)
         if dry_run:
             from evomoe.training.dry_run import describe

@@ -27,11 +27,13 @@ from evomoe.model.structure import UnsupportedModelError, decoder_layers, find_s
 from evomoe.recipe.anyexperts_options import AnyExpertsOptions
 from evomoe.recipe.options import AttachOptions
 from evomoe.recipe.row_options import read_options
+from evomoe.support.errors import OptionError, out_of
 from evomoe.support.files import new_folder, write_text
 from evomoe.support.needs import needs_of
-from evomoe.support.text import readable
+from evomoe.support.text import counted, readable
 
 
+@out_of("router_options")  # which are arguments of their own here
 def attach(
     model: PreTrainedModel,
     *,
@@ -148,11 +150,18 @@ def attach_folder(
         ValueError: ``out`` exists, or ``attach`` refused.
     """
     read_options(AnyExpertsOptions, moe.router_options, f"router '{AttachOptions.router}'")
-    options = {"k_min": moe.k_min, "k_max": moe.k_max} | moe.router_options
+    ends = {name: value for name, value in (("k_min", moe.k_min), ("k_max", moe.k_max)) if value is not None}
+    if twice := ends.keys() & moe.router_options.keys():
+        raise OptionError(min(twice), f"it is also given as `router_options.{min(twice)}`; leave out one.")
+    options = ends | moe.router_options
     with new_folder(out) as folder:
-        model = attach(
-            load_model(source, dtype, trust_remote_code), gate=moe.gate, aux_losses=moe.aux_losses, seed=seed, **options
-        )
+        sparse = load_model(source, dtype, trust_remote_code)
+        try:
+            model = attach(sparse, gate=moe.gate, aux_losses=moe.aux_losses, seed=seed, **options)
+        except OptionError as error:
+            if error.option not in moe.router_options:
+                raise
+            raise OptionError(f"router_options.{error.option}", error.message) from error
         model.save_pretrained(folder, remote_code=remote_code)
         load_processor(source, trust_remote_code).save_pretrained(folder)
         own, counts = model.config.moe, count_parameters(model)
@@ -161,7 +170,7 @@ def attach_folder(
     assert isinstance(router, AnyExpertsRouter)
     low, high = router.slots(own.num_experts_per_tok)
     return (
-        f"{out}: {type(model).__name__}, {own.num_experts} experts and {len(router.virtual)} virtual ones in layers "
+        f"{out}: {type(model).__name__}, {own.num_experts} experts and {counted(len(router.virtual), 'virtual one')} in layers "
         f"{', '.join(map(str, own.moe_layers))}; {low:g} to {high:g} slots per token, where it had {own.num_experts_per_tok} experts. "
         f"{readable(counts.router)} of its {readable(counts.total)} parameters are the routers'."
     )

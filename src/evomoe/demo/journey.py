@@ -84,9 +84,7 @@ def run_demo(output: str | Path = "runs/demo", resume: bool = True) -> str:
 
 
 def _run(recipe: Recipe, label: str = "") -> Path:
-    folder, data = RunFolder(recipe.output), Path(recipe.data)
-    if folder.has_begun():
-        folder.check_same(recipe)
+    data = Path(recipe.data)
     if not data.is_file():
         data.parent.mkdir(parents=True, exist_ok=True)
         easy_vqa.export("train", data, "full")

@@ -23,6 +23,7 @@ from evomoe.model.loading import load_config, load_model, load_processor, takes_
 from evomoe.support.device import moved
 from evomoe.support.device import prepare as prepare_device
 from evomoe.support.files import write_text
+from evomoe.support.text import counted
 from evomoe.support.version import __version__
 
 
@@ -59,7 +60,7 @@ class CheckpointEvaluation:
         results += self._earlier()
         parts = [report(results)] if results else []
         if self.options.limit:
-            parts.append(f"Only a part of each benchmark was asked: `limit={self.options.limit}`.")
+            parts.append(f"Only a part of each benchmark was asked: {counted(self.options.limit, 'question')} at most.")
         text = "\n\n".join([*parts, *self.notes])
         try:
             write_text(self.folder / "report.md", f"# {self.checkpoint}\n\n{text}\n")

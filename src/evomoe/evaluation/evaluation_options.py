@@ -45,6 +45,8 @@ class EvaluationOptions:
         """Raises OptionError if an option or a benchmark's name is wrong; the caller knows the names as ``argument``."""
         if self.data_root is not None:
             check_folder("data_root", self.data_root)
+        if isinstance(names, str):
+            raise OptionError(argument, f"it must be a list: ['{names}'].")
         for name in names:
             if name not in BENCHMARKS:
                 raise OptionError(argument, f"there is no '{name}'; choose from {', '.join(BENCHMARKS)}.")

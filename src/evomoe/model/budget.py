@@ -1,5 +1,6 @@
 """How many experts a token gets, changed after training, and other options of routers that change no weight's shape."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -9,7 +10,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.routers import Router
 from evomoe.model.sparse_model import SparseModel, is_sparse
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, out_of
 
 
 def set_budget(model: SparseModel, real: float) -> None:
@@ -22,7 +23,8 @@ def set_budget(model: SparseModel, real: float) -> None:
     Raises:
         OptionError: the routers have no budget, the range would begin below one slot or end above the number of experts.
     """
-    set_router_options(model, budget=real)
+    with out_of("router_options"):
+        set_router_options(model, budget=real)
 
 
 def set_cap_scope(model: SparseModel, scope: str) -> None:
@@ -31,7 +33,8 @@ def set_cap_scope(model: SparseModel, scope: str) -> None:
     Raises:
         OptionError: the routers have no such cap, or there is no such scope.
     """
-    set_router_options(model, cap_scope=scope)
+    with out_of("router_options"):
+        set_router_options(model, cap_scope=scope)
 
 
 def set_experts_per_token(model: SparseModel, number: float) -> None:
@@ -40,6 +43,8 @@ def set_experts_per_token(model: SparseModel, number: float) -> None:
     Raises:
         OptionError: the routers cannot choose so many, or choose a number of their own.
     """
+    if not math.isfinite(number):
+        raise OptionError("experts_per_token", f"{number} must be a finite number.")
     change_moe(model, first_router(model).for_experts_per_token(number))
 
 

@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.model.configuration import MoEConfig
+from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.families import sparse_config
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import check_convertible
 from evomoe.support import hf
+from evomoe.support.errors import OptionError
 from evomoe.support.names import not_on_hub, refuse_missing
 from evomoe.support.processor import Processor
 
@@ -46,11 +47,23 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
     """Loads the configuration of a folder or hub name, or the configuration file itself.
 
     Raises:
-        ValueError: there is no such model, no way to it, or this version of transformers does not know its family.
+        ValueError: there is no such model, no way to it, this version of transformers does not know its family, or the
+            mixture in it is of routers or losses that are not registered.
     """
     refuse_missing(source)
+    if not (Path(source) / "config.json").is_file():
+        inside = [file.parent for pattern in ("model", "*/model") for file in Path(source).glob(f"{pattern}/config.json")]
+        if inside:
+            raise ValueError(f"{source} is the folder of a run, not of a model; name {max(inside)}.")
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        if isinstance(config, EvoMoEConfig):
+            config.moe  # noqa: B018  (it checks itself)
+        return config
+    except OptionError as error:
+        raise ValueError(
+            f"{source}: its config.json has {error} If you wrote what it names, import the file that registers it first."
+        ) from error
     except ValueError as error:
         if hf.UNKNOWN_FAMILY not in str(error):
             raise
@@ -114,7 +127,7 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Proce
     try:
         return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     except ImportError as error:
-        if "Torchvision" in str(error):
+        if hf.NEEDS_TORCHVISION in str(error):
             raise ValueError(
                 f"{source}: its processor takes videos too and needs torchvision: pip install torchvision"
             ) from error

@@ -36,7 +36,9 @@ class Slots(RouterOptions):
     def check(self, num_experts: int) -> None:
         super().check(num_experts)
         if (self.k_min is None) != (self.k_max is None):
-            raise OptionError("k_min", "give both k_min and k_max, or neither and num_experts_per_tok decides.")
+            raise OptionError(
+                "k_min", "give both ends of the range, or neither: it then follows from the number of experts per token."
+            )
 
     def range_of(self, top_k: float, virtual_share: float) -> tuple[float, float]:
         """The range of slots, k_min and k_max, for ``top_k`` real experts on average."""

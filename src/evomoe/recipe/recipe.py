@@ -167,8 +167,19 @@ class Recipe:
 
     def differences(self, other: "Recipe") -> list[str]:
         """Names the fields in which two recipes differ, but for where the run lies and how many processes read its pictures."""
-        mine, theirs = ({**dataclasses.asdict(recipe), "output": "", "workers": 0} for recipe in (self, other))
+        mine, theirs = ({**_leaves(recipe), "output": "", "workers": 0} for recipe in (self, other))
         return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+
+def _leaves(recipe: Recipe) -> dict[str, Any]:
+    """The options of a recipe by their whole names, ``stage2.steps``; those of the mixture have no part in front."""
+    found: dict[str, Any] = {}
+    for name, value in vars(recipe).items():
+        if dataclasses.is_dataclass(value):
+            found |= {option if name == "moe" else f"{name}.{option}": own for option, own in vars(value).items()}
+        else:
+            found[name] = value
+    return found
 
 
 def _tuples(values: Any) -> Any:

@@ -54,8 +54,9 @@ AnyOptions = TypeVar("AnyOptions", bound=RowOptions)
 _SUITS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda value: type(value) is bool),
     int: ("a whole number", lambda value: type(value) is int),
-    float: ("a number", lambda value: type(value) in (int, float) and math.isfinite(value)),
+    float: ("a number", lambda value: isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)),
     str: ("text", lambda value: isinstance(value, str)),
+    dict: ("names with values", lambda value: isinstance(value, dict)),
 }
 """By type: what a value must be, and whether it is. A value of any other type is let pass."""
 
@@ -106,5 +107,5 @@ def _unsuited(hint: Any, value: Any) -> str:
             return ""
         wanted = [_unsuited(part, value) for part in parts]
         return "" if "" in wanted else f"{' or '.join(wanted)}{' or nothing' if NoneType in get_args(hint) else ''}"
-    what, suits = _SUITS.get(hint, ("", lambda value: True))
+    what, suits = _SUITS.get(get_origin(hint) or hint, ("", lambda value: True))
     return "" if suits(value) else what

@@ -12,10 +12,11 @@ from evomoe.support.errors import OptionError
 from evomoe.support.names import check_folder, check_output_folder, refuse_missing, split_name
 from evomoe.support.processes import is_main_process
 
-Resume = bool | Literal["if begun"]
-"""Whether a run goes on in its folder: no, yes, or "if begun": it starts where none has begun, and goes on where one has.
+Resume = bool | Literal["if begun", "known"]
+"""Whether a run goes on in its folder.
 
-With "if begun" the caller knows that what has begun in the folder is this run, and the folder may hold other files.
+False: it starts. True: it goes on with the same recipe's run. "if begun": it goes on where one has begun, and starts in any other
+folder, which may hold other files. "known" is "if begun" of a caller who knows that what has begun there is this run.
 """
 
 
@@ -119,18 +120,22 @@ class RunFolder:
         """Makes sure that a run may use the folder.
 
         Without ``resume`` it must be new, or hold a run that got to no checkpoint; with ``resume`` it must hold this recipe's
-        run; with "if begun" it must be a folder.
+        run; with "if begun" what has begun there must be this recipe's run.
 
         Raises:
-            OptionError: ``output`` is a file, or a folder that this run may not use.
+            OptionError: ``output`` is a file, or a folder that this run may not use; ``resume`` is none of ``Resume``.
         """
+        if resume not in (False, True, "if begun", "known"):
+            raise OptionError("resume", f"{resume!r} must be True, False or 'if begun'.")
         if not is_main_process():  # it would meet the folder that the main process makes
             return
         output = self.path
         check_output_folder(output)
-        if resume == "if begun" or not output.is_dir() or not any(output.iterdir()):
+        if resume == "known" or not output.is_dir() or not any(output.iterdir()):
             return
         if not self.has_begun():
+            if resume == "if begun" and not self.can_resume():
+                return
             raise OptionError(
                 "output", f"{output} is not empty and holds no recipe.json, so it is no run's folder; name another."
             )

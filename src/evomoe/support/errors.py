@@ -37,9 +37,28 @@ def within(part: str) -> Iterator[None]:
         raise OptionError(f"{part}.{error.option}", error.message) from error
 
 
+_TABLES = ("init_options", "inner_options", "aux_losses", "trainer")
+"""Options that the command line takes as NAME=VALUE after one flag, so that what lies in them has no flag."""
+
+
 def as_flag(option: str) -> str:
-    """An option as the command line has it: ``stage2.batch_size`` is ``--stage2.batch-size``."""
+    """An option as the command line has it: ``stage2.batch_size`` is ``--stage2.batch-size``.
+
+    An option within a table of names and values stands after the table's flag: ``init_options.std`` is ``--init-options std``.
+    """
+    before, _, last = option.rpartition(".")
+    if before.rpartition(".")[2] in _TABLES:
+        return f"{as_flag(before)} {last}"
     return "--" + option.replace("_", "-")
+
+
+@contextmanager
+def out_of(part: str) -> Iterator[None]:
+    """Within the block, the options of errors no longer lie in ``part``, which the caller does not name."""
+    try:
+        yield
+    except OptionError as error:
+        raise OptionError(error.option.removeprefix(f"{part}."), error.message) from error
 
 
 def foreign(error: Exception) -> str:
@@ -47,12 +66,13 @@ def foreign(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].replace("`", "'")
 
 
-def with_flags(error: Exception | Warning | str, positional: Collection[str] = ()) -> str:
+def with_flags(error: Exception | Warning | str, positional: Collection[str] = (), options: Collection[str] | None = None) -> str:
     """What the command line prints of an error: flags in place of arguments.
 
     Args:
         error: any error, or its text.
         positional: names of arguments that have no flag.
+        options: the first parts of all options; what else stands in backticks was written by others and stays. None: any.
     """
 
     def flag(option: str) -> str:
@@ -60,6 +80,8 @@ def with_flags(error: Exception | Warning | str, positional: Collection[str] = (
 
     def rendered(found: re.Match) -> str:
         name, value = found.groups()
+        if options is not None and name.partition(".")[0] not in options:
+            return found[0]
         if value == "False":
             return flag(f"no_{name}")
         return flag(name) if value in (None, "True") else f"{flag(name)} {value}"

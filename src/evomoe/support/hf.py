@@ -29,6 +29,9 @@ hooks named ``output_capturing_hook`` with the mark ``_output_capturing_hooks_in
 KEEP_IN_FLOAT32 = "_keep_in_fp32_modules_strict"
 """Class attribute of a model: names of the weights that stay in float32 whatever the model's precision."""
 
+NEEDS_TORCHVISION = "Torchvision"
+"""What AutoProcessor's error names when an image or video processor needs that package (5.23.0)."""
+
 UNKNOWN_FAMILY = "does not recognize this architecture"
 """What AutoConfig's error says of a model type that this version does not know (5.23.0)."""
 

@@ -26,5 +26,6 @@ ROUTERS: dict[str, type[Router]] = {
     "top_p": TopPRouter,
     "zero_computation": ZeroComputationRouter,
 }
+ShuffledRouter.rows = ROUTERS
 
 __all__ = ["ROUTERS", "Router"]

@@ -5,7 +5,7 @@ Implements: Table 10 (router).
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from evomoe.model.routers.router import Router
 from evomoe.model.routers.virtual import VirtualExperts
 from evomoe.model.routing import Routing
 from evomoe.recipe.router_options import RouterOptions, ShuffledOptions
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, out_of, within
 
 
 class ShuffledRouter(Router[ShuffledOptions]):
@@ -23,9 +23,13 @@ class ShuffledRouter(Router[ShuffledOptions]):
 
     Args:
         inner: the router inside, if it is there already; else the options name it.
+
+    Attributes:
+        rows: every router by name. The table, which imports this file, hands itself over.
     """
 
     Options = ShuffledOptions
+    rows: ClassVar[Mapping[str, type[Router]]] = {}
 
     def __init__(self, hidden_size: int, num_experts: int, inner: str | Router = "dtr", **options: Any) -> None:
         if isinstance(inner, str):
@@ -45,18 +49,20 @@ class ShuffledRouter(Router[ShuffledOptions]):
     def read(cls, values: Mapping[str, Any], num_experts: int, name: str = "") -> RouterOptions:
         """As ``Router.read``; options that are not its own are those of the router inside."""
         own = {field.name for field in fields(cls.Options)}
-        inner = {option: value for option, value in values.items() if option not in own} | values.get("inner_options", {})
+        inner = {option: value for option, value in values.items() if option not in own}
+        given = values.get("inner_options", {})
         known = {option: value for option, value in values.items() if option in own}
-        return super().read(known | {"inner_options": inner}, num_experts, name)
+        return super().read(known | {"inner_options": inner | given if isinstance(given, dict) else given}, num_experts, name)
 
     def _named(self, hidden_size: int, num_experts: int) -> Router:
-        from evomoe.model.routers import ROUTERS  # the table imports this file
-
-        if self.options.inner not in ROUTERS:
+        if self.options.inner not in self.rows:
             raise OptionError(
-                "router_options.inner", f"there is no router '{self.options.inner}'; choose from {', '.join(ROUTERS)}."
+                "router_options.inner", f"there is no router '{self.options.inner}'; choose from {', '.join(self.rows)}."
             )
-        return ROUTERS[self.options.inner](hidden_size, num_experts, **self.options.inner_options)
+        inner, options = self.rows[self.options.inner], self.options.inner_options
+        with within("router_options.inner_options"), out_of("router_options"):
+            inner.read(options, num_experts, self.options.inner)
+        return inner(hidden_size, num_experts, **options)
 
     @property
     def virtual_experts(self) -> VirtualExperts | None:

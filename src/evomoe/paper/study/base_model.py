@@ -166,7 +166,7 @@ def _learn(model: Path, data: Path, output: Path, options: StageOptions, seed: i
         max_length=512,
     )
     datasets = {1: training_data(recipe, output.parent / UNTAUGHT)}
-    return run(recipe, resume="if begun", report=False, label=output.name, datasets=datasets)
+    return run(recipe, resume="known", report=False, label=output.name, datasets=datasets)
 
 
 def _assemble(folder: Path, world: Path, seed: int, recipe: BaseRecipe) -> None:

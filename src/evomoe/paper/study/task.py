@@ -107,7 +107,7 @@ class Training:
         data = {self.stage: training_data(recipe, self.base)}
         # Another row may have begun it, with other options for other stages, or when the same files lay elsewhere: the folder's
         # name says that this stage is the same.
-        run(recipe, resume="if begun", report=False, label=self.name, datasets=data)
+        run(recipe, resume="known", report=False, label=self.name, datasets=data)
         write_text(folder / PROVENANCE, json.dumps(here) + "\n")
 
     def provenance(self, study: Path) -> list[dict[str, str]]:
