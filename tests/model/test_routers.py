@@ -54,6 +54,17 @@ def test_a_token_is_routed_alike_alone_and_in_company(router):
         torch.testing.assert_close(alone[0], together[t], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_router_draws_all_of_its_weights(name):
+    """Nothing is drawn twice, so what a router forgets to draw would be what the memory held before."""
+    torch.use_deterministic_algorithms(True)  # then torch fills new memory with NaN
+    try:
+        router = ROUTERS[name](D, E)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(weight.isfinite().all() for weight in router.parameters())
+
+
 @pytest.mark.parametrize("name", [name for name in ROUTERS if name != "fixed"])  # which has no parameters
 def test_every_parameter_of_a_router_gets_a_gradient(name):
     x_TD, modality = some_tokens()

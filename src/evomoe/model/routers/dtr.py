@@ -77,8 +77,6 @@ class FinalRouter(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         self.bias = nn.Parameter(torch.empty(num_experts))
-        # pyrefly: ignore[bad-argument-type]: as in Float32Linear
-        nn.Linear.reset_parameters(self)
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Weight (E, D) and bias (E,), in float32."""

@@ -34,8 +34,6 @@ class Float32Linear(nn.Module):
         self.transposed = transposed
         self.weight = nn.Parameter(torch.empty((in_features, out_features) if transposed else (out_features, in_features)))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-        # pyrefly: ignore[bad-argument-type]: it reads weight and bias alone, and seeds give other routers without this draw
-        nn.Linear.reset_parameters(self)
 
     def draw(self, std: float) -> None:
         """Draws fresh weights; the bias starts at zero."""
