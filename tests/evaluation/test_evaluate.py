@@ -199,7 +199,7 @@ def test_the_report_has_the_benchmarks_of_earlier_runs_of_the_same_model(workspa
     text = evaluate_checkpoint(workspace / "model", ["other"], replace(options, image_aspect="pad"))
     assert "\n| quiz " not in text  # asked in another way
     text = evaluate_checkpoint(workspace / "model", ["other"], replace(options, limit=3))
-    assert "\n| quiz " not in text and "`limit=3`" in text
+    assert "\n| quiz " not in text and "3 questions at most" in text
 
 
 def test_the_report_does_not_mix_data_of_two_places(workspace, quiz, options, monkeypatch, tmp_path):
