@@ -27,6 +27,7 @@ from evomoe.evaluation.benchmarks.easy_vqa import BENCHMARK, questions
 from evomoe.evaluation.generation import Answerer, Prompts, ask
 from evomoe.model.block import EvoMoEBlock
 from evomoe.model.configuration import MoEConfig
+from evomoe.model.experts import Experts
 from evomoe.model.forward_pass import ForwardPass, running
 from evomoe.model.loading import load_model, load_processor
 from evomoe.model.modality import Modality
@@ -50,7 +51,7 @@ def dense_ffn(hidden: int, inner: int) -> nn.Module:
 def block_with(router: str, ffn: nn.Module, hidden: int, **options) -> EvoMoEBlock:
     """An MoE layer whose first expert is ``ffn`` itself, as after ``upcycle``: the same weights at the same place in memory."""
     moe = MoEConfig(base_model_type="llama", moe_layers=[0], router=router, router_options=options)
-    return EvoMoEBlock(0, moe, hidden, [ffn, *(deepcopy(ffn) for _ in range(3))]).to(DEVICE, DTYPE)
+    return EvoMoEBlock(0, moe, hidden, Experts([ffn, *(deepcopy(ffn) for _ in range(3))])).to(DEVICE, DTYPE)
 
 
 def half_image(tokens: int) -> ForwardPass:
@@ -174,7 +175,7 @@ def variable_slots(rounds: int) -> Iterator[Ratio]:
 
     def block_of(router: str) -> EvoMoEBlock:
         moe = MoEConfig(base_model_type="llama", moe_layers=[0], num_experts=E, num_experts_per_tok=K, router=router)
-        return EvoMoEBlock(0, moe, D, experts).to(DEVICE, DTYPE).eval()
+        return EvoMoEBlock(0, moe, D, Experts(experts)).to(DEVICE, DTYPE).eval()
 
     fixed, variable = block_of("linear"), block_of("anyexperts")
     nn.init.normal_(variable.router.importance.outer.weight)  # so that importance differs from token to token
