@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -202,8 +203,9 @@ def variable_slots(rounds: int) -> Iterator[Ratio]:
     for share, limit in ((1.0, 1.10), (0.6, 0.75)):
         low, high = 1.0, float(E - 4)
         for _ in range(20):
-            variable.router.budget = (low + high) / 2
-            low, high = (low, variable.router.budget) if rows() > share * K * T else (variable.router.budget, high)
+            budget = (low + high) / 2
+            variable.router.options = replace(variable.router.options, budget=budget)
+            low, high = (low, budget) if rows() > share * K * T else (budget, high)
         label = f"AnyExperts, {rows() / T:.2f} real experts per token / top-{K} of {E} (D {D}, F {F}), {T} tokens, forward"
         yield compare(label, lambda: forward(variable), lambda: forward(fixed), rounds, limit)
 
