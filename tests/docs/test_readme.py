@@ -10,7 +10,7 @@ from tiny import inputs_for, make_llava, write_workspace
 from transformers import AutoConfig, AutoProcessor
 
 from evomoe import upcycle
-from evomoe.cli import verbs as cli
+from evomoe.cli import command_line as cli
 from evomoe.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page,
     taken = []
     for verb in ("demo", "upcycle", "attach", "params", "compose", "evaluate", "score", "table", "analyze", "plot", "list_names"):
         monkeypatch.setattr(cli, verb, _stand_in(getattr(cli, verb), taken))
-    monkeypatch.setattr(cli, "check_paths", lambda *args: None)  # the pages' files are examples
+    monkeypatch.setattr("evomoe.cli.verbs.check_paths", lambda *args: None)  # the pages' files are examples
     monkeypatch.setattr("evomoe.training.run.run", lambda *args, **kwargs: taken.append("train"), raising=True)
     monkeypatch.setattr("evomoe.training.dry_run.describe", lambda recipe, resume: taken.append("train") or "")
     lines = [line for line in commands(page) if "..." not in line]

@@ -3,9 +3,13 @@
 import pytest
 import torch
 from small_routers import D, R, a_router, tokens
+from tiny import make_language_model
 
+from evomoe import upcycle
+from evomoe.model.budget import end_training, set_router_options
 from evomoe.model.routers import ROUTERS
 from evomoe.model.routers.choice import ChoiceBias, hide_groups
+from evomoe.support.errors import OptionError
 
 
 @pytest.mark.parametrize("best", [1, 2])
@@ -110,3 +114,16 @@ def test_a_shuffled_router_hands_the_step_on():
     router.route(x_TD, modality, 2, "straight_through")
     router.after_step()
     assert router.inner.bias.value_N.any()
+
+
+def test_a_shuffled_router_ends_training_as_the_one_inside_would():
+    options = {"k_min": 2, "k_max": 4, "cap_scope": "batch"}
+    model = upcycle(make_language_model(), router="shuffled", router_options={"inner": "anyexperts", **options}, num_experts=R)
+    end_training(model)
+    for block in model.moe_blocks.values():
+        assert block.router.inner.options.cap_scope == "token"
+    assert ROUTERS["shuffled"].read(model.config.moe.router_options, R).inner_options["cap_scope"] == "token"
+    assert next(iter(model.moe_blocks.values())).router.importance_network is not None
+    with pytest.raises(OptionError, match="^router: 'anyexperts' has no 'importance_width' that can be changed after training"):
+        set_router_options(model, inner_options={**options, "importance_width": 5})
+    assert next(iter(model.moe_blocks.values())).router.inner.options.cap_scope == "token"

@@ -9,6 +9,8 @@ from tiny import make_language_model, make_records, make_tokenizer, write_worksp
 
 from evomoe.data.conversations import ConversationDataset
 from evomoe.recipe.options import MoEOptions, StageOptions
+from evomoe.support.errors import OptionError
+from evomoe.training.checked_run import check_run
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
 
@@ -115,9 +117,26 @@ def test_a_wrong_name_is_refused_before_the_first_stage(workspace, change):
 )
 def test_a_mistyped_option_is_named_before_anything_is_written(workspace, option, message):
     recipe = make_recipe(workspace, stages=(2,))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptionError, match=message) as caught:
         run(recipe.but(stage2=dataclasses.replace(recipe.stage2, **option)))
+    assert caught.value.option == f"stage2.{next(iter(option))}"
     assert not (workspace / "run").exists()
+
+
+def test_a_run_that_cannot_go_on_says_that_it_begins(workspace, caplog):
+    recipe = make_recipe(workspace, stages=(2,))
+    run(recipe, resume=True, report=False)
+    assert f"There is no run in {recipe.output} yet" in caplog.text
+    caplog.clear()
+    run(recipe, resume=True, report=False)
+    assert "There is no run" not in caplog.text
+
+
+def test_a_wrong_training_argument_is_named_where_it_stands(workspace):
+    recipe = make_recipe(workspace, stages=(2,)).but(trainer={"bf16": "maybe"})
+    with pytest.raises(OptionError, match="^trainer: "):
+        check_run(recipe.but(stage2=dataclasses.replace(recipe.stage2, trainer={"weight_decay": 0.1})))
+    check_run(recipe.but(stage2=dataclasses.replace(recipe.stage2, trainer={"bf16": False})))
 
 
 def test_whole_numbers_will_do_for_fractions(workspace):

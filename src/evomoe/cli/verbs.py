@@ -1,7 +1,5 @@
 """The verbs of the command line. Imports of torch and transformers wait until a verb needs them."""
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,8 +10,8 @@ import tyro
 
 from evomoe.analysis.probe_options import ProbeOptions
 from evomoe.cli.listing import TABLES
-from evomoe.cli.router_flags import flat, plain_recipe, typed_recipe, value_of, with_router_flags
-from evomoe.cli.terminal import RESUME, hide_loading_bars, option_names, plain_warnings, positional, refuse, when_interrupted
+from evomoe.cli.router_flags import flat, plain_recipe, typed_recipe, value_of
+from evomoe.cli.terminal import RESUME, hide_loading_bars, refuse, when_interrupted
 from evomoe.evaluation.benchmark import ProtocolName
 from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.paper.figures import FIGURES
@@ -25,61 +23,15 @@ from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder, check_paths, results_folder
 from evomoe.support.errors import OptionError, with_flags
 from evomoe.support.names import refuse_existing, refuse_missing
-from evomoe.support.version import __version__
 
 Flat = tyro.conf.arg(name="")
+ModelName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+NewFolder = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
 
 if TYPE_CHECKING:  # checkers take literals only
     FigureName = TableName = str
 else:
     FigureName, TableName = Literal[*FIGURES], Literal[*TABLES]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one verb; errors a user can mend are one line, without a traceback."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    router = value_of("--router", arguments) or MoEOptions.router
-    verbs = {
-        "demo": demo,
-        "train": _train_from(arguments),
-        "upcycle": with_router_flags(upcycle, MoEOptions(), router, arguments),
-        "attach": with_router_flags(attach, AttachOptions(), AttachOptions.router, arguments),
-        "params": with_router_flags(params, MoEOptions(), router, arguments),
-        "compose": compose,
-        "eval": evaluate,
-        "score": score,
-        "table": table,
-        "analyze": analyze,
-        "plot": plot,
-        "list": list_names,
-    }
-    if arguments == ["--version"]:
-        print(f"evomoe {__version__}")
-        return 0
-    verb = verbs.get(arguments[0]) if arguments else None
-    without_flag = positional(verb) if verb else set()
-    try:
-        with plain_warnings(without_flag):
-            if verb:  # not through all verbs: an error shall point to the help of this one
-                tyro.cli(verb, prog=f"evomoe {arguments[0]}", args=arguments[1:], config=(tyro.conf.AvoidSubcommands,))
-            else:
-                tyro.extras.subcommand_cli_from_dict(
-                    verbs,
-                    prog="evomoe",
-                    description="Turn a dense vision-language model into a mixture of experts. `evomoe --version` names the version.",
-                    args=arguments,
-                )
-            sys.stdout.flush()  # here, so that a reader that has gone away is noticed here
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, ImportError) as error:
-        known = {name for one in verbs.values() for name in option_names(one)}
-        print(f"evomoe: {with_flags(error, without_flag, known)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as interrupt:
-        print(" ".join(["evomoe: interrupted.", *map(str, interrupt.args)]), file=sys.stderr)
-        return 130
-    return 0
 
 
 def demo(output: str = "runs/demo", resume: bool = True) -> None:
@@ -96,7 +48,7 @@ def demo(output: str = "runs/demo", resume: bool = True) -> None:
         print(run_demo(output, resume))
 
 
-def _train_from(arguments: list[str]) -> Callable[..., None]:
+def train_from(arguments: list[str]) -> Callable[..., None]:
     """The verb ``train`` with the defaults of the recipe that the arguments name."""
     name = value_of("--recipe", arguments) or "evomoe"
     from_file = name.endswith(".json")
@@ -145,8 +97,8 @@ def _train_from(arguments: list[str]) -> Callable[..., None]:
 
 
 def upcycle(
-    dense: tyro.conf.Positional[str],
-    out: tyro.conf.Positional[str],
+    dense: ModelName,
+    out: NewFolder,
     moe: Annotated[MoEOptions, Flat],
     moe_layers: str = "alternating",
     expert_init: str = "replicate",
@@ -161,7 +113,7 @@ def upcycle(
         moe: the mixture of experts.
         moe_layers: alternating, all, without_first, or indices separated by commas.
         expert_init: where the experts come from.
-        init_options: options of that initialiser, as name=value.
+        init_options: options of that initialiser, as name=value; see `evomoe list inits`.
         options: how it is loaded and written.
     """
     refuse_missing(dense)
@@ -174,8 +126,8 @@ def upcycle(
 
 
 def attach(
-    sparse: tyro.conf.Positional[str],
-    out: tyro.conf.Positional[str],
+    sparse: ModelName,
+    out: NewFolder,
     moe: Annotated[AttachOptions, Flat] = AttachOptions(),  # noqa: B008
     options: Annotated[ConversionOptions, Flat] = ConversionOptions(),  # noqa: B008
 ) -> None:
@@ -196,7 +148,7 @@ def attach(
 
 
 def params(
-    model: tyro.conf.Positional[str],
+    model: ModelName,
     moe: Annotated[MoEOptions, Flat],
     moe_layers: str = "alternating",
     trust_remote_code: bool = False,
@@ -215,7 +167,7 @@ def params(
 
 
 def compose(
-    out: tyro.conf.Positional[str],
+    out: NewFolder,
     text: str,
     vision: str,
     seed: int = 0,
@@ -240,7 +192,7 @@ def compose(
 
 
 def evaluate(
-    checkpoint: tyro.conf.Positional[str],
+    checkpoint: ModelName,
     options: Annotated[EvaluationOptions, Flat] = EvaluationOptions(),  # noqa: B008
     benchmarks: tuple[str, ...] = ("easy-vqa",),
     dump_prompts: bool = False,
@@ -268,7 +220,7 @@ def evaluate(
 
 
 def score(
-    benchmark: tyro.conf.Positional[str],
+    benchmark: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BENCHMARK")],
     predictions: str,
     annotations: str,
     protocol: ProtocolName = "official",
@@ -298,7 +250,7 @@ def score(
 
 
 def table(
-    name: tyro.conf.Positional[str],
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TABLE")],
     scale: Literal["mini", "paper"] = "mini",
     rows: tuple[str, ...] = (),
     seeds: int = 0,
@@ -335,7 +287,7 @@ def table(
 
 
 def analyze(
-    checkpoint: tyro.conf.Positional[str],
+    checkpoint: ModelName,
     options: Annotated[ProbeOptions, Flat] = ProbeOptions(data=tyro.MISSING),  # noqa: B008
     output: str | None = None,
     stage1: str | None = None,
@@ -360,7 +312,7 @@ def analyze(
 
 def plot(
     figure: tyro.conf.Positional[FigureName],
-    checkpoint: tyro.conf.Positional[str],
+    checkpoint: ModelName,
     options: Annotated[FigureOptions, Flat] = FigureOptions(),  # noqa: B008
 ) -> None:
     """Draw a figure of a sparse model: 1a scores under shuffled routers, 1b router logits, 5 expert load, slots experts per token.
@@ -392,7 +344,3 @@ def list_names(
     from evomoe.cli.listing import describe_table
 
     print(describe_table(what))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

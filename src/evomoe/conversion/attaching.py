@@ -23,7 +23,7 @@ from evomoe.model.model_card import CARD, model_card
 from evomoe.model.routers.anyexperts import AnyExpertsRouter
 from evomoe.model.routing import GATES
 from evomoe.model.sparse_model import SparseModel, is_sparse
-from evomoe.model.structure import UnsupportedModelError, decoder_layers, find_sparse_ffn, text_config
+from evomoe.model.structure import UnsupportedModelError, check_is_model, decoder_layers, find_sparse_ffn, text_config
 from evomoe.recipe.anyexperts_options import AnyExpertsOptions
 from evomoe.recipe.options import AttachOptions
 from evomoe.recipe.row_options import read_options
@@ -70,6 +70,7 @@ def attach(
         UnsupportedModelError: the model has no sparse layers, or its routers do something else.
         ValueError: an option is wrong; the message names it.
     """
+    check_is_model(model)
     if is_sparse(model):
         raise UnsupportedModelError("The model has this library's routers already; start from the model of transformers.")
     name, D = type(model).__name__, text_config(model.config).hidden_size
@@ -79,7 +80,9 @@ def attach(
             own[index] = layer.get_submodule(".".join(found))
     if not own:
         if (expert := next((n for n, _ in model.get_decoder().named_modules() if "expert" in n.rpartition(".")[2]), "")) == "":
-            raise UnsupportedModelError(f"{name} has no sparse layers to attach AnyExperts to; a dense model is for upcycle().")
+            raise UnsupportedModelError(
+                f"{name} has no sparse layers to attach AnyExperts to; `evomoe upcycle` converts a dense model."
+            )
         raise UnsupportedModelError(f"{name} is sparse, but built in a way that attach does not know ({expert}).")
     for index in own:
         _check_block(decoder_layers(model)[index], f"{name}, layer {index}", D)

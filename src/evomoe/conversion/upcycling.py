@@ -14,12 +14,7 @@ from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.experts import Experts
 from evomoe.model.families import sparse_config
 from evomoe.model.sparse_model import SparseModel, is_sparse, model_class
-from evomoe.model.structure import (
-    UnsupportedModelError,
-    check_convertible,
-    decoder_layers,
-    text_config,
-)
+from evomoe.model.structure import UnsupportedModelError, check_convertible, decoder_layers, text_config
 
 
 def upcycle(

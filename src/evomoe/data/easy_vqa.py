@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from evomoe.support.errors import OptionError
+from evomoe.support.files import write_text
 
 Split = Literal["train", "test"]
 Mix = Literal["captions", "warmup", "full"]
@@ -77,33 +78,18 @@ def captions(asked: Iterable[Question]) -> dict[str, str]:
     return {path: f"a {facts['color']} {facts['shape']}" for path, facts in known.items() if len(facts) == 2}
 
 
-def train_records(mix: Mix, seed: int = 0) -> list[dict[str, Any]]:
-    """The training split as LLaVA's records, shuffled by `seed`.
+def records(split: Split, mix: Mix, seed: int = 0) -> list[dict[str, Any]]:
+    """A split as LLaVA's records, with absolute paths to the pictures, shuffled by `seed`.
 
     Args:
+        split: which.
         mix: "captions": captions alone; "warmup": captions, open questions and yes/no questions without a negation;
             "full": every question as it stands.
-        seed: Fixes the order.
+        seed: fixes the order.
 
     Raises:
-        OptionError: There is no such mix.
+        OptionError: there is no such split or mix.
     """
-    return _records("train", mix, seed)
-
-
-def export(split: Split, path: str | os.PathLike[str], mix: Mix, seed: int = 0) -> None:
-    """Writes a split as LLaVA's JSON, with absolute paths to the pictures.
-
-    Raises:
-        OptionError: There is no such split or mix.
-    """
-    target = Path(path)
-    unfinished = target.with_name(target.name + ".unfinished")
-    unfinished.write_text(json.dumps(_records(split, mix, seed), indent=1), encoding="utf-8")
-    os.replace(unfinished, target)
-
-
-def _records(split: Split, mix: Mix, seed: int) -> list[dict[str, Any]]:
     if mix not in get_args(Mix):
         raise OptionError("mix", f"{mix!r} is not one of {', '.join(get_args(Mix))}.")
     asked = questions(split)
@@ -113,6 +99,11 @@ def _records(split: Split, mix: Mix, seed: int) -> list[dict[str, Any]]:
         exchanges += [(item.image_path, item.question, item.answer) for item in used]
     random.Random(seed).shuffle(exchanges)
     return [_llava(f"easy-vqa-{split}-{number}", *exchange) for number, exchange in enumerate(exchanges)]
+
+
+def export(split: Split, path: str | os.PathLike[str], mix: Mix, seed: int = 0) -> None:
+    """Writes what ``records`` gives to a JSON file."""
+    write_text(Path(path), json.dumps(records(split, mix, seed), indent=1))
 
 
 def _llava(identity: str, image_path: str, question: str, answer: str) -> dict[str, Any]:

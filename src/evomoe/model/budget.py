@@ -81,11 +81,11 @@ def change_moe(model: SparseModel, changes: dict[str, Any]) -> None:
     kept = [block.router.options for block in blocks]
     try:
         for block in blocks:
-            block.router.options = block.router.read(moe.router_options, moe.num_experts, moe.router)
+            block.router.set_options(block.router.read(moe.router_options, moe.num_experts, moe.router))
             block.router.check(moe.num_experts_per_tok, moe.gate)
     except OptionError:
         for block, options in zip(blocks, kept, strict=True):
-            block.router.options = options
+            block.router.set_options(options)
         raise
     for block in blocks:
         block.moe = moe
@@ -102,7 +102,8 @@ def moe_restored(model: SparseModel) -> Iterator[SparseModel]:
     finally:
         model.config.evomoe = written
         for block, moe, router, options in before:
-            block.moe, router.options = moe, options
+            block.moe = moe
+            router.set_options(options)
 
 
 def first_router(model: PreTrainedModel) -> Router:

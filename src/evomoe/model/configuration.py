@@ -12,6 +12,7 @@ from evomoe.model.routers import ROUTERS
 from evomoe.model.routing import GATES
 from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.placement import moe_layers
+from evomoe.recipe.value_types import check_names
 from evomoe.support.errors import OptionError
 from evomoe.support.needs import needs_of
 
@@ -63,6 +64,7 @@ class MoEConfig(MoEOptions):
         """Of what config.json holds. Before ``expert_share`` was written down, "partition" alone made narrower experts."""
         if "expert_share" not in values and values.get("expert_init") == "partition":
             values = values | {"expert_share": values["num_experts"]}
+        check_names(values, cls.__dataclass_fields__, "The mixture in config.json")
         return cls(**values)
 
     @property
@@ -73,6 +75,7 @@ class MoEConfig(MoEOptions):
     @classmethod
     def for_model(cls, config: PreTrainedConfig, placement: str | Sequence[int], **fields) -> "MoEConfig":
         """The MoE part for a dense model's ``config``; ``placement`` as in ``evomoe.recipe.placement``."""
+        check_names(fields, cls.__dataclass_fields__, "A mixture")
         text = config.get_text_config(decoder=True)
         moe = cls(base_model_type=config.model_type, moe_layers=moe_layers(placement, text.num_hidden_layers), **fields)
         router = ROUTERS[moe.router]

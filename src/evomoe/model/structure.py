@@ -24,6 +24,14 @@ class UnsupportedModelError(ValueError):
     """The model cannot become a mixture of experts; the message says why."""
 
 
+def check_is_model(model: object) -> None:
+    """Raises UnsupportedModelError for a folder's name, a processor and whatever else is no model."""
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"{model!r} is no model of transformers; `AutoModelForImageTextToText.from_pretrained` loads one from a folder or hub name."
+        )
+
+
 def text_config(config):
     """The configuration of the language model inside ``config`` (``config`` itself for a text-only model)."""
     return config.get_text_config(decoder=True)
@@ -115,6 +123,7 @@ def check_convertible(model: PreTrainedModel) -> list[str]:
     Raises:
         UnsupportedModelError: it cannot; the message says why.
     """
+    check_is_model(model)
     name, config = type(model).__name__, model.config
     if config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} has an encoder and a decoder; EvoMoE converts models with a decoder alone.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 from evomoe.recipe.named_values import NamedValues
+from evomoe.recipe.value_types import check_types
 from evomoe.support.errors import OptionError
 
 ImageAspect = Literal["auto", "pad", "keep"]
@@ -103,6 +104,7 @@ class MoEOptions:
     aux_reduction: str = "mean"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.num_experts < 2:
             raise OptionError("num_experts", f"{self.num_experts} is too few; a mixture needs at least 2.")
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
@@ -124,7 +126,7 @@ class AttachOptions:
     Attributes:
         k_min: fewest slots of a token; by default around as many real experts as the model has now.
         k_max: most slots of a token.
-        gate: what multiplies an expert's output; by default what the model does.
+        gate: what multiplies an expert's output, a row of ``evomoe list gates``; by default what the model does.
         router_options: further options of router anyexperts.
         aux_losses: coefficient of each auxiliary loss, as name=value.
     """
@@ -132,7 +134,7 @@ class AttachOptions:
     router: ClassVar[str] = "anyexperts"
     k_min: float | None = None
     k_max: float | None = None
-    gate: Literal["", "probability", "normalised", "straight_through"] = ""
+    gate: str = ""
     router_options: NamedValues = field(default_factory=dict)
     aux_losses: NamedValues = field(default_factory=lambda: {"balance": 0.01, "importance": 0.001})
 
@@ -179,6 +181,7 @@ class EvolutionOptions:
 
     def check(self, num_experts: int) -> None:
         """Raises OptionError if a value is out of its range, or the ranges of beta are not one per evolved expert."""
+        check_types(self)
         if len(self.beta_ranges) != num_experts - 1:
             raise OptionError(
                 "beta_ranges",
@@ -190,8 +193,6 @@ class EvolutionOptions:
                 raise OptionError("beta_ranges", f"[{low}, {high}] must satisfy 0 <= low <= high <= 1.")
         if not 0 <= self.stop_fraction <= 1:
             raise OptionError("stop_fraction", f"{self.stop_fraction} must lie in [0, 1].")
-        if self.beta_scope not in ("step", "layer"):
-            raise OptionError("beta_scope", f"there is no '{self.beta_scope}'; choose 'step' or 'layer'.")
         check_whole("seed", self.seed, 0, LARGEST_SEED)
 
 
@@ -221,6 +222,7 @@ class StageOptions:
 
     def check(self) -> None:
         """Raises OptionError if a value cannot be trained with; the recipe checks ``trainer``, which may be about other options."""
+        check_types(self)
         check_positive("learning_rate", self.learning_rate)
         check_positive("epochs", self.epochs)
         check_whole("steps", self.steps, 0, hint="; 0 trains by epochs")

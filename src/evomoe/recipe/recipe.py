@@ -26,6 +26,7 @@ from evomoe.recipe.options import (
     check_whole,
 )
 from evomoe.recipe.placement import parse_placement
+from evomoe.recipe.value_types import check_names, check_types
 from evomoe.support.errors import OptionError, within
 from evomoe.support.files import write_text
 
@@ -84,6 +85,7 @@ class Recipe:
     trainer: NamedValues = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self)
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown or not self.stages or list(self.stages) != sorted(set(self.stages)):
             raise OptionError("stages", f"{list(self.stages)} must be some of {list(STAGES)}, each once, in order.")
@@ -112,7 +114,12 @@ class Recipe:
         check_whole("seed", self.seed, 0, LARGEST_SEED)
 
     def but(self, **changes: Any) -> "Recipe":
-        """A copy with some fields changed; those of ``moe`` and ``evolution`` by their own names: ``but(router="linear")``."""
+        """A copy with some fields changed; those of ``moe`` and ``evolution`` by their own names: ``but(router="linear")``.
+
+        Raises:
+            OptionError: there is no such field, or its value is wrong.
+        """
+        check_names(changes, vars(self).keys() | vars(self.moe).keys() | vars(self.evolution).keys(), "A recipe")
         for part in ("moe", "evolution"):
             owned = {f.name for f in dataclasses.fields(getattr(self, part))} - {f.name for f in dataclasses.fields(self)}
             inner = {name: changes.pop(name) for name in list(changes) if name in owned}
@@ -148,11 +155,12 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
-        """Reads recipe.json.
+        """Reads recipe.json, or the one in a run's folder.
 
         Raises:
             ValueError: it is no recipe of this version, or no JSON; the message names the file.
         """
+        path = Path(path) / "recipe.json" if Path(path).is_dir() else path
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             missing = {f.name for f in dataclasses.fields(cls)} - set(values)

@@ -1,11 +1,10 @@
 """The options of a row of a table, such as those of a router: a dataclass for each. Needs neither torch nor transformers."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
+from evomoe.recipe.value_types import unsuited
 from evomoe.support.errors import OptionError
 
 
@@ -51,15 +50,6 @@ class InitOptions(RowOptions):
 
 AnyOptions = TypeVar("AnyOptions", bound=RowOptions)
 
-_SUITS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    bool: ("true or false", lambda value: type(value) is bool),
-    int: ("a whole number", lambda value: type(value) is int),
-    float: ("a number", lambda value: isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)),
-    str: ("text", lambda value: isinstance(value, str)),
-    dict: ("names with values", lambda value: isinstance(value, dict)),
-}
-"""By type: what a value must be, and whether it is. A value of any other type is let pass."""
-
 
 def describe_options(kind: type[RowOptions]) -> str:
     """The options with their defaults: "hypernet_width=64, rank=16"; or "none"."""
@@ -84,7 +74,7 @@ def read_options(kind: type[AnyOptions], values: Mapping[str, Any], of: str) -> 
     for option, value in values.items():
         if option not in known:
             raise OptionError(part, f"{of} takes no '{option}'; it takes {describe_options(kind)}.")
-        if wanted := _unsuited(hints[option], value):
+        if wanted := unsuited(hints[option], value):
             raise OptionError(f"{part}.{option}", f"{of} takes {wanted}, not {value!r}.")
     return kind(**values)
 
@@ -95,17 +85,3 @@ def _defaults(kind: type[RowOptions]) -> dict[str, Any]:
         made = None if field.default_factory is MISSING else field.default_factory() or None
         found[field.name] = made if field.default is MISSING else field.default
     return found
-
-
-def _unsuited(hint: Any, value: Any) -> str:
-    """What a value of this type must be, if this one is not; empty if it is."""
-    if get_origin(hint) is Literal:
-        return "" if value in get_args(hint) else f"one of {', '.join(map(str, get_args(hint)))}"
-    if get_origin(hint) in (Union, UnionType):
-        parts = [part for part in get_args(hint) if part is not NoneType]
-        if value is None and NoneType in get_args(hint):
-            return ""
-        wanted = [_unsuited(part, value) for part in parts]
-        return "" if "" in wanted else f"{' or '.join(wanted)}{' or nothing' if NoneType in get_args(hint) else ''}"
-    what, suits = _SUITS.get(get_origin(hint) or hint, ("", lambda value: True))
-    return "" if suits(value) else what

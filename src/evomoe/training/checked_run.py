@@ -1,6 +1,6 @@
 """A recipe that was checked against its model, before weights are loaded or anything is written: made once, handed on."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -93,10 +93,7 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
     if 3 in recipe.stages and sparse is not dense:
         _check_init_options(recipe, sparse.config.moe)
     for stage in recipe.stages:
-        try:
-            _check_loggers(training_arguments(recipe, stage, RunFolder(recipe.output).stage(stage), num_records=1))
-        except (ValueError, ImportError) as error:
-            raise OptionError("trainer", f"TrainingArguments of stage {stage}: {foreign(error)}") from error
+        _check_training_arguments(recipe, stage)
         _check_trained_parts(recipe, stage, sparse if stage == 3 else dense, sparse.config.moe)
     processor = load_processor(recipe.model, recipe.trust_remote_code)
     ChatTemplate(processor)
@@ -165,6 +162,22 @@ def _check_gradient(recipe: Recipe) -> None:
             f"'{recipe.moe.gate}' with one expert per token multiplies by 1: the router, which alone trains in Stage III, would get "
             "no gradient from the language loss. Choose `gate=straight_through`, `gate=probability`, or `num_experts_per_tok=2`.",
         )
+
+
+def _check_training_arguments(recipe: Recipe, stage: int) -> None:
+    """Raises OptionError if transformers refuses what ``trainer`` names: the run's, or the stage's if that is what is wrong."""
+
+    def refusal(recipe: Recipe) -> Exception | None:
+        try:
+            _check_loggers(training_arguments(recipe, stage, RunFolder(recipe.output).stage(stage), num_records=1))
+        except (ValueError, ImportError) as error:
+            return error
+        return None
+
+    if error := refusal(recipe):
+        without = recipe.but(**{f"stage{stage}": replace(recipe.stage(stage), trainer={})})
+        option = "trainer" if refusal(without) else f"stage{stage}.trainer"
+        raise OptionError(option, f"TrainingArguments of stage {stage}: {foreign(error)}") from error
 
 
 def _check_loggers(arguments: TrainingArguments) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from evomoe.data.conversations import ConversationDataset
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import Resume
+from evomoe.support.errors import OptionError
 from evomoe.support.files import write_text
 from evomoe.support.processes import is_main_process
 from evomoe.support.text import counted
@@ -51,6 +52,8 @@ def run(
         OptionError: an option or the output folder is refused.
         ValueError: a record or the model is refused; the message says what to do.
     """
+    if not isinstance(recipe, Recipe):
+        raise OptionError("recipe", f"{recipe!r} must be a Recipe; `Recipe.load` reads one from its file.")
     checked = check_run(recipe, resume)
     recipe, folder = checked.recipe, checked.folder
     datasets = datasets or load_data(recipe, checked.processor)
@@ -73,6 +76,8 @@ def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, Conversat
     """Writes what lies in the folder from the start: the recipe, and which records are left out."""
     folder = checked.folder
     folder.path.mkdir(parents=True, exist_ok=True)
+    if resume is True and not folder.has_begun():
+        logger.warning("There is no run in %s yet: this one begins at the beginning.", folder.path)
     if not resume or not folder.has_begun():
         folder.clear()
     checked.recipe.save(folder.recipe)

@@ -170,6 +170,10 @@ class Router(nn.Module, Generic[OwnOptions]):
             raise OptionError("experts_per_token", f"this router chooses a whole number of experts, not {number:g}.")
         return {"num_experts_per_tok": int(number)}
 
+    def set_options(self, options: RouterOptions) -> None:
+        """Takes other values of options that are ``adjustable``."""
+        self.options = cast(OwnOptions, options)
+
     def after_step(self) -> None:
         """Called in training after each optimiser step."""
 

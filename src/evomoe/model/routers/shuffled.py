@@ -4,11 +4,11 @@ Implements: Table 10 (router).
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evomoe.model.modality import Modality
 from evomoe.model.routers.router import Router
@@ -29,6 +29,7 @@ class ShuffledRouter(Router[ShuffledOptions]):
     """
 
     Options = ShuffledOptions
+    adjustable = ("inner_options",)
     rows: ClassVar[Mapping[str, type[Router]]] = {}
 
     def __init__(self, hidden_size: int, num_experts: int, inner: str | Router = "dtr", **options: Any) -> None:
@@ -36,7 +37,7 @@ class ShuffledRouter(Router[ShuffledOptions]):
             super().__init__(hidden_size, num_experts, inner=inner, **options)
             self.inner = self._named(hidden_size, num_experts)
         else:
-            super().__init__(hidden_size, num_experts, **options)
+            super().__init__(hidden_size, num_experts, inner_options=asdict(inner.options), **options)
             self.inner = inner
         generator = torch.Generator("cpu").manual_seed(self.options.seed)
         identity = list(range(num_experts))
@@ -74,8 +75,30 @@ class ShuffledRouter(Router[ShuffledOptions]):
     def for_experts_per_token(self, number: float) -> dict[str, Any]:
         raise OptionError("experts_per_token", "router 'shuffled' does not choose a number of experts that can be set.")
 
+    @property
+    def importance_network(self) -> nn.Module | None:
+        return self.inner.importance_network
+
+    def set_options(self, options: RouterOptions) -> None:
+        """As ``Router.set_options``, for the router inside too.
+
+        Raises:
+            OptionError: an option of the router inside differs that cannot change after training.
+        """
+        assert isinstance(options, ShuffledOptions)
+        given = self.inner.read(options.inner_options, self.num_experts, options.inner)
+        for name, value in asdict(given).items():
+            if value != getattr(self.inner.options, name) and name not in self.inner.adjustable:
+                raise OptionError("router", f"'{options.inner}' has no '{name}' that can be changed after training.")
+        super().set_options(options)
+        self.inner.set_options(given)
+
     def after_step(self) -> None:
         self.inner.after_step()
+
+    def after_training(self) -> dict[str, Any]:
+        changed = self.inner.after_training()
+        return {"inner_options": {**self.options.inner_options, **changed}} if changed else {}
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         return self._permuted(self.inner(x_TD, modality))

@@ -1,0 +1,71 @@
+"""Runs one verb, and lets errors that a user can mend be one line."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import tyro
+
+from evomoe.cli.router_flags import value_of, with_router_flags
+from evomoe.cli.terminal import option_names, plain_warnings, positional
+from evomoe.cli.verbs import analyze, attach, compose, demo, evaluate, list_names, params, plot, score, table, train_from, upcycle
+from evomoe.recipe.options import AttachOptions, MoEOptions
+from evomoe.support.errors import with_flags
+from evomoe.support.version import __version__
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb; errors a user can mend are one line, without a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    router = value_of("--router", arguments) or MoEOptions.router
+    verbs = {
+        "demo": demo,
+        "train": train_from(arguments),
+        "upcycle": with_router_flags(upcycle, MoEOptions(), router, arguments),
+        "attach": with_router_flags(attach, AttachOptions(), AttachOptions.router, arguments),
+        "params": with_router_flags(params, MoEOptions(), router, arguments),
+        "compose": compose,
+        "eval": evaluate,
+        "score": score,
+        "table": table,
+        "analyze": analyze,
+        "plot": plot,
+        "list": list_names,
+    }
+    if arguments == ["--version"]:
+        print(f"evomoe {__version__}")
+        return 0
+    verb = verbs.get(arguments[0]) if arguments else None
+    without_flag = positional(verb) if verb else set()
+    try:
+        with plain_warnings(without_flag):
+            if verb:  # not through all verbs: an error shall point to the help of this one
+                tyro.cli(verb, prog=f"evomoe {arguments[0]}", args=arguments[1:], config=(tyro.conf.AvoidSubcommands,))
+            else:
+                only_described = arguments in ([], ["-h"], ["--help"])
+                tyro.extras.subcommand_cli_from_dict(
+                    {name: _described_alone(one) for name, one in verbs.items()} if only_described else verbs,
+                    prog="evomoe",
+                    description="Turn a dense vision-language model into a mixture of experts. `evomoe --version` names the version.",
+                    args=arguments,
+                )
+            sys.stdout.flush()  # here, so that a reader that has gone away is noticed here
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, ImportError) as error:
+        known = {name for one in verbs.values() for name in option_names(one)}
+        print(f"evomoe: {with_flags(error, without_flag, known)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print(" ".join(["evomoe: interrupted.", *map(str, interrupt.args)]), file=sys.stderr)
+        return 130
+    return 0
+
+
+def _described_alone(verb: Callable[..., None]) -> Callable[[], None]:
+    """What the list of verbs needs of one: its description. Reading the options of all takes longer than all else."""
+
+    def described() -> None: ...
+
+    described.__doc__ = verb.__doc__
+    return described
