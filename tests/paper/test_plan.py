@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from evomoe.cli import verbs as cli
+from evomoe.cli import command_line as cli
 from evomoe.paper.run_table import plan_table
 from evomoe.paper.tables import TABLES
 from evomoe.recipe.recipe import Recipe

@@ -11,7 +11,7 @@ from tiny.study import TINY
 
 from evomoe import mini
 from evomoe.analysis.intervention import Intervention
-from evomoe.cli import verbs as cli
+from evomoe.cli import command_line as cli
 from evomoe.paper.run_table import run_table
 from evomoe.paper.study import base_model, measure
 from evomoe.paper.study.study import cells
