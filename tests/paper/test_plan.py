@@ -15,7 +15,7 @@ from evomoe.recipe.recipe import Recipe
 def test_every_table_s_commands_are_taken(number, tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr("evomoe.training.run.run", lambda recipe, resume: started.append(recipe) or "model")
-    monkeypatch.setattr(cli, "check_paths", lambda *args: None)
+    monkeypatch.setattr("evomoe.cli.verbs.check_paths", lambda *args: None)
     monkeypatch.setattr("evomoe.cli.verbs.hide_loading_bars", lambda: None)
     text = plan_table(number, study=tmp_path)
     commands = re.findall(r"^accelerate launch --num_processes 8 -m evomoe.cli (train .*)$", text, flags=re.M)
