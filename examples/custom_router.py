@@ -85,7 +85,7 @@ def make_batch(rows: int = 8, words: int = 6) -> dict[str, Tensor]:
 def train_a_little(steps: int = 30) -> tuple[SparseModel, list[float]]:
     """Trains the router alone, as Stage III does; returns the model and the loss of every step."""
     torch.manual_seed(0)
-    model = upcycle(make_dense(), router="cosine", router_options={"scale": 3.0}, expert_init="noise", init_options={"std": 0.3})
+    model = upcycle(make_dense(), router="cosine", router_options={"scale": 3.0}, expert_init="noise", init_options={"std": 0.1})
     set_trainable(model, "router", model.config.moe.moe_layers)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
     batch, losses = make_batch(), []

@@ -36,9 +36,10 @@ ANYEXPERTS_FILES = (
     "model/aux_losses/importance.py",
 )
 
-BESIDE = 300
-"""Code lines of what the core leans on: folders, several processes, models that were sparse before, options as data."""
+BESIDE = 360
+"""Code lines of what the core leans on: folders, several processes, models that were sparse before, options as data, gradients."""
 BESIDE_FILES = (
+    "model/router_gradient.py",
     "conversion/upcycled_folder.py",
     "model/saving.py",
     "training/sharding.py",

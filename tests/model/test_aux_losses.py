@@ -107,3 +107,10 @@ def test_a_loss_of_what_a_router_does_not_give_is_refused_with_the_configuration
         ):
             MoEConfig(router=router, **layers)
     assert MoEConfig(router="anyexperts", **layers).aux_losses[name] == 0.1
+
+
+def test_z_is_the_square_of_the_logarithm_of_the_softmax_s_divisor():
+    z, uniform = AUX_LOSSES["z"], torch.full((3, E), 1 / E)
+    assert z(record_of(uniform)).item() == pytest.approx(0.0)  # its logits are log(1/4)
+    shifted = replace(record_of(uniform), routing=replace(record_of(uniform).routing, logits=torch.full((3, E), 2.0)))
+    assert z(shifted).item() == pytest.approx((2 + math.log(E)) ** 2)

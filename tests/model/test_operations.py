@@ -104,9 +104,10 @@ def gradients(model: PreTrainedModel, *batches: dict) -> dict[str, torch.Tensor]
 
 
 @several_families
+@pytest.mark.parametrize("router_gradient", ["chosen", "all"])
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_of_both_kinds_gives_the_same_gradients(family, use_reentrant, caplog):
-    sparse = make_sparse(family, aux_losses={"balance": 0.5}).train()
+def test_gradient_checkpointing_of_both_kinds_gives_the_same_gradients(family, use_reentrant, router_gradient, caplog):
+    sparse = make_sparse(family, aux_losses={"balance": 0.5}, router_gradient=router_gradient).train()
     batches = inputs_for(family, (1, 0)), inputs_for(family, (0, 2), text=7)  # two forwards before one backward
     expected = gradients(sparse, *batches)
     sparse.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})

@@ -147,9 +147,20 @@ def test_dtr_has_the_parameters_that_the_paper_s_totals_need():
     assert sum(p.numel() for p in router.parameters()) == 2 * hypernetwork + D * E + E
 
 
-@pytest.mark.parametrize("options", [{"hypernet_width": 0}, {"rank": 0}])
+def test_dtr_bounds_its_logits_if_asked_to():
+    x_TD, modality = some_tokens()
+    torch.manual_seed(0)
+    free = DynamicTokenAwareRouter(D, E)
+    torch.manual_seed(0)
+    capped = DynamicTokenAwareRouter(D, E, cap=0.5)
+    logits_TE = free(x_TD, modality)
+    assert logits_TE.abs().max() > 0.6
+    torch.testing.assert_close(capped(x_TD, modality), 0.5 * (logits_TE / 0.5).tanh())
+
+
+@pytest.mark.parametrize("options", [{"hypernet_width": 0}, {"rank": 0}, {"cap": -1.0}])
 def test_dtr_refuses_empty_sizes(options):
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="at least 1|not be negative"):
         DynamicTokenAwareRouter(D, E, **options)
 
 

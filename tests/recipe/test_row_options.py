@@ -22,7 +22,7 @@ from evomoe.support.text import counted, kind_of
 @pytest.mark.parametrize(
     ("table", "name", "options"),
     [
-        (ROUTERS, "dtr", "hypernet_width=64, rank=16"), (ROUTERS, "dtr+shared", "hypernet_width=64, rank=16"),
+        (ROUTERS, "dtr", "hypernet_width=64, rank=16, cap=0.0"), (ROUTERS, "dtr+shared", "hypernet_width=64, rank=16"),
         (ROUTERS, "linear", "none"), (ROUTERS, "shuffled", "inner=dtr, seed=0, inner_options"),
         (INITS, "noise", "std=0.001"), (INITS, "evolved", "experts"), (INITS, "replicate", "none"),
     ],
@@ -41,8 +41,8 @@ def test_the_options_that_the_command_line_shows_are_the_routers():
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("dtr", {"rnk": 4}, "router_options: router 'dtr' takes no 'rnk'; it takes hypernet_width=64, rank=16."),
-        ("dtr+shared", {"rnk": 4}, "router_options: router 'dtr+shared' takes no 'rnk'; it takes hypernet_width=64, rank=16."),
+        ("dtr", {"rnk": 4}, "router_options: router 'dtr' takes no 'rnk'; it takes hypernet_width=64, rank=16, cap=0.0."),
+        ("dtr+shared", {"rnk": 4}, "router_options: router 'dtr+shared' takes no 'rnk'; it takes hypernet_width=64, rank=16, cap=0.0."),
         ("linear", {"rank": 4}, "router_options: router 'linear' takes no 'rank'; it takes none."),
         ("dtr", {"rank": "abc"}, "router_options.rank: router 'dtr' takes a whole number, not 'abc'."),
         ("dtr", {"rank": 2.5}, "router_options.rank: router 'dtr' takes a whole number, not 2.5."),

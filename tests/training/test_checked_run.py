@@ -25,7 +25,7 @@ from evomoe.training.run import run
         ({"expert_init": "noise", "init_options": {"std": "x"}}, "init_options.std: init 'noise' takes a number, not 'x'"),
         ({"init_options": {"experts": "/nowhere.safetensors"}}, "there is no /nowhere.safetensors"),
         (
-            {"moe": MoEOptions(gate="normalised")},
+            {"moe": MoEOptions(gate="normalised", router_gradient="chosen")},
             "^gate: 'normalised' with one expert .* would get no gradient from the language",
         ),
         ({"stage2": StageOptions(train="router")}, "^stage2.train: .* has no parameters in 'router'"),

@@ -55,6 +55,19 @@ def test_the_meter_counts_slots_over_all_layers_and_skips_slots_without_an_exper
     assert logs["experts/text"] == 6 / 4 and "experts/image" not in logs  # of four tokens in all layers, and of none
 
 
+def test_scores_that_are_not_finite_stop_training_before_the_step():
+    meter, fine = RouterMeter(), record([[0], [2]], [False, False])
+    broken = replace(fine, routing=replace(fine.routing, logits=torch.tensor([[0.0, math.nan, 0.0]] * 2)))
+    callback = RouterCallback(meter)
+    meter.update({"records": {0: fine, 2: fine}})
+    callback.on_pre_optimizer_step(None, TrainerState(global_step=6), TrainerControl())
+    meter.update({"records": {0: fine, 2: broken}})
+    meter.update({"records": {0: fine, 2: fine}})  # another micro-batch of the same step
+    with pytest.raises(ValueError, match="^Training stopped before step 8: the router of layer 2 has scores that are not finite"):
+        callback.on_pre_optimizer_step(None, TrainerState(global_step=7), TrainerControl())
+    callback.on_pre_optimizer_step(None, TrainerState(global_step=7), TrainerControl())
+
+
 def test_the_meter_names_virtual_experts():
     meter, made = RouterMeter(), record([[0], [2]], [False, False])
     meter.update({"records": {0: replace(made, experts=made.experts[:2])}})
@@ -181,7 +194,7 @@ def test_routers_hear_of_steps_that_happened(skipped):
     inputs = inputs_for("llava", (1, 0))
     model(**inputs, labels=inputs["input_ids"])
     optimizer = SimpleNamespace(step_was_skipped=skipped)
-    RouterCallback().on_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+    RouterCallback(RouterMeter()).on_optimizer_step(None, None, None, model=model, optimizer=optimizer)
     assert all(bool(block.router.bias.value_N.any()) is not skipped for block in model.moe_blocks.values())
 
 

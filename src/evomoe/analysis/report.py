@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev, variance
 
 from evomoe.analysis.plots import plot_distances
 from evomoe.analysis.routing import RoutingStatistics
@@ -60,12 +62,25 @@ def _alarms(recipe: Recipe, metrics: list[dict]) -> list[str]:
         losses = [entry["loss"] for entry in logged]
         if not all(math.isfinite(value) for entry in logged for value in (entry["loss"], entry.get("grad_norm", 0.0))):
             what = "has losses or gradients that are not finite: its model is of no use"
-        elif losses and losses[-1] > losses[0]:
-            what = f"ended at a higher loss ({losses[-1]:.4g}) than it began with ({losses[0]:.4g})"
+        elif rise := _rise(losses):
+            what = f"ended at a higher loss than it began with: {rise}"
         else:
             continue
         alarms.append(f"**Stage {stage} ({STAGES[stage]}) {what}.** Try a lower `stage{stage}.learning_rate`.")
     return alarms
+
+
+def _rise(losses: Sequence[float]) -> str:
+    """The losses of the last tenth of a stage and of its first, if they rose by more than their own spread; else nothing.
+
+    One line of a log is a few batches. Of stages that logged less than four lines nothing can be said.
+    """
+    if len(losses) < 4:
+        return ""
+    tenth = max(2, len(losses) // 10)
+    first, last = losses[:tenth], losses[-tenth:]
+    rise, error = mean(last) - mean(first), ((variance(first) + variance(last)) / tenth) ** 0.5
+    return f"{mean(last):.4g} ± {stdev(last):.2g} after {mean(first):.4g} ± {stdev(first):.2g}" if rise > 2 * error else ""
 
 
 def _settings(recipe: Recipe, origin: str) -> str:

@@ -1,7 +1,6 @@
 """Dense model in, sparse model out, for any VLM family."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -111,35 +110,18 @@ class Conversion:
     def blocks(self) -> Iterator[EvoMoEBlock]:
         """The MoE layers, in order; each is made when asked for and holds the dense FFN as its first expert.
 
-        Routers draw from a stream of their own, which goes on from layer to layer whatever else draws in between: the weights
-        are the same whether the layers are made at once or written one by one.
+        A layer's router depends on the seed and the layer alone: its weights are the same whatever else draws in between.
         """
-        generator, routers = torch.Generator("cpu").manual_seed(self.seed), _RandomStream(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         for index in self.moe.moe_layers:
-            yield self._block(index, generator, routers)
+            yield self._block(index, generator)
 
-    def _block(self, index: int, generator: torch.Generator, routers: "_RandomStream") -> EvoMoEBlock:
+    def _block(self, index: int, generator: torch.Generator) -> EvoMoEBlock:
         ffn, moe = self.layers[index].get_submodule(self.names[index]), self.moe
         experts = INITS[moe.expert_init](ffn, moe.num_experts, index, generator, **self.init_options)
         shared = deepcopy(ffn) if moe.shared_expert else None
-        with routers.drawing():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 1009 + index)
             block = EvoMoEBlock(index, moe, text_config(self.config).hidden_size, Experts(experts), shared)
         weight = next(experts[0].parameters())
         return block.to(weight.device, weight.dtype).train(experts[0].training)
-
-
-class _RandomStream:
-    """torch's global random numbers from a seed on, a block of code at a time; outside the blocks they are as they were."""
-
-    def __init__(self, seed: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.state = torch.get_rng_state()
-
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Within the block, torch draws from this stream."""
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.state)
-            yield
-            self.state = torch.get_rng_state()

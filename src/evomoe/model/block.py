@@ -6,6 +6,7 @@ Implements: Eq. 2, Eq. 3, Eq. 4, Table 6 (shared expert).
 import torch
 from torch import Tensor, nn
 
+from evomoe.model import router_gradient
 from evomoe.model.configuration import MoEConfig
 from evomoe.model.forward_pass import current_pass
 from evomoe.model.routers import ROUTERS, Router
@@ -33,10 +34,7 @@ class EvoMoEBlock(nn.Module):
         if shared_expert is not None:
             self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False)
             nn.init.zeros_(self.shared_expert_gate.weight)
-        own = [*self.router.modules()]
-        if self.shared_expert_gate is not None:
-            own.append(self.shared_expert_gate)
-        for module in own:
+        for module in (*self.router.modules(), *filter(None, [self.shared_expert_gate])):
             if not any(p.is_meta for p in module.parameters()):
                 hf.mark_initialized(module)  # routers draw their own weights; transformers must not draw again
 
@@ -49,9 +47,13 @@ class EvoMoEBlock(nn.Module):
             forward_pass.records[self.layer] = LayerRecord(routing, modality, x_TD, self.experts)
         if routing.input_scale_T1 is not None:
             x_TD = x_TD * routing.input_scale_T1.to(x_TD.dtype)
-        y_TD = self.experts(x_TD, routing.index_TK, routing.weight_TK)
+        learns_from_all = self.training and router_gradient.learns_from_all(moe.router_gradient, self.experts, routing)
+        weight_TK = router_gradient.chosen_weights(routing) if learns_from_all else routing.weight_TK
+        y_TD = self.experts(x_TD, routing.index_TK, weight_TK)
         if (virtual := self.router.virtual_experts) is not None:
-            y_TD = virtual.add(y_TD, x_TD, routing.index_TK, routing.weight_TK)
+            y_TD = virtual.add(y_TD, x_TD, routing.index_TK, weight_TK)
+        if learns_from_all:
+            y_TD = router_gradient.with_gradient_of_others(y_TD, x_TD, routing, self.experts, virtual, moe.gradient_experts)
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             share_T1 = self.shared_expert_gate(x_TD).float().sigmoid().to(y_TD.dtype)
             y_TD = torch.lerp(y_TD, self.shared_expert(x_TD), share_T1)

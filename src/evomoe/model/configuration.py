@@ -49,8 +49,6 @@ class MoEConfig(MoEOptions):
             if name not in table:
                 own = "If it is your own, import the file that registers it first."
                 raise OptionError(option, f"there is no '{name}'; choose from {', '.join(table)}. {own}")
-        if self.aux_reduction not in ("mean", "sum"):
-            raise OptionError("aux_reduction", f"there is no '{self.aux_reduction}'; choose from mean, sum.")
         for name in self.aux_losses:
             needed = set(needs_of(AUX_LOSSES[name]))
             able = [router for router, kind in ROUTERS.items() if needed <= set(kind.gives)]

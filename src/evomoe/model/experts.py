@@ -64,14 +64,18 @@ class Experts(nn.ModuleList):
             (T, D), in the dtype of ``hidden_states``.
         """
         x_TD, index_TK, weight_TK = hidden_states, top_k_index, top_k_weights.to(hidden_states.dtype)
-        if self.implementation == "grouped_mm" or self.implementation == "auto" and self._grouped_mm_pays(x_TD):
-            out_of = self._run_grouped_mm
-        elif len(x_TD) == 1:
+        if len(x_TD) == 1 and not self._groups(x_TD):
             return self._run_one_token(x_TD, index_TK, weight_TK)
-        else:
-            out_of = self._run_loop
-        slots = Slots(index_TK, len(self))
-        return slots.weighted_sum(out_of(x_TD, slots.token_of_S, slots.count_E), weight_TK, x_TD)
+        y_SD, slots = self.outputs(x_TD, index_TK)
+        return slots.weighted_sum(y_SD, weight_TK, x_TD)
+
+    def outputs(self, x_TD: Tensor, index_TK: Tensor) -> tuple[Tensor, Slots]:
+        """The output of each slot, in slot order; those of slots without an expert come last, or are left out."""
+        slots, run = Slots(index_TK, len(self)), self._run_grouped_mm if self._groups(x_TD) else self._run_loop
+        return run(x_TD, slots.token_of_S, slots.count_E), slots
+
+    def _groups(self, x_TD: Tensor) -> bool:
+        return self.implementation == "grouped_mm" or self.implementation == "auto" and self._grouped_mm_pays(x_TD)
 
     # How many tokens an expert gets is data. torch.compile leaves these two functions alone and compiles the experts in them.
     @torch.compiler.disable(recursive=False)

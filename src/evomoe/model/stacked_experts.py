@@ -42,10 +42,14 @@ class StackedExperts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """As ``Experts.forward``."""
-        x_TD, slots = hidden_states, Slots(top_k_index, len(self))
+        y_SD, slots = self.outputs(hidden_states, top_k_index)
+        return slots.weighted_sum(y_SD, top_k_weights.to(hidden_states.dtype), hidden_states)
+
+    def outputs(self, x_TD: Tensor, index_TK: Tensor) -> tuple[Tensor, Slots]:
+        """As ``Experts.outputs``."""
+        slots = Slots(index_TK, len(self))
         expert_of_S = torch.arange(len(self), device=x_TD.device).repeat_interleave(slots.count_E)
-        y_SD = _run_stacked(self.stacked, x_TD[slots.token_of_S[: len(expert_of_S)]], expert_of_S)
-        return slots.weighted_sum(y_SD, top_k_weights.to(x_TD.dtype), x_TD)
+        return _run_stacked(self.stacked, x_TD[slots.token_of_S[: len(expert_of_S)]], expert_of_S), slots
 
 
 class OneOfStacked:

@@ -91,6 +91,9 @@ class MoEOptions:
         expert_dropout: during training, hide each expert from a token with this probability (Table 14).
         aux_losses: coefficient of each auxiliary loss. Paper: balance, 0.001.
         aux_reduction: how the losses of the layers combine: mean, or sum as MoE-LLaVA does.
+        router_gradient: which experts tell the router what it should have chosen: chosen, as the paper prints it; all; or auto,
+            which is all while the experts are frozen, else chosen.
+        gradient_experts: at most so many experts that a token did not choose tell it, drawn at random at each step; 0 for all.
     """
 
     num_experts: int = 4
@@ -101,7 +104,9 @@ class MoEOptions:
     shared_expert: bool = False
     expert_dropout: float = 0.0
     aux_losses: NamedValues = field(default_factory=lambda: {"balance": 0.001})
-    aux_reduction: str = "mean"
+    aux_reduction: Literal["mean", "sum"] = "mean"
+    router_gradient: Literal["auto", "chosen", "all"] = "auto"
+    gradient_experts: int = 4
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -115,6 +120,7 @@ class MoEOptions:
         for name, coefficient in self.aux_losses.items():
             if not isinstance(coefficient, int | float) or not 0 <= coefficient < math.inf:
                 raise OptionError("aux_losses", f"{name}={coefficient!r} must be a finite number that is not negative.")
+        check_whole("gradient_experts", self.gradient_experts, 0, hint="; 0 is all")
         if not 0 <= self.expert_dropout < 1:
             raise OptionError("expert_dropout", f"{self.expert_dropout} must lie in [0, 1).")
 

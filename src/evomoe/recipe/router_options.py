@@ -11,15 +11,17 @@ from evomoe.support.errors import OptionError
 
 @dataclass(frozen=True)
 class DTROptions(RouterOptions):
-    """How large the hypernetworks of the dynamic token-aware router are.
+    """How large the hypernetworks of the dynamic token-aware router are, and how large its logits may be.
 
     Attributes:
         hypernet_width: H. 64 with rank 16 reproduces the activated parameters of the paper's Table 1.
         rank: R.
+        cap: bounds the logits by ``cap * tanh(logit / cap)``; 0 bounds none.
     """
 
     hypernet_width: int = 64
     rank: int = 16
+    cap: float = 0.0
 
     smaller: ClassVar[dict[str, Any]] = {"hypernet_width": 16, "rank": 4}
 
@@ -27,6 +29,8 @@ class DTROptions(RouterOptions):
         for name in ("hypernet_width", "rank"):
             if getattr(self, name) < 1:
                 raise OptionError(name, f"{getattr(self, name)} must be at least 1.")
+        if self.cap < 0:
+            raise OptionError("cap", f"{self.cap:g} must not be negative; 0 bounds no logits.")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from evomoe.model.structure import decoder_layers, ffn_names
 from evomoe.recipe.options import EvolutionOptions
 from evomoe.training.collapse import relative_distances
 from evomoe.training.evolution import ExpertEvolution
+from evomoe.training.meter import RouterMeter
 
 
 class EvolutionCallback(TrainerCallback):
@@ -50,7 +51,13 @@ class EvolutionCallback(TrainerCallback):
 
 
 class RouterCallback(TrainerCallback):
-    """Tells the routers after every optimiser step that really happened."""
+    """Looks at the routers before every optimiser step, and tells them after every one that really happened."""
+
+    def __init__(self, meter: RouterMeter) -> None:
+        self.meter = meter
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        self.meter.check_finite(state.global_step + 1)
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs) -> None:
         model = extract_model_from_parallel(model)

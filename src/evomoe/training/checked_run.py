@@ -156,11 +156,12 @@ def _with_its_mixture(recipe: Recipe, config: EvoMoEConfig) -> Recipe:
 def _check_gradient(recipe: Recipe) -> None:
     """Raises OptionError if only the router trains, and its gate leaves it no gradient."""
     one_expert = recipe.moe.num_experts_per_tok == 1 and recipe.stage3.train == "router"
-    if 3 in recipe.stages and one_expert and needs_of(GATES[recipe.moe.gate]):
+    of_chosen = recipe.moe.router_gradient == "chosen"
+    if 3 in recipe.stages and one_expert and of_chosen and needs_of(GATES[recipe.moe.gate]):
         raise OptionError(
             "gate",
             f"'{recipe.moe.gate}' with one expert per token multiplies by 1: the router, which alone trains in Stage III, would get "
-            "no gradient from the language loss. Choose `gate=straight_through`, `gate=probability`, or `num_experts_per_tok=2`.",
+            "no gradient from the language loss. Choose `router_gradient=all`, `gate=straight_through`, `gate=probability`, or `num_experts_per_tok=2`.",
         )
 
 

@@ -14,12 +14,17 @@ class RouterMeter:
         self.counts_2E: torch.Tensor | None = None
         self.tokens_2: torch.Tensor | None = None
         self.real_experts = self.slots = 0
+        self.finite: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
     def update(self, outputs) -> None:
         for name, value in (outputs.get("aux_loss") or {}).items():
             self.losses.setdefault(name, []).append(value)
-        records = [*(outputs.get("records") or {}).values()]
+        by_layer = outputs.get("records") or {}
+        for layer, record in by_layer.items():
+            finite = record.routing.logits_TE.isfinite().all()
+            self.finite[layer] = self.finite[layer] & finite if layer in self.finite else finite
+        records = [*by_layer.values()]
         for record in records:
             counts_2E, self.real_experts = expert_counts(record), len(record.experts)
             self.slots += record.routing.index_TK.numel()
@@ -27,6 +32,21 @@ class RouterMeter:
         if records:  # all layers see the same tokens
             tokens_2 = len(records) * torch.bincount(records[0].modality.is_image_T.long(), minlength=2)
             self.tokens_2 = tokens_2 if self.tokens_2 is None else self.tokens_2 + tokens_2
+
+    def check_finite(self, step: int) -> None:
+        """Raises ValueError if a router's scores since the last call were not finite. It waits for the device once.
+
+        Args:
+            step: the optimiser step that is about to be made.
+        """
+        finite, self.finite = self.finite, {}
+        if finite and not torch.stack([*finite.values()]).all():
+            layer = next(layer for layer, value in finite.items() if not value)
+            raise ValueError(
+                f"Training stopped before step {step}: the router of layer {layer} has scores that are not finite. Its weights are as "
+                "they were after the step before. Try a lower `stage3.learning_rate`, or hold the scores small: "
+                "`aux_losses=z=0.001`, or `router_options.cap=30` for router dtr."
+            )
 
     def drain(self) -> dict[str, float]:
         """The values since the last call, which are then forgotten: ``aux/<loss>``, ``load/<modality>/expert<n>`` or ``virtual<n>``, ``effective_experts``.

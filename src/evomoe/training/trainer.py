@@ -51,7 +51,7 @@ class EvoMoETrainer(Trainer):
         self.meter = RouterMeter()
         if self.evolution:
             self.add_callback(self.evolution)
-        self.add_callback(RouterCallback())
+        self.add_callback(RouterCallback(self.meter))
         if metrics and self.is_world_process_zero():
             self.add_callback(MetricsFile(metrics, stage))
         self.add_callback(ProgressBar(label or stage))

@@ -10,6 +10,7 @@ from evomoe.model.aux_losses.budget import budget
 from evomoe.model.aux_losses.contrastive import contrastive
 from evomoe.model.aux_losses.importance import importance
 from evomoe.model.aux_losses.local import local
+from evomoe.model.aux_losses.z import z
 
 AUX_LOSSES: dict[str, AuxLoss] = {
     "balance": balance,
@@ -17,6 +18,7 @@ AUX_LOSSES: dict[str, AuxLoss] = {
     "contrastive": contrastive,
     "importance": importance,
     "local": local,
+    "z": z,
 }
 
 __all__ = ["AUX_LOSSES", "AuxLoss"]

@@ -19,5 +19,4 @@ def balance(record: LayerRecord) -> Tensor:
     E = routing.probs_TE.shape[-1]
     chosen = routing.index_TK.reshape(-1)
     fraction_E = torch.bincount(chosen[chosen < E], minlength=E).float()
-    fraction_E = fraction_E / fraction_E.sum().clamp(min=1)
-    return E * (fraction_E * routing.probs_TE.mean(0)).sum()
+    return E * (fraction_E / fraction_E.sum().clamp(min=1) * routing.probs_TE.mean(0)).sum()

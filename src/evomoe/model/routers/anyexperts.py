@@ -208,6 +208,16 @@ class AnyExpertsRouter(VirtualRouter[AnyExpertsOptions]):
             weight_TK = torch.where(is_real_TK, GATES[gate](chosen_TK, chosen_TK * is_real_TK), weight_TK)
         return weight_TK * self.options.output_scale
 
+    def per_probability(self, index_TK: Tensor, chosen_TK: Tensor, gate: str) -> Tensor:
+        """Real experts and virtual ones differ where the gate's sum is over real ones alone."""
+        V, is_real_TK = len(self.virtual), index_TK < self.num_experts
+        real_T1 = super().per_probability(index_TK, chosen_TK * is_real_TK, gate)
+        if not V or self.options.over != "real":
+            return super().per_probability(index_TK, chosen_TK, gate)
+        all_TK = GATES[gate](chosen_TK, chosen_TK) * self.options.output_scale
+        virtual_T1 = all_TK.sum(-1, keepdim=True) / chosen_TK.sum(-1, keepdim=True)
+        return torch.cat([real_T1.expand(-1, self.num_experts), virtual_T1.expand(-1, V)], -1)
+
     def _slots_of(self, importance_T: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """How many slots each token has, before rounding and after."""
         low, high = self.slots(top_k)

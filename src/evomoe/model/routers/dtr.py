@@ -109,4 +109,5 @@ class DynamicTokenAwareRouter(Router[DTROptions]):
                 logits_TE = hypernetwork(x_TD, inverse_rms_T1, phi_ED)
             elif tokens.shape[0] or self.training:  # an absent modality trains on no rows: DDP waits for its gradients
                 logits_TE = logits_TE.index_copy(0, tokens, hypernetwork(x_TD, inverse_rms_T1, phi_ED, tokens))
-        return logits_TE + bias_E
+        logits_TE, cap = logits_TE + bias_E, self.options.cap
+        return cap * torch.tanh(logits_TE / cap) if cap else logits_TE

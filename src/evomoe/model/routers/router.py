@@ -112,7 +112,8 @@ class Router(nn.Module, Generic[OwnOptions]):
         probs_TE = self.probabilities(hidden.logits_TE)
         index_TK, chosen_TK = self.choose(hidden, probs_TE, top_k)
         weight_TK = self.weigh(index_TK, chosen_TK, gate)
-        return Routing(scores.logits_TE, probs_TE, index_TK, weight_TK, scores.importance_T, scores.input_scale_T1)
+        routing = Routing(scores.logits_TE, probs_TE, index_TK, weight_TK, scores.importance_T, scores.input_scale_T1)
+        return replace(routing, weights=lambda: probs_TE * self.per_probability(index_TK, chosen_TK, gate).detach())
 
     def score(self, x_TD: Tensor, modality: Modality) -> Scores:
         """The scores of every expert, and what else the router makes of the tokens."""
@@ -142,6 +143,10 @@ class Router(nn.Module, Generic[OwnOptions]):
     def weigh(self, index_TK: Tensor, chosen_TK: Tensor, gate: str) -> Tensor:
         """What the chosen experts' outputs are multiplied by, (T, K)."""
         return GATES[gate](chosen_TK, chosen_TK)
+
+    def per_probability(self, index_TK: Tensor, chosen_TK: Tensor, gate: str) -> Tensor:
+        """The weight of an expert per its probability, chosen or not: (T, 1), or (T, E) where experts differ in it."""
+        return self.weigh(index_TK, chosen_TK, gate).sum(-1, keepdim=True) / chosen_TK.sum(-1, keepdim=True).clamp(min=1e-20)
 
     def check(self, top_k: int, gate: str) -> None:
         """Raises OptionError if the router cannot choose so many experts, or weigh them so."""
