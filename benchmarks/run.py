@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from evomoe import upcycle
 from evomoe.data import easy_vqa
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.records import load_records
@@ -139,19 +141,12 @@ def evolution_step(rounds: int) -> Iterator[Ratio]:
 
     One micro-batch a step is the hardest case: accumulation makes steps longer, and evolution happens once per step.
     """
-    vision = CLIPVisionConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, image_size=64,
-                              patch_size=16)  # fmt: skip
-    text = LlamaConfig(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, vocab_size=8192)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=8191, vision_feature_select_strategy="default")
-    model = moved(LlavaForConditionalGeneration(config), DEVICE, DTYPE).train()
+    model, batch = small_llava()
     layers = moe_layers("alternating", 8)
     set_trainable(model, "ffn", layers)
     ffns = {index: decoder_layers(model)[index].get_submodule("mlp") for index in layers}
     evolution = ExpertEvolution(ffns, EvolutionOptions(), total_steps=10**9)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    ids_BS = torch.randint(0, 8000, (8, 256), device=DEVICE)
-    ids_BS[:, :16] = 8191
-    batch = {"input_ids": ids_BS, "labels": ids_BS, "pixel_values": torch.randn(8, 3, 64, 64, device=DEVICE, dtype=DTYPE)}
 
     def step() -> float:
         """Takes a step with evolution; returns its time over the time without the evolution in it."""
@@ -168,6 +163,40 @@ def evolution_step(rounds: int) -> Iterator[Ratio]:
     step()
     label = "Stage II step (LLaVA, D 512, F 1408, 8 layers, 8 x 256 tokens)"
     yield Ratio.of(f"{label}, with / without evolution", [step() for _ in range(rounds)], 1.02)
+
+
+def small_llava() -> tuple[LlavaForConditionalGeneration, dict[str, torch.Tensor]]:
+    """A LLaVA of 8 decoder layers (D 512, F 1408) and a batch of 8 x 256 tokens, 16 of each row image tokens."""
+    vision = CLIPVisionConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, image_size=64,
+                              patch_size=16)  # fmt: skip
+    text = LlamaConfig(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, vocab_size=8192)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=8191, vision_feature_select_strategy="default")
+    ids_BS = torch.randint(0, 8000, (8, 256), device=DEVICE)
+    ids_BS[:, :16] = 8191
+    pixels = torch.randn(8, 3, 64, 64, device=DEVICE, dtype=DTYPE)
+    model = moved(LlavaForConditionalGeneration(config), DEVICE, DTYPE).train()
+    return model, {"input_ids": ids_BS, "labels": ids_BS, "pixel_values": pixels}
+
+
+def gradient_of_all_experts(rounds: int) -> Iterator[Ratio]:
+    """A step of Stage III, four experts in every second layer: the router learns from all experts, or from one that it did not choose."""
+    dense, batch = small_llava()
+    model = upcycle(dense, router="dtr", router_options={"hypernet_width": 16, "rank": 4}).train()
+    set_trainable(model, "router", model.config.moe.moe_layers)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+
+    def step(choice: Literal["chosen", "all"], most: int = 0) -> None:
+        for block in model.moe_blocks.values():
+            block.moe = replace(block.moe, router_gradient=choice, gradient_experts=most)
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    label = "Stage III step (LLaVA, D 512, F 1408, 8 layers, 4 of them sparse, E 4, top-1, 8 x 256 tokens)"
+    yield compare(
+        f"{label}, router learns from all experts / from the chosen", lambda: step("all"), lambda: step("chosen"), rounds, 1.5
+    )
+    yield compare(f"{label}, from one more / from the chosen", lambda: step("all", 1), lambda: step("chosen"), rounds, 1.2)
 
 
 def variable_slots(rounds: int) -> Iterator[Ratio]:
@@ -281,7 +310,14 @@ def main() -> None:
     rounds = 12 if DEVICE.type == "cpu" else 50
     begin = time.perf_counter()
     print(f"{machine()}, {DTYPE}")
-    for benchmark in (block_against_dense, router_against_dense, evolution_step, variable_slots, answering):
+    for benchmark in (
+        block_against_dense,
+        router_against_dense,
+        evolution_step,
+        gradient_of_all_experts,
+        variable_slots,
+        answering,
+    ):
         for ratio in benchmark(rounds):
             print(ratio, flush=True)
     for line in (*data_check(), *command_line()):

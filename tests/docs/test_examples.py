@@ -80,13 +80,13 @@ def test_the_documentation_s_initialiser_and_loss_work(monkeypatch):
     from evomoe.model.aux_losses import AUX_LOSSES
 
     monkeypatch.setitem(INITS, "scaled", None)  # so that the table is restored afterwards
-    monkeypatch.setitem(AUX_LOSSES, "router_z", None)
+    monkeypatch.setitem(AUX_LOSSES, "certain", None)
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     for block in text.split("```")[1::2]:
         if "INITS[" in block or "AUX_LOSSES[" in block:
             exec(block.removeprefix("python\n"), {})
-    model = upcycle(make_llava(), expert_init="scaled", init_options={"factor": 2.0}, aux_losses={"router_z": 0.1})
+    model = upcycle(make_llava(), expert_init="scaled", init_options={"factor": 2.0}, aux_losses={"certain": 0.1})
     first, second = (model.moe_blocks[0].experts[n].up_proj.weight for n in (0, 1))
     torch.testing.assert_close(second, 2 * first)
     inputs = inputs_for(model)
-    assert model(**inputs, labels=inputs["input_ids"]).aux_loss["router_z"] > 0
+    assert model(**inputs, labels=inputs["input_ids"]).aux_loss["certain"] > 0

@@ -22,7 +22,7 @@ from evomoe.support.text import counted, kind_of
 @pytest.mark.parametrize(
     ("table", "name", "options"),
     [
-        (ROUTERS, "dtr", "hypernet_width=64, rank=16, cap=0.0"), (ROUTERS, "dtr+shared", "hypernet_width=64, rank=16"),
+        (ROUTERS, "dtr", "hypernet_width=64, rank=16, cap=0.0"), (ROUTERS, "dtr+shared", "hypernet_width=64, rank=16, cap=0.0"),
         (ROUTERS, "linear", "none"), (ROUTERS, "shuffled", "inner=dtr, seed=0, inner_options"),
         (INITS, "noise", "std=0.001"), (INITS, "evolved", "experts"), (INITS, "replicate", "none"),
     ],
