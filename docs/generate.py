@@ -154,6 +154,7 @@ def _commits(runs: Iterable[Mapping[str, str]]) -> str:
 
 def results(folder: Path = ROOT / "docs" / "results") -> str:
     """The text of docs/results.md."""
+    from evomoe.paper.study.choosing import described
     from evomoe.paper.study.results import render
     from evomoe.paper.tables import TABLES
 
@@ -169,8 +170,7 @@ def results(folder: Path = ROOT / "docs" / "results") -> str:
             commits += f", trained at {_commits(trained)}"
         by_what = defaultdict(list)  # rows that share Stage II share these
         for name, one in found["experts"].items():
-            alone = ", ".join(f"{score:.1f}" for score in one["alone"])
-            by_what[f"alone {alone}; they disagree on {one['disagreement']:.1f} % of the answers"].append(name)
+            by_what[described(one)].append(name)
         experts = [f"- {', '.join(names)}: {what}" for what, names in by_what.items()]
         title = f"## {table.heading}"
         if found["split"] != "test":

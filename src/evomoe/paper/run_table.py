@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +71,7 @@ def run_table(
     if experts:
         say(_describe_experts(experts))
     run([cell.scoring for cell in wanted], study, jobs)
+    experts = _ask_experts_alone(wanted, study, jobs, with_router=True)
     return _tell(table, wanted, collect(table, wanted, study, experts), study, results)
 
 
@@ -109,29 +111,41 @@ def _describe_run(wanted: Sequence[Cell], bases: Mapping[str, Path], study: Path
     return "\n".join(lines)
 
 
-def _ask_experts_alone(wanted: Sequence[Cell], study: Path, jobs: int) -> dict[str, dict[str, Any]]:
-    """By row and seed, each expert's AVG on its own, and on how many answers they disagree; nothing for rows without Stage II."""
-    from evomoe.analysis.uniformity import disagreement
+def _ask_experts_alone(wanted: Sequence[Cell], study: Path, jobs: int, with_router: bool = False) -> dict[str, dict[str, Any]]:
+    """By row and seed, what choosing among its experts is worth, and on how many answers they disagree; nothing for rows without Stage II.
 
-    run([scoring for cell in wanted for scoring in _probes(cell)], study, jobs)
+    Args:
+        with_router: also ask the model with its router, which is trained by then, the same questions.
+    """
+    from evomoe.analysis.uniformity import disagreement
+    from evomoe.paper.study.choosing import choosing
+    from evomoe.paper.study.shared_inputs import benchmarks
+
+    def answered(scoring: Scoring) -> dict[str, Any]:
+        return json.loads(scoring.file(study).read_text())
+
+    asked = {f"{cell.row.name}/{cell.seed}": (cell, probes) for cell in wanted if (probes := _probes(cell))}
+    wholes = {
+        key: replace(probes[0], training=cell.scoring.training, intervention=cell.row.intervention)
+        for key, (cell, probes) in asked.items()
+    }
+    run([*chain.from_iterable(probes for _, probes in asked.values()), *(wholes.values() if with_router else ())], study, jobs)
     experts = {}
-    for cell in wanted:
-        found = [json.loads(scoring.file(study).read_text()) for scoring in _probes(cell)]
-        if found:
-            answers = [[*chain.from_iterable(given.values() for given in one["answers"].values())] for one in found]
-            experts[f"{cell.row.name}/{cell.seed}"] = {
-                "alone": [one["average"] for one in found],
-                "disagreement": 100 * disagreement(answers),
-            }
+    for key, (_, probes) in asked.items():
+        found, prepared = (
+            [answered(probe) for probe in probes],
+            benchmarks(probes[0].base, probes[0].world / probes[0].split, probes[0].limit),
+        )
+        answers = [[*chain.from_iterable(given.values() for given in one["answers"].values())] for one in found]
+        worth = choosing(prepared, found, answered(wholes[key]) if with_router else None)
+        experts[key] = worth | {"disagreement": 100 * disagreement(answers)}
     return experts
 
 
 def _describe_experts(experts: Mapping[str, Mapping[str, Any]]) -> str:
-    return "\n".join(
-        f"{key}: experts alone {', '.join(f'{score:.1f}' for score in one['alone'])}; "
-        f"they disagree on {one['disagreement']:.1f} % of the answers (validation split)"
-        for key, one in experts.items()
-    )
+    from evomoe.paper.study.choosing import described
+
+    return "\n".join(f"{key}: experts {described(one)} (validation split)" for key, one in experts.items())
 
 
 def _tell(table: Table, wanted: Sequence[Cell], found: Mapping[str, Any], study: Path, results: Path | None) -> str:
@@ -146,6 +160,8 @@ def _tell(table: Table, wanted: Sequence[Cell], found: Mapping[str, Any], study:
         path, found = keep(found, results)
         said.append(f"Kept in {path}.")
     parts = [f"{heading})", render(table, found)]
+    if own := {key: one for key, one in found["experts"].items() if key in {f"{cell.row.name}/{cell.seed}" for cell in wanted}}:
+        parts.append(_describe_experts(own))
     if limit:
         parts.append(
             "A trial: MME adds up its subtasks, of which so few questions reach only some, so that its sum and AVG are too low."
