@@ -43,6 +43,16 @@ def test_rows_share_the_stages_that_are_alike(base, world, tmp_path):
     assert Training(evomoe[0].recipe, Path("far") / base.name).key  # one that is not there yet
 
 
+def test_the_paper_s_protocol_puts_stage_3_on_top(base, world):
+    def steps(name: str) -> list[int]:
+        recipe = some([name], base, world)[0].recipe
+        return [recipe.stage(stage).steps for stage in recipe.stages]
+
+    II, III = TINY.evolution_steps, TINY.routing_steps
+    assert [steps(name) for name in ("evomoe", "dense", "moe-tuning")] == [[II, III], [II + III], [II + III]]
+    assert [steps(name) for name in ("evomoe-paper", "dense-longer")] == [[II + III, III], [II + 2 * III]]
+
+
 def test_a_study_trains_scores_and_goes_on(base, world, tmp_path, monkeypatch):
     study = tmp_path / "study"
     (cell,) = some(["evomoe"], base, world)

@@ -17,7 +17,7 @@ class MiniScale:
     """The study that runs on a laptop: the mini world, and the base model that was trained on it.
 
     Every row takes ``evolution_steps`` + ``routing_steps`` optimiser steps on the fine-tuning mix: a row with Stages II and III the
-    former in II and the latter in III, a row with one stage there all of them.
+    former in II and the latter in III, a row with one stage there all of them. Rows under the paper's protocol take more.
 
     Attributes:
         learning_rates: peak by what trains; chosen on the validation split, see docs/log.md.
@@ -42,12 +42,15 @@ class MiniScale:
 
         data = {WARM_UP: str(world / "train" / "stage1.json"), FINE_TUNE: str(world / "train" / "stage2.json")}
         recipe = row.recipe
-        steps = dict.fromkeys(recipe.stages, self.evolution_steps + self.routing_steps)
+        whole = self.evolution_steps + self.routing_steps
+        steps = dict.fromkeys(recipe.stages, whole)
         # Evolution on the warm-up mix stands for a part of Stage I, and takes no steps from the fine-tuning mix.
         early = [stage for stage in recipe.stages if recipe.stage(stage).data == WARM_UP]
         steps |= dict.fromkeys(early, self.evolution_steps)
         if len(recipe.stages) - len(early) > 1:
-            steps |= {2: self.evolution_steps, 3: self.routing_steps}
+            steps |= {2: self.evolution_steps if row.protocol == "equal" else whole, 3: self.routing_steps}
+        elif row.protocol == "paper":
+            steps |= dict.fromkeys(recipe.stages, whole + self.routing_steps)
         stages = {f"stage{stage}": self._options(recipe.stage(stage), steps[stage], data) for stage in recipe.stages}
         moe = recipe.moe
         if not moe.router_options:  # the paper's sizes do not suit 96 units

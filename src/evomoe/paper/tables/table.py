@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 from evomoe.analysis.intervention import Intervention
 from evomoe.evaluation.average import paper_benchmarks
@@ -34,6 +34,8 @@ class Row:
         published: the paper's numbers in the table's columns, AVG last if the table has it; None where it has none.
         intervention: what is changed in the trained model when it answers.
         width: another size of the model, as the scale names it.
+        protocol: how many steps it takes in small. "equal": as many as every other row. "paper": as the paper has it, Stage II
+            as long as the dense model is fine-tuned and Stage III on top; a row with one stage takes as many as these two.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Row:
     published: tuple[float | None, ...] = ()
     intervention: Intervention = Intervention()
     width: str = ""
+    protocol: Literal["equal", "paper"] = "equal"
 
 
 @dataclass(frozen=True)
