@@ -197,7 +197,8 @@ def test_the_report_has_tables_and_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("losses", "alarm"),
     [
-        ([2.0, 1.0], None), ([1.0, 2.0], None), ([2.0, 1.9, 2.5, 2.6], "ended at a higher loss than it began with: 2.55 ± 0.071 after 1.95 ± 0.071"),
+        ([2.0, 1.0], None), ([1.0, 2.0], None), ([1.0, 1.1, 1.2] * 3, None), ([1.0] * 6 + [1.0001] * 6, None),
+        ([2.0, 1.9] * 3 + [2.5, 2.6] * 3, "ended at a higher loss than it began with: 2.56 ± 0.055 after 1.96 ± 0.055"),
         ([2.0, 1.0, 1.5, 1.8] * 10, None), ([2.0, 1.0, 1.5, 1.8] * 10 + [2.2], None), ([2.0, 1.0] * 10 + [3.0, 4.0] * 10, "ended at a higher"),
         ([2.0, math.nan], "Stage 2 (evolution) has losses or gradients that are not finite"),
     ],

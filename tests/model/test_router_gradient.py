@@ -1,6 +1,8 @@
 """What the router learns from: the gradient of all experts is that of the formula, costs nothing in value, and finds who is right."""
 
+import io
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +16,10 @@ from evomoe.model.configuration import MoEConfig
 from evomoe.model.experts import Experts
 from evomoe.model.forward_pass import ForwardPass, running
 from evomoe.model.modality import Modality
-from evomoe.model.routing import GATES
+from evomoe.model.routers import ROUTERS as ROUTERS_TABLE
+from evomoe.model.routers.linear import LinearRouter
+from evomoe.model.routing import GATES, Routing
+from evomoe.support.errors import OptionError
 
 D, F, E, T = 16, 24, 4, 40
 
@@ -54,7 +59,7 @@ def written_out(block: EvoMoEBlock, x_TD: Tensor, modality: Modality) -> Tensor:
     if getattr(block.router.options, "over", "") == "real":
         sums_TN[:, :R] = (probs_TN * chosen_TN)[:, :R].sum(-1, keepdim=True)
     divisor_TN = torch.ones_like(sums_TN) if moe.gate == "probability" else sums_TN.detach()
-    weight_TN = probs_TN / divisor_TN
+    weight_TN = probs_TN / divisor_TN * getattr(block.router.options, "output_scale", 1.0)
     scaled_TD = x_TD if routing.input_scale_T1 is None else x_TD * routing.input_scale_T1
 
     def outputs(inputs_TD: Tensor) -> Tensor:
@@ -108,7 +113,15 @@ def test_the_gradient_is_that_of_the_formula(router, K, gate):
 @pytest.mark.parametrize("kind", ["zero", "identity", "constant"])
 @pytest.mark.parametrize("over", ["real", "all"])
 def test_virtual_experts_count_with_what_they_give(kind, over):
-    options = {"k_min": 2, "k_max": 3, "num_virtual": 3, "virtual": kind, "over": over, "cap_scope": "expectation"}
+    options = {
+        "k_min": 2,
+        "k_max": 3,
+        "num_virtual": 3,
+        "virtual": kind,
+        "over": over,
+        "cap_scope": "expectation",
+        "output_scale": 1.5,
+    }
     block = make_block("anyexperts", router_options=options, num_experts_per_tok=2)
     chosen_TK = block.router.route(*tokens(), 2, block.moe.gate).index_TK
     assert ((chosen_TK >= E) & (chosen_TK < E + 3)).any() and (chosen_TK == E + 3).any()
@@ -201,6 +214,60 @@ def test_a_draw_of_experts_has_the_mean_of_all():
     assert sum(asked) == 600 * T * 3  # two that were chosen, one that was not
     error = draws.std(0) / 600**0.5
     assert ((draws.mean(0) - of_all).abs() < 4.5 * error + 1e-6).all() and draws.std(0).mean() > 0
+
+
+def test_a_layer_may_add_to_the_output_in_place():
+    y_TD = run(make_block(), *tokens())
+    y_TD += 1
+    y_TD.sum().backward()
+
+
+def test_a_hidden_expert_that_has_all_the_probability_leaves_no_nan():
+    options = {"k_min": 1, "k_max": 2, "num_virtual": 1, "virtual": "identity"}
+    block = make_block("anyexperts", router_options=options)
+    with torch.no_grad():
+        block.router.gate.weight[E] = 100.0
+    x_TD, modality = tokens()
+    run(block, x_TD.abs(), modality).sum().backward()
+    assert all(p.grad.isfinite().all() for p in block.router.parameters() if p.grad is not None)
+
+
+class Scaled(LinearRouter):
+    """Overrides a step of routing with something that trains."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def weigh(self, index_TK: Tensor, chosen_TK: Tensor, gate: str) -> Tensor:
+        return super().weigh(index_TK, chosen_TK, gate) * self.scale
+
+
+class Alone(LinearRouter):
+    """Has a ``route`` of its own, which knows nothing of experts that were not chosen."""
+
+    def route(self, *args, **options) -> Routing:
+        return replace(super().route(*args, **options), weight_TE=None)
+
+
+def test_a_router_whose_weights_train_trains_them(monkeypatch):
+    monkeypatch.setitem(ROUTERS_TABLE, "scaled", Scaled)
+    assert gradients(make_block("scaled"), run)["router.scale"].abs() > 0
+
+
+def test_a_router_that_cannot_learn_from_others_says_so_if_it_is_asked_to(monkeypatch):
+    monkeypatch.setitem(ROUTERS_TABLE, "alone", Alone)
+    auto, chosen = (gradients(make_block("alone", router_gradient=choice), run) for choice in ("auto", "chosen"))
+    assert all(torch.equal(auto[name], chosen[name]) for name in chosen)
+    with pytest.raises(OptionError, match="^router_gradient: this router has a `route` of its own"):
+        run(make_block("alone", router_gradient="all"), *tokens())
+
+
+def test_records_can_be_sent_to_another_process():
+    block, (x_TD, modality) = make_block(), tokens()
+    with running(ForwardPass(modality, recording=True)) as forward_pass:
+        block(x_TD[None])
+    torch.save(forward_pass.records, io.BytesIO())
 
 
 def test_a_draw_leaves_the_random_numbers_of_the_forward_pass_alone():

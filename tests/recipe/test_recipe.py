@@ -172,7 +172,12 @@ def test_what_can_work_is_allowed(changes):
 
 def test_the_paper_s_settings_are_the_defaults():
     moe, evolution = EVOMOE.moe, EVOMOE.evolution
-    assert (moe.num_experts, moe.num_experts_per_tok, moe.router, moe.aux_losses) == (4, 1, "dtr", {"balance": 0.001})
+    assert (moe.num_experts, moe.num_experts_per_tok, moe.router, moe.aux_losses) == (
+        4,
+        1,
+        "dtr",
+        {"balance": 0.001, "z": 0.0001},
+    )  # z is ours
     assert EVOMOE.stages == (1, 2, 3) and EVOMOE.moe_layers == "alternating" and EVOMOE.max_length == 2048
     assert evolution.beta_ranges == ((0.9, 0.99), (0.8, 0.89), (0.7, 0.79))
     for stage, batch in ((1, 256), (2, 64), (3, 64)):

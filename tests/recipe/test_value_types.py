@@ -1,8 +1,12 @@
 """Values of a wrong type are refused by name, in whatever options they stand."""
 
+import json
+import math
 from dataclasses import fields
+from pathlib import Path
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 from tiny import make_llava
 
@@ -55,11 +59,46 @@ def test_no_option_is_of_a_type_that_is_not_looked_at(part, name):
         (str | None, None, 3, "text or nothing"),
         (tuple[int, ...], [1, 2], (1, "2"), "a list, and each entry a whole number"),
         (tuple[tuple[float, float], ...], ((0.1, 1),), ("0.1", "1"), "a list, and each entry a list"),
+        (tuple[tuple[float, float], ...], ((0.1, 1),), ((0.1, 0.2, 0.3),), "a list, and each entry a list of 2"),
+        (float, 0, True, "a number"),
+        (str, "", math.nan, "text"),
         (MoEOptions, MoEOptions(), {}, "of class MoEOptions"),
     ],
 )
 def test_types(hint, good, bad, wanted):
     assert (unsuited(hint, good), unsuited(hint, bad)) == ("", wanted)
+
+
+def test_what_people_hand_over_becomes_what_json_holds():
+    given = RECIPE.but(
+        model=Path("m"),
+        stages=[np.int64(2), 3],
+        num_experts=np.int64(4),
+        stop_fraction=np.float32(0.5),
+        beta_ranges=[[0.9, 0.99]] * 3,
+    )
+    assert given == RECIPE.but(stages=(2, 3), stop_fraction=0.5, beta_ranges=((0.9, 0.99),) * 3)
+    assert given.differences(RECIPE.but(stages=(2, 3), stop_fraction=0.5, beta_ranges=((0.9, 0.99),) * 3)) == []
+    with pytest.raises(OptionError, match="^dtype: nan must be one of"):
+        RECIPE.but(dtype=math.nan)
+
+
+def test_an_option_of_a_stage_is_told_where_it_belongs():
+    with pytest.raises(
+        OptionError, match=r"^steps: it belongs to a stage: `stage3`=dataclasses.replace\(recipe.stage3, steps=...\)"
+    ):
+        RECIPE.but(steps=3)
+
+
+def test_a_recipe_names_its_file_when_a_value_is_wrong_and_keeps_what_it_did_before(tmp_path):
+    RECIPE.save(path := tmp_path / "recipe.json")
+    values = json.loads(path.read_text())
+    del values["moe"]["router_gradient"]
+    path.write_text(json.dumps(values))
+    assert Recipe.load(path).moe.router_gradient == "chosen"
+    path.write_text(json.dumps(values | {"seed": "one"}))
+    with pytest.raises(OptionError, match=f"^seed: 'one' must be a whole number. It stands in {path}."):
+        Recipe.load(path)
 
 
 def test_a_choice_is_told_with_what_there_is():

@@ -7,7 +7,9 @@ import pytest
 from small_runs import make_recipe
 from tiny import make_language_model, make_records, make_tokenizer, write_workspace
 
+from evomoe import upcycle
 from evomoe.data.conversations import ConversationDataset
+from evomoe.model.loading import load_model, load_processor
 from evomoe.recipe.options import MoEOptions, StageOptions
 from evomoe.support.errors import OptionError
 from evomoe.training.checked_run import check_run
@@ -165,3 +167,13 @@ def test_data_that_stages_share_are_read_and_checked_once(workspace, monkeypatch
     monkeypatch.setattr(ConversationDataset, "check", lambda dataset: checked.append(dataset) or check(dataset))
     describe(make_recipe(workspace, stages=(1, 2, 3)))
     assert len(checked) == 1
+
+
+def test_a_sparse_model_learns_from_whom_the_recipe_says(workspace):
+    upcycle(load_model(workspace / "model"), router="linear").save_pretrained(workspace / "sparse")
+    load_processor(workspace / "model").save_pretrained(workspace / "sparse")
+    recipe = make_recipe(workspace, stages=(3,)).but(model=str(workspace / "sparse"), allow_collapsed_experts=True)
+    recipe = recipe.but(moe=MoEOptions(router_gradient="chosen", gradient_experts=2))
+    trained = load_model(run(recipe, report=False))
+    assert trained.config.moe.of_training() == {"router_gradient": "chosen", "gradient_experts": 2}
+    assert trained.config.moe.router == "linear"

@@ -68,6 +68,16 @@ def test_scores_that_are_not_finite_stop_training_before_the_step():
     callback.on_pre_optimizer_step(None, TrainerState(global_step=7), TrainerControl())
 
 
+def test_a_score_that_hides_an_expert_is_no_fault():
+    meter, fine = RouterMeter(), record([[0], [2]], [False, False])
+    hidden = replace(fine, routing=replace(fine.routing, logits=torch.tensor([[0.0, -math.inf, 0.0]] * 2)))
+    meter.update({"records": {0: hidden}})
+    meter.check_finite(1)
+    meter.update({"records": {0: replace(fine, routing=replace(fine.routing, logits=torch.full((2, 3), -math.inf)))}})
+    with pytest.raises(ValueError, match="before step 1: the router of layer 0"):
+        meter.check_finite(1)
+
+
 def test_the_meter_names_virtual_experts():
     meter, made = RouterMeter(), record([[0], [2]], [False, False])
     meter.update({"records": {0: replace(made, experts=made.experts[:2])}})
@@ -207,3 +217,13 @@ def test_batches_of_similar_length_come_in_the_same_order_after_a_restart():
     assert list(again) != first
     spread = [abs(lengths[a] - lengths[b]) for a, b in zip(first[::2], first[1::2], strict=True)]
     assert sum(gap > 5 for gap in spread) <= 3  # of 16 batches: where one length meets the other, and the longest comes first
+
+
+def test_training_ends_before_scores_that_are_not_finite_reach_the_weights(tmp_path):
+    model = upcycle(make_llava(), router="linear", aux_losses={})
+    trainer = trainer_for(model, tmp_path)
+    block = model.moe_blocks[0]
+    block.router.register_forward_hook(lambda module, inputs, logits_TE: logits_TE * math.nan)
+    with pytest.raises(ValueError, match="^Training stopped before step 1: the router of layer 0"):
+        trainer.train()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())

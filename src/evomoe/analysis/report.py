@@ -73,14 +73,15 @@ def _alarms(recipe: Recipe, metrics: list[dict]) -> list[str]:
 def _rise(losses: Sequence[float]) -> str:
     """The losses of the last tenth of a stage and of its first, if they rose by more than their own spread; else nothing.
 
-    One line of a log is a few batches. Of stages that logged less than four lines nothing can be said.
+    One line of a log is a few batches, so that five at least stand for either end.
     """
-    if len(losses) < 4:
-        return ""
-    tenth = max(2, len(losses) // 10)
+    tenth = max(5, len(losses) // 10)
     first, last = losses[:tenth], losses[-tenth:]
+    if len(losses) < 2 * tenth:
+        return ""
     rise, error = mean(last) - mean(first), ((variance(first) + variance(last)) / tenth) ** 0.5
-    return f"{mean(last):.4g} ± {stdev(last):.2g} after {mean(first):.4g} ± {stdev(first):.2g}" if rise > 2 * error else ""
+    certain = rise > max(3 * error, 1e-3 * mean(first))
+    return f"{mean(last):.4g} ± {stdev(last):.2g} after {mean(first):.4g} ± {stdev(first):.2g}" if certain else ""
 
 
 def _settings(recipe: Recipe, origin: str) -> str:

@@ -48,7 +48,7 @@ class EvoMoEBlock(nn.Module):
         if routing.input_scale_T1 is not None:
             x_TD = x_TD * routing.input_scale_T1.to(x_TD.dtype)
         learns_from_all = self.training and router_gradient.learns_from_all(moe.router_gradient, self.experts, routing)
-        weight_TK = router_gradient.chosen_weights(routing) if learns_from_all else routing.weight_TK
+        weight_TK = router_gradient.chosen_weights(routing, moe.gate) if learns_from_all else routing.weight_TK
         y_TD = self.experts(x_TD, routing.index_TK, weight_TK)
         if (virtual := self.router.virtual_experts) is not None:
             y_TD = virtual.add(y_TD, x_TD, routing.index_TK, weight_TK)

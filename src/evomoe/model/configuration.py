@@ -62,7 +62,7 @@ class MoEConfig(MoEOptions):
         """Of what config.json holds. Before ``expert_share`` was written down, "partition" alone made narrower experts."""
         if "expert_share" not in values and values.get("expert_init") == "partition":
             values = values | {"expert_share": values["num_experts"]}
-        check_names(values, cls.__dataclass_fields__, "The mixture in config.json")
+        check_names(values, cls.__dataclass_fields__, "config.json, which a newer version may have written,")
         return cls(**values)
 
     @property

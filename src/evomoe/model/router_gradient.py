@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from evomoe.model.routers.virtual import VirtualExperts
-from evomoe.model.routing import Routing
+from evomoe.model.routing import GATES, Routing
 from evomoe.model.stacked_experts import AnyExperts
+from evomoe.support.errors import OptionError
+from evomoe.support.needs import needs_of
 
 
 def learns_from_all(choice: str, experts: AnyExperts, routing: Routing) -> bool:
@@ -30,17 +32,27 @@ def learns_from_all(choice: str, experts: AnyExperts, routing: Routing) -> bool:
     Args:
         choice: ``router_gradient`` of ``MoEOptions``.
         experts: of the layer.
-        routing: where the tokens went; if its weights have no gradient there is nothing to learn.
+        routing: where the tokens went.
+
+    Raises:
+        OptionError: it is to be, and the router cannot.
     """
-    if choice == "chosen" or routing.weights is None or not (torch.is_grad_enabled() and routing.probs_TE.requires_grad):
+    if choice == "chosen" or not torch.is_grad_enabled() or not routing.probs_TE.requires_grad:
         return False
-    return choice == "all" or not any(p.requires_grad for p in experts.parameters())
+    if choice == "auto" and (routing.weight_TE is None or any(p.requires_grad for p in experts.parameters())):
+        return False
+    if routing.weight_TE is None:
+        raise OptionError("router_gradient", "this router has a `route` of its own that gives no `weight_TE`; choose 'chosen'.")
+    return True
 
 
-def chosen_weights(routing: Routing) -> Tensor:
-    """The weights (T, K) of the chosen experts: their values as they are, their gradient that of ``p / S`` with S a constant."""
-    own_TN = torch.nn.functional.pad(routing.weight_TN, (0, 1))  # a slot without an expert has no probability
-    own_TK = own_TN.gather(1, routing.index_TK.clamp(max=own_TN.shape[1] - 1))
+def chosen_weights(routing: Routing, gate: str) -> Tensor:
+    """The weights (T, K) of the chosen experts: their values as they are, S taken for a constant in their gradient."""
+    if not needs_of(GATES[gate]):  # it takes S for a constant itself
+        return routing.weight_TK
+    assert routing.weight_TE is not None
+    own_TE = torch.nn.functional.pad(routing.weight_TE, (0, 1))  # a slot without an expert has no weight
+    own_TK = own_TE.gather(1, routing.index_TK.clamp(max=own_TE.shape[1] - 1))
     return routing.weight_TK.detach() + (own_TK - own_TK.detach())
 
 
@@ -57,7 +69,7 @@ def with_gradient_of_others(
         most: so many of the experts that a token did not choose take part, drawn anew each time; their gradients are scaled
             so that their mean over many draws is that of all. 0 for all.
     """
-    return _GradientOfOthers.apply(y_TD, routing.weight_TN, x_TD.detach(), routing.index_TK, experts, virtual, most)
+    return _GradientOfOthers.apply(y_TD, routing.weight_TE, x_TD, routing.index_TK, experts, virtual, most)
 
 
 class _GradientOfOthers(torch.autograd.Function):
@@ -69,7 +81,7 @@ class _GradientOfOthers(torch.autograd.Function):
         ctx.experts, ctx.virtual, ctx.most, ctx.N = experts, virtual, most, weight_TN.shape[1]
         device = x_TD.device.type
         ctx.autocast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
-        return y_TD.view_as(y_TD)
+        return y_TD.clone()  # not a view: some layers add to what they are given in place
 
     @staticmethod
     @once_differentiable

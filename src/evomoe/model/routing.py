@@ -35,7 +35,8 @@ class Routing:
         importance_T: how much each token matters, before the sigmoid, float32, of a router that estimates it.
         input_scale_T1: what the experts' inputs are multiplied by, float32, of a router that does so.
         excess: how far the mean number of real experts is from the budget, as a share of it, of a router that has a budget.
-        weights: ``weight_TN`` (T, E), or what makes it, of a router that can learn from experts that were not chosen.
+        weight_TE: in training, what each expert's output would be multiplied by if it were chosen, with a gradient for its
+            probability alone; None of a router that cannot learn from experts that it did not choose.
     """
 
     logits: Late
@@ -45,7 +46,7 @@ class Routing:
     importance_T: Tensor | None = None
     input_scale_T1: Tensor | None = None
     excess: Tensor | None = None
-    weights: Late | None = None
+    weight_TE: Tensor | None = None
 
     @cached_property
     def logits_TE(self) -> Tensor:
@@ -56,12 +57,6 @@ class Routing:
     def probs_TE(self) -> Tensor:
         """Their softmax, float32, or what else the router makes of them; a token's sum is 1."""
         return self.probs if isinstance(self.probs, Tensor) else self.probs()
-
-    @cached_property
-    def weight_TN(self) -> Tensor:
-        """What each expert's output would be multiplied by if it were chosen, with a gradient for its probability alone."""
-        assert self.weights is not None
-        return self.weights if isinstance(self.weights, Tensor) else self.weights()
 
 
 @dataclass(frozen=True)

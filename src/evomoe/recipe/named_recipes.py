@@ -10,6 +10,7 @@ from evomoe.recipe.recipe import Recipe
 
 EVOMOE = Recipe(model="", data="", output="")
 
+_BALANCE = {"balance": 0.001}
 _TRAIN_EXPERTS = replace(EVOMOE.stage3, train="router+experts")
 
 RECIPES: dict[str, Recipe] = {
@@ -26,13 +27,13 @@ RECIPES: dict[str, Recipe] = {
     "qwen-moe": EVOMOE.but(
         stages=(1, 3),
         expert_init="replicate",
-        moe=MoEOptions(router="linear", gate="probability", shared_expert=True),
+        moe=MoEOptions(router="linear", gate="probability", shared_expert=True, aux_losses=_BALANCE),
         stage3=_TRAIN_EXPERTS,
     ),
     "drop-upcycling": EVOMOE.but(
         stages=(1, 3),
         expert_init="drop_upcycling",
-        moe=MoEOptions(num_experts_per_tok=2, router="linear", gate="normalised"),
+        moe=MoEOptions(num_experts_per_tok=2, router="linear", gate="normalised", aux_losses=_BALANCE),
         stage3=_TRAIN_EXPERTS,
     ),
 }

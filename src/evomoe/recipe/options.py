@@ -89,7 +89,7 @@ class MoEOptions:
         gate: what multiplies a chosen expert's output: probability, normalised or straight_through.
         shared_expert: an extra expert that every token passes (Table 6), mixed in by a learned sigmoid that starts at 1/2.
         expert_dropout: during training, hide each expert from a token with this probability (Table 14).
-        aux_losses: coefficient of each auxiliary loss. Paper: balance, 0.001.
+        aux_losses: coefficient of each auxiliary loss. Paper: balance, 0.001, alone; z keeps the router's scores small.
         aux_reduction: how the losses of the layers combine: mean, or sum as MoE-LLaVA does.
         router_gradient: which experts tell the router what it should have chosen: chosen, as the paper prints it; all; or auto,
             which is all while the experts are frozen, else chosen.
@@ -103,10 +103,14 @@ class MoEOptions:
     gate: str = "straight_through"
     shared_expert: bool = False
     expert_dropout: float = 0.0
-    aux_losses: NamedValues = field(default_factory=lambda: {"balance": 0.001})
+    aux_losses: NamedValues = field(default_factory=lambda: {"balance": 0.001, "z": 0.0001})
     aux_reduction: Literal["mean", "sum"] = "mean"
     router_gradient: Literal["auto", "chosen", "all"] = "auto"
     gradient_experts: int = 4
+
+    def of_training(self) -> dict[str, Any]:
+        """What changes nothing in the network, only what it learns from: a model that is sparse already may train with another value."""
+        return {"router_gradient": self.router_gradient, "gradient_experts": self.gradient_experts}
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -144,6 +148,9 @@ class AttachOptions:
     router_options: NamedValues = field(default_factory=dict)
     aux_losses: NamedValues = field(default_factory=lambda: {"balance": 0.01, "importance": 0.001})
 
+    def __post_init__(self) -> None:
+        check_types(self)
+
 
 @dataclass(frozen=True)
 class ConversionOptions:
@@ -161,6 +168,9 @@ class ConversionOptions:
     seed: int = 0
     trust_remote_code: bool = False
     remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,9 @@ class Recipe:
         Raises:
             OptionError: there is no such field, or its value is wrong.
         """
-        check_names(changes, vars(self).keys() | vars(self.moe).keys() | vars(self.evolution).keys(), "A recipe")
+        for name in changes.keys() & vars(self.stage1).keys() - vars(self).keys():
+            raise OptionError(name, f"it belongs to a stage: `stage3`=dataclasses.replace(recipe.stage3, {name}=...).")
+        check_names(changes, [*vars(self), *vars(self.moe), *vars(self.evolution)], "A recipe")
         for part in ("moe", "evolution"):
             owned = {f.name for f in dataclasses.fields(getattr(self, part))} - {f.name for f in dataclasses.fields(self)}
             inner = {name: changes.pop(name) for name in list(changes) if name in owned}
@@ -163,6 +165,8 @@ class Recipe:
         path = Path(path) / "recipe.json" if Path(path).is_dir() else path
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
+            if "router_gradient" not in values.get("moe", {"router_gradient": ""}):  # before there was a choice
+                values["moe"]["router_gradient"] = "chosen"
             missing = {f.name for f in dataclasses.fields(cls)} - set(values)
             if missing:
                 raise TypeError(f"it lacks {', '.join(sorted(missing))}")
@@ -170,8 +174,10 @@ class Recipe:
             for name, part in parts.items():
                 values[name] = part(**_tuples(values[name]))
             return cls(**_tuples(values))
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no recipe of this version: {error}.") from error
+        except OptionError as error:
+            raise OptionError(error.option, f"{error.message} It stands in {path}.") from error
 
     def differences(self, other: "Recipe") -> list[str]:
         """Names the fields in which two recipes differ, but for where the run lies and how many processes read its pictures."""

@@ -1,6 +1,8 @@
 """Whether an option's value is of the type that its dataclass says. Python does not look, and JSON and users err."""
 
 import math
+import numbers
+import os
 from collections.abc import Callable, Collection
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -35,7 +37,10 @@ def unsuited(hint: Any, value: Any) -> str:
     if get_origin(hint) in (tuple, list):
         if not isinstance(value, tuple | list):
             return "a list"
-        wanted = next(filter(None, (unsuited(get_args(hint)[0], part) for part in value)), "")
+        kinds = get_args(hint)
+        if get_origin(hint) is tuple and kinds[-1] is not Ellipsis and len(value) != len(kinds):
+            return f"a list of {len(kinds)}"
+        wanted = next(filter(None, (unsuited(kinds[0], part) for part in value)), "")
         return wanted and f"a list, and each entry {wanted}"
     if is_dataclass(hint):
         return "" if isinstance(value, hint) else f"of class {hint.__name__}"
@@ -43,12 +48,28 @@ def unsuited(hint: Any, value: Any) -> str:
     return "" if suits(value) else what
 
 
+def plain(value: Any) -> Any:
+    """The same value as JSON could hold it: a path as text, NumPy's numbers as Python's, a list as a tuple."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, numbers.Number) and not isinstance(value, bool | int | float):
+        return int(value) if isinstance(value, numbers.Integral) else float(value) if isinstance(value, numbers.Real) else value
+    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
+
+
 def check_types(options: Any) -> None:
-    """Raises OptionError if a field of a dataclass has a value of another type. What the command line has not read yet passes."""
+    """Makes the values of a dataclass's fields plain. What the command line has not read yet passes.
+
+    Raises:
+        OptionError: a value is of another type than its field.
+    """
     hints = _hints(type(options))
     for field in fields(options):
-        value = getattr(options, field.name)
-        if value is tyro.MISSING or (isinstance(value, float) and not math.isfinite(value)):
+        value = plain(getattr(options, field.name))
+        if value is tyro.MISSING:
+            continue
+        object.__setattr__(options, field.name, list(value) if get_origin(hints[field.name]) is list else value)
+        if hints[field.name] is float and isinstance(value, float):
             continue  # the range that a number must lie in is for the caller to say
         if wanted := unsuited(hints[field.name], value):
             if isinstance(value, str) and wanted.startswith("one of "):

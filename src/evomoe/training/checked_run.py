@@ -125,7 +125,8 @@ def load_data(recipe: Recipe, processor: Processor, keep: bool = False) -> dict[
 def contradictions(config: EvoMoEConfig, options: MoEOptions, placement: str) -> list[str]:
     """The options that say something else than an EvoMoE's own configuration does; defaults say nothing."""
     default, own = MoEOptions(), config.moe
-    wrong = [name for name, value in vars(options).items() if value not in (getattr(default, name), getattr(own, name))]
+    given = {name: value for name, value in vars(options).items() if name not in options.of_training()}
+    wrong = [name for name, value in given.items() if value not in (getattr(default, name), getattr(own, name))]
     layers = moe_layers(parse_placement(placement), config.get_text_config(decoder=True).num_hidden_layers)
     if placement != "alternating" and layers != own.moe_layers:
         wrong.append("moe_layers")
@@ -149,15 +150,15 @@ def _with_its_mixture(recipe: Recipe, config: EvoMoEConfig) -> Recipe:
     if wrong:
         named = ", ".join(f"`{name}`" for name in wrong)
         raise ValueError(f"{recipe.model} is an EvoMoE model already and is trained as it is; leave out {named}.")
-    moe = MoEOptions(**{field.name: getattr(own, field.name) for field in fields(MoEOptions)})
+    moe = MoEOptions(**{field.name: getattr(own, field.name) for field in fields(MoEOptions)} | recipe.moe.of_training())
     return recipe.but(moe=moe, expert_init=own.expert_init, moe_layers=",".join(map(str, own.moe_layers)))
 
 
 def _check_gradient(recipe: Recipe) -> None:
     """Raises OptionError if only the router trains, and its gate leaves it no gradient."""
     one_expert = recipe.moe.num_experts_per_tok == 1 and recipe.stage3.train == "router"
-    of_chosen = recipe.moe.router_gradient == "chosen"
-    if 3 in recipe.stages and one_expert and of_chosen and needs_of(GATES[recipe.moe.gate]):
+    of_all = recipe.moe.router_gradient == "all"
+    if 3 in recipe.stages and one_expert and not of_all and needs_of(GATES[recipe.moe.gate]):
         raise OptionError(
             "gate",
             f"'{recipe.moe.gate}' with one expert per token multiplies by 1: the router, which alone trains in Stage III, would get "

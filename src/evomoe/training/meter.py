@@ -22,7 +22,7 @@ class RouterMeter:
             self.losses.setdefault(name, []).append(value)
         by_layer = outputs.get("records") or {}
         for layer, record in by_layer.items():
-            finite = record.routing.logits_TE.isfinite().all()
+            finite = record.routing.logits_TE.amax(-1).isfinite().all()  # -inf hides an expert, unless it hides all
             self.finite[layer] = self.finite[layer] & finite if layer in self.finite else finite
         records = [*by_layer.values()]
         for record in records:
@@ -44,8 +44,8 @@ class RouterMeter:
             layer = next(layer for layer, value in finite.items() if not value)
             raise ValueError(
                 f"Training stopped before step {step}: the router of layer {layer} has scores that are not finite. Its weights are as "
-                "they were after the step before. Try a lower `stage3.learning_rate`, or hold the scores small: "
-                "`aux_losses=z=0.001`, or `router_options.cap=30` for router dtr."
+                "they were after the step before. Try a lower `stage3.learning_rate`, or hold the scores small: give z "
+                "in `aux_losses` a larger weight, or router dtr a `router_options.cap` of 30."
             )
 
     def drain(self) -> dict[str, float]:

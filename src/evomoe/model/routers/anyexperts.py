@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from evomoe.model.modality import Modality
 from evomoe.model.routers.choice import SCORES, ChoiceBias, hide_groups
 from evomoe.model.routers.float32 import Float32Linear
-from evomoe.model.routers.router import Budgets, Scores, VirtualRouter
+from evomoe.model.routers.router import Budgets, Scores, VirtualRouter, ratio
 from evomoe.model.routing import GATES, Routing
 from evomoe.recipe.anyexperts_options import ROUNDING, AnyExpertsOptions, SlotKind
 from evomoe.support.errors import OptionError, within
@@ -210,13 +210,14 @@ class AnyExpertsRouter(VirtualRouter[AnyExpertsOptions]):
 
     def per_probability(self, index_TK: Tensor, chosen_TK: Tensor, gate: str) -> Tensor:
         """Real experts and virtual ones differ where the gate's sum is over real ones alone."""
-        V, is_real_TK = len(self.virtual), index_TK < self.num_experts
-        real_T1 = super().per_probability(index_TK, chosen_TK * is_real_TK, gate)
-        if not V or self.options.over != "real":
+        if self.options.over != "real":
             return super().per_probability(index_TK, chosen_TK, gate)
-        all_TK = GATES[gate](chosen_TK, chosen_TK) * self.options.output_scale
-        virtual_T1 = all_TK.sum(-1, keepdim=True) / chosen_TK.sum(-1, keepdim=True)
-        return torch.cat([real_T1.expand(-1, self.num_experts), virtual_T1.expand(-1, V)], -1)
+        real_TK = chosen_TK * (index_TK < self.num_experts)
+        parts = [
+            (ratio(GATES[gate](given_TK, given_TK), given_TK), n)
+            for given_TK, n in ((real_TK, self.num_experts), (chosen_TK, len(self.virtual)))
+        ]
+        return torch.cat([part_T1.expand(-1, n) for part_T1, n in parts], -1) * self.options.output_scale
 
     def _slots_of(self, importance_T: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         """How many slots each token has, before rounding and after."""

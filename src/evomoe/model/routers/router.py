@@ -52,6 +52,11 @@ class Budgets:
     most: float
 
 
+def ratio(weight_TK: Tensor, chosen_TK: Tensor) -> Tensor:
+    """What a gate multiplies the probabilities of a token's experts by, (T, 1); 0 where none is left to multiply."""
+    return weight_TK.sum(-1, keepdim=True) / chosen_TK.sum(-1, keepdim=True).clamp(min=1e-20)
+
+
 class Router(nn.Module, Generic[OwnOptions]):
     """Base class. A subclass defines ``forward``; it may override any step of ``route``: score, hide, probabilities, choose, weigh.
 
@@ -112,8 +117,10 @@ class Router(nn.Module, Generic[OwnOptions]):
         probs_TE = self.probabilities(hidden.logits_TE)
         index_TK, chosen_TK = self.choose(hidden, probs_TE, top_k)
         weight_TK = self.weigh(index_TK, chosen_TK, gate)
-        routing = Routing(scores.logits_TE, probs_TE, index_TK, weight_TK, scores.importance_T, scores.input_scale_T1)
-        return replace(routing, weights=lambda: probs_TE * self.per_probability(index_TK, chosen_TK, gate).detach())
+        weight_TE = probs_TE * self.per_probability(index_TK, chosen_TK, gate).detach() if self.training else None
+        return Routing(
+            scores.logits_TE, probs_TE, index_TK, weight_TK, scores.importance_T, scores.input_scale_T1, weight_TE=weight_TE
+        )
 
     def score(self, x_TD: Tensor, modality: Modality) -> Scores:
         """The scores of every expert, and what else the router makes of the tokens."""
@@ -146,7 +153,7 @@ class Router(nn.Module, Generic[OwnOptions]):
 
     def per_probability(self, index_TK: Tensor, chosen_TK: Tensor, gate: str) -> Tensor:
         """The weight of an expert per its probability, chosen or not: (T, 1), or (T, E) where experts differ in it."""
-        return self.weigh(index_TK, chosen_TK, gate).sum(-1, keepdim=True) / chosen_TK.sum(-1, keepdim=True).clamp(min=1e-20)
+        return ratio(self.weigh(index_TK, chosen_TK, gate), chosen_TK)
 
     def check(self, top_k: int, gate: str) -> None:
         """Raises OptionError if the router cannot choose so many experts, or weigh them so."""

@@ -12,7 +12,7 @@ from evomoe.conversion.expert_init import INITS
 from evomoe.conversion.upcycling import upcycle
 from evomoe.data.conversations import ConversationDataset
 from evomoe.model.accounting import count_parameters, parameter_facts
-from evomoe.model.budget import end_training
+from evomoe.model.budget import change_moe, end_training
 from evomoe.model.model_card import model_card
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.recipe.options import STAGES
@@ -36,6 +36,8 @@ def train_stage(run: CheckedRun, source: Path | str, folder: StageFolder, datase
     recipe = run.recipe
     model = run.load(source) if run.starts_sparse else _assemble(run, source)
     assert is_sparse(model)
+    if run.starts_sparse:
+        change_moe(model, recipe.moe.of_training())
     if recipe.stage3.train == "router" and not recipe.allow_collapsed_experts:
         check_experts_differ(model, recipe.expert_init)
     train(run, 3, model, folder, dataset, finish=lambda trainer: end_training(model), card=lambda: _card(run, model))
