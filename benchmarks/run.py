@@ -141,7 +141,7 @@ def evolution_step(rounds: int) -> Iterator[Ratio]:
 
     One micro-batch a step is the hardest case: accumulation makes steps longer, and evolution happens once per step.
     """
-    model, batch = small_llava()
+    model, batch = small_llava(rows=8)
     layers = moe_layers("alternating", 8)
     set_trainable(model, "ffn", layers)
     ffns = {index: decoder_layers(model)[index].get_submodule("mlp") for index in layers}
@@ -165,22 +165,22 @@ def evolution_step(rounds: int) -> Iterator[Ratio]:
     yield Ratio.of(f"{label}, with / without evolution", [step() for _ in range(rounds)], 1.02)
 
 
-def small_llava() -> tuple[LlavaForConditionalGeneration, dict[str, torch.Tensor]]:
-    """A LLaVA of 8 decoder layers (D 512, F 1408) and a batch of 8 x 256 tokens, 16 of each row image tokens."""
+def small_llava(rows: int) -> tuple[LlavaForConditionalGeneration, dict[str, torch.Tensor]]:
+    """A LLaVA of 8 decoder layers (D 512, F 1408) and a batch of so many rows of 256 tokens, 16 of each image tokens."""
     vision = CLIPVisionConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, image_size=64,
                               patch_size=16)  # fmt: skip
     text = LlamaConfig(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, vocab_size=8192)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=8191, vision_feature_select_strategy="default")
-    ids_BS = torch.randint(0, 8000, (8, 256), device=DEVICE)
+    ids_BS = torch.randint(0, 8000, (rows, 256), device=DEVICE)
     ids_BS[:, :16] = 8191
-    pixels = torch.randn(8, 3, 64, 64, device=DEVICE, dtype=DTYPE)
+    pixels = torch.randn(rows, 3, 64, 64, device=DEVICE, dtype=DTYPE)
     model = moved(LlavaForConditionalGeneration(config), DEVICE, DTYPE).train()
     return model, {"input_ids": ids_BS, "labels": ids_BS, "pixel_values": pixels}
 
 
 def gradient_of_all_experts(rounds: int) -> Iterator[Ratio]:
     """A step of Stage III, four experts in every second layer: the router learns from all experts, or from one that it did not choose."""
-    dense, batch = small_llava()
+    dense, batch = small_llava(rows=2)
     model = upcycle(dense, router="dtr", router_options={"hypernet_width": 16, "rank": 4}).train()
     set_trainable(model, "router", model.config.moe.moe_layers)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
@@ -192,7 +192,7 @@ def gradient_of_all_experts(rounds: int) -> Iterator[Ratio]:
         optimizer.step()
         optimizer.zero_grad()
 
-    label = "Stage III step (LLaVA, D 512, F 1408, 8 layers, 4 of them sparse, E 4, top-1, 8 x 256 tokens)"
+    label = "Stage III step (LLaVA, D 512, F 1408, 8 layers, 4 of them sparse, E 4, top-1, 2 x 256 tokens)"
     yield compare(
         f"{label}, router learns from all experts / from the chosen", lambda: step("all"), lambda: step("chosen"), rounds, 1.5
     )
