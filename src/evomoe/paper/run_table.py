@@ -71,7 +71,7 @@ def run_table(
     if experts:
         say(_describe_experts(experts))
     run([cell.scoring for cell in wanted], study, jobs)
-    experts = _ask_experts_alone(wanted, study, jobs, with_router=True)
+    experts = {key: experts[key] | {"whole": average} for key, average in _ask_with_router(wanted, study, jobs).items()}
     return _tell(table, wanted, collect(table, wanted, study, experts), study, results)
 
 
@@ -111,35 +111,36 @@ def _describe_run(wanted: Sequence[Cell], bases: Mapping[str, Path], study: Path
     return "\n".join(lines)
 
 
-def _ask_experts_alone(wanted: Sequence[Cell], study: Path, jobs: int, with_router: bool = False) -> dict[str, dict[str, Any]]:
-    """By row and seed, what choosing among its experts is worth, and on how many answers they disagree; nothing for rows without Stage II.
-
-    Args:
-        with_router: also ask the model with its router, which is trained by then, the same questions.
-    """
+def _ask_experts_alone(wanted: Sequence[Cell], study: Path, jobs: int) -> dict[str, dict[str, Any]]:
+    """By row and seed, what choosing among its experts is worth, and on how many answers they disagree; nothing for rows without Stage II."""
     from evomoe.analysis.uniformity import disagreement
     from evomoe.paper.study.choosing import choosing
     from evomoe.paper.study.shared_inputs import benchmarks
 
-    def answered(scoring: Scoring) -> dict[str, Any]:
-        return json.loads(scoring.file(study).read_text())
-
-    asked = {f"{cell.row.name}/{cell.seed}": (cell, probes) for cell in wanted if (probes := _probes(cell))}
-    wholes = {
-        key: replace(probes[0], training=cell.scoring.training, intervention=cell.row.intervention)
-        for key, (cell, probes) in asked.items()
-    }
-    run([*chain.from_iterable(probes for _, probes in asked.values()), *(wholes.values() if with_router else ())], study, jobs)
+    asked = {_key(cell): probes for cell in wanted if (probes := _probes(cell))}
+    run([*chain.from_iterable(asked.values())], study, jobs)
     experts = {}
-    for key, (_, probes) in asked.items():
-        found, prepared = (
-            [answered(probe) for probe in probes],
-            benchmarks(probes[0].base, probes[0].world / probes[0].split, probes[0].limit),
-        )
+    for key, probes in asked.items():
+        found = [json.loads(probe.file(study).read_text()) for probe in probes]
         answers = [[*chain.from_iterable(given.values() for given in one["answers"].values())] for one in found]
-        worth = choosing(prepared, found, answered(wholes[key]) if with_router else None)
-        experts[key] = worth | {"disagreement": 100 * disagreement(answers)}
+        prepared = benchmarks(probes[0].base, probes[0].world / probes[0].split, probes[0].limit)
+        experts[key] = choosing(prepared, found) | {"disagreement": 100 * disagreement(answers)}
     return experts
+
+
+def _ask_with_router(wanted: Sequence[Cell], study: Path, jobs: int) -> dict[str, float]:
+    """By row and seed, the AVG of the trained model on the questions that its experts answered alone."""
+    asked = {
+        _key(cell): replace(probes[0], training=cell.scoring.training, intervention=cell.row.intervention)
+        for cell in wanted
+        if (probes := _probes(cell))
+    }
+    run([*asked.values()], study, jobs)
+    return {key: json.loads(scoring.file(study).read_text())["average"] for key, scoring in asked.items()}
+
+
+def _key(cell: Cell) -> str:
+    return f"{cell.row.name}/{cell.seed}"
 
 
 def _describe_experts(experts: Mapping[str, Mapping[str, Any]]) -> str:
@@ -160,7 +161,7 @@ def _tell(table: Table, wanted: Sequence[Cell], found: Mapping[str, Any], study:
         path, found = keep(found, results)
         said.append(f"Kept in {path}.")
     parts = [f"{heading})", render(table, found)]
-    if own := {key: one for key, one in found["experts"].items() if key in {f"{cell.row.name}/{cell.seed}" for cell in wanted}}:
+    if own := {key: one for key, one in found["experts"].items() if key in {*map(_key, wanted)}}:
         parts.append(_describe_experts(own))
     if limit:
         parts.append(

@@ -41,18 +41,15 @@ def best_for_each_question(
     return best, answers
 
 
-def choosing(
-    prepared: Sequence[Prepared], experts: Sequence[Mapping[str, Any]], whole: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def choosing(prepared: Sequence[Prepared], experts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What choosing is worth for one trained model.
 
     Args:
         prepared: the benchmarks that were asked.
         experts: what each expert alone scored and answered (``score_model``).
-        whole: what the model with its router did; None before it is trained.
 
     Returns:
-        ``alone``: AVG of each expert; ``best``: AVG if each question had its best expert; ``whole``: AVG with the router.
+        ``alone``: AVG of each expert; ``best``: AVG if each question had its best expert.
     """
     oracle = {}
     for one in prepared:
@@ -62,8 +59,7 @@ def choosing(
             return rule(questions, answers, "official").score
 
         oracle[name], _ = best_for_each_question(questions, [expert["answers"][name] for expert in experts], score)
-    found = {"alone": [expert["average"] for expert in experts], "best": mean_score(oracle)}
-    return found | ({"whole": whole["average"]} if whole else {})
+    return {"alone": [expert["average"] for expert in experts], "best": mean_score(oracle)}
 
 
 def described(found: Mapping[str, Any]) -> str:
