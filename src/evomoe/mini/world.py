@@ -172,28 +172,29 @@ def cache(root: str | os.PathLike[str] | None = None) -> Path:
     return Path(root or os.environ.get("EVOMOE_CACHE") or Path.home() / ".cache" / "evomoe")
 
 
-def folder(seed: int = 0, root: str | os.PathLike[str] | None = None) -> Path:
-    """Where the world with this seed is, or will be, training data included."""
-    return cache(root) / f"mini-v{VERSION}-seed{seed}"
+def folder(seed: int = 0, root: str | os.PathLike[str] | None = None, stage2: int = 0) -> Path:
+    """Where the world with this seed is, or will be, training data included; with ``stage2`` the one of so many records there."""
+    return cache(root) / (f"mini-v{VERSION}-seed{seed}" + (f"-stage2-{stage2}" if stage2 else ""))
 
 
-def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, training: bool = True) -> Path:
+def ensure(seed: int = 0, root: str | os.PathLike[str] | None = None, training: bool = True, stage2: int = 0) -> Path:
     """The folder of the world with this seed, written on the first call.
 
     Args:
         seed: Decides every picture and question.
         training: Whether the training data are needed too.
         root: Where it is kept; EVOMOE_CACHE, or ~/.cache/evomoe, by default.
+        stage2: Fine-tuning records; 0 for the usual number. More begin with the same ones; some test questions become others.
 
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    home = folder(seed, root)
+    home = folder(seed, root, stage2)
     if not training and not home.is_dir():
         home = home.with_name(f"{home.name}-without-training")
     if not home.is_dir():
         own = home.with_name(f"{home.name}.{os.getpid()}")
-        write(own, seed, training=training)
+        write(own, seed, Sizes(stage2=stage2) if stage2 else None, training)
         try:
             os.replace(own, home)
         except OSError:  # another process was quicker

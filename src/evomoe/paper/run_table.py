@@ -61,8 +61,8 @@ def run_table(
     for option, value, least in (("seeds", seeds, 0), ("jobs", jobs, 1), ("limit", limit, 0)):
         if value < least:
             raise OptionError(option, f"{value} must be at least {least}.")
-    world, bases = _starting_points(chosen, make=not dry_run)
-    wanted = cells(chosen, range(seeds or table.seeds), MINI, bases, world, split, limit)
+    worlds, bases = _starting_points(chosen, make=not dry_run)
+    wanted = cells(chosen, range(seeds or table.seeds), MINI, bases, worlds, split, limit)
     if results:
         wanted = _without_kept_baseline(table, rows, wanted, results)
     if dry_run:
@@ -75,14 +75,19 @@ def run_table(
     return _tell(table, wanted, collect(table, wanted, study, experts), study, results)
 
 
-def _starting_points(rows: Sequence[Row], make: bool) -> tuple[Path, dict[str, Path]]:
-    """The folder of the mini world, and that of the base model of each width; with ``make`` they are made where they are missing."""
+def _starting_points(rows: Sequence[Row], make: bool) -> tuple[dict[int, Path], dict[str, Path]]:
+    """The folder of each mini world, and that of the base model of each width; with ``make`` they are made where they are missing."""
     from evomoe.paper.study import base_model  # imports torch, which a plan and a wrong name need not wait for
+    from evomoe.paper.study.both_mixes import ensure_both
 
+    records = dict.fromkeys(MINI.new_records(row) for row in rows)
     widths = dict.fromkeys(row.width for row in rows)
-    if make:
-        return mini.ensure(0), {width: base_model.ensure(width) for width in widths}
-    return mini.folder(0), {width: base_model.folder(width) for width in widths}
+    if not make:
+        return {count: mini.folder(0, stage2=count) for count in records}, {width: base_model.folder(width) for width in widths}
+    worlds = {count: mini.ensure(0, stage2=count) for count in records}
+    for row in rows:
+        ensure_both(worlds[MINI.new_records(row)], row.recipe)
+    return worlds, {width: base_model.ensure(width) for width in widths}
 
 
 def _without_kept_baseline(table: Table, names: Sequence[str], wanted: list[Cell], results: Path) -> list[Cell]:

@@ -6,7 +6,7 @@ Implements: Table 7 (at both scales).
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from evomoe.paper.tables.table import FINE_TUNE, WARM_UP, Row
+from evomoe.paper.tables.table import FINE_TUNE, MIX, WARM_UP, Row
 from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import StageOptions
 from evomoe.recipe.recipe import Recipe
@@ -16,8 +16,8 @@ from evomoe.recipe.recipe import Recipe
 class MiniScale:
     """The study that runs on a laptop: the mini world, and the base model that was trained on it.
 
-    Every row takes ``evolution_steps`` + ``routing_steps`` optimiser steps on the fine-tuning mix: a row with Stages II and III the
-    former in II and the latter in III, a row with one stage there all of them. Rows under the paper's protocol take more.
+    Every row takes ``evolution_steps`` + ``routing_steps`` optimiser steps on the fine-tuning mix: a row with two stages there the
+    former in the first and the latter in the second, a row with one stage all of them. Rows under the paper's protocol take more.
 
     Attributes:
         learning_rates: peak by what trains; chosen on the validation split, see docs/log.md.
@@ -36,22 +36,33 @@ class MiniScale:
         }
     )
 
+    @property
+    def whole(self) -> int:
+        """Steps of a row in all."""
+        return self.evolution_steps + self.routing_steps
+
+    def new_records(self, row: Row) -> int:
+        """How many records of the fine-tuning mix a longer row needs to see each once; 0 for what the mini world has anyway."""
+        return 0 if row.longer == 1 else row.longer * self.whole * self.batch_size
+
     def recipe(self, row: Row, seed: int, base: Path, world: Path) -> Recipe:
         """The row's recipe with everything but the output folder."""
         from evomoe.model.routers import ROUTERS  # loads torch, for which a wrong name need not wait
 
-        data = {WARM_UP: str(world / "train" / "stage1.json"), FINE_TUNE: str(world / "train" / "stage2.json")}
+        train = world / "train"
+        data = {WARM_UP: str(train / "stage1.json"), FINE_TUNE: str(train / "stage2.json"), MIX: str(train / "both.json")}
         recipe = row.recipe
-        whole = self.evolution_steps + self.routing_steps
+        whole = self.whole
         steps = dict.fromkeys(recipe.stages, whole)
         # Evolution on the warm-up mix stands for a part of Stage I, and takes no steps from the fine-tuning mix.
         early = [stage for stage in recipe.stages if recipe.stage(stage).data == WARM_UP]
         steps |= dict.fromkeys(early, self.evolution_steps)
-        if len(recipe.stages) - len(early) > 1:
-            steps |= {2: self.evolution_steps if row.protocol == "equal" else whole, 3: self.routing_steps}
+        late = [stage for stage in recipe.stages if stage not in early]
+        if len(late) > 1:
+            steps |= {late[0]: self.evolution_steps if row.protocol == "equal" else whole, late[1]: self.routing_steps}
         elif row.protocol == "paper":
             steps |= dict.fromkeys(recipe.stages, whole + self.routing_steps)
-        stages = {f"stage{stage}": self._options(recipe.stage(stage), steps[stage], data) for stage in recipe.stages}
+        stages = {f"stage{stage}": self._options(recipe.stage(stage), row.longer * steps[stage], data) for stage in recipe.stages}
         moe = recipe.moe
         if not moe.router_options:  # the paper's sizes do not suit 96 units
             moe = replace(moe, router_options=ROUTERS[moe.router].Options.smaller)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -31,15 +31,23 @@ class Cell:
 
 
 def cells(
-    rows: Sequence[Row], seeds: Sequence[int], scale: MiniScale, bases: dict[str, Path], world: Path, split: str, limit: int = 0
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    scale: MiniScale,
+    bases: Mapping[str, Path],
+    worlds: Mapping[int, Path],
+    split: str,
+    limit: int = 0,
 ) -> list[Cell]:
     """What is to be run for these rows and seeds.
 
     Args:
         bases: folder of the model of Stage I, by ``Row.width``.
+        worlds: folder of the mini world, by ``MiniScale.new_records``.
     """
     found = []
     for row in rows:
+        world = worlds[scale.new_records(row)]
         for seed in seeds:
             recipe = scale.recipe(row, seed, bases[row.width], world)
             found.append(Cell(row, seed, recipe, Scoring(trainings(recipe)[-1], world, split, limit, row.intervention)))

@@ -17,8 +17,9 @@ SEVEN = tuple(IN_SMALL)
 """The paper's benchmarks, by its columns."""
 FOUR = ("GQA", "SQA", "TextVQA", "POPE")
 
-WARM_UP, FINE_TUNE = "warm-up", "fine-tune"
-"""The two mixes: a scale says which data they are. Every row starts from the model of Stage I, which the warm-up mix made."""
+WARM_UP, FINE_TUNE, MIX = "warm-up", "fine-tune", "mix"
+"""The two mixes, and both together: a scale says which data they are. Every row starts from the model of Stage I, which the
+warm-up mix made."""
 
 FROM_STAGE1 = EVOMOE.but(data=FINE_TUNE, stages=(2, 3))
 
@@ -36,6 +37,7 @@ class Row:
         width: another size of the model, as the scale names it.
         protocol: how many steps it takes in small. "equal": as many as every other row. "paper": as the paper has it, Stage II
             as long as the dense model is fine-tuned and Stage III on top; a row with one stage takes as many as these two.
+        longer: how many times the steps of the other rows it takes, on as many times the records.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Row:
     intervention: Intervention = Intervention()
     width: str = ""
     protocol: Literal["equal", "paper"] = "equal"
+    longer: int = 1
 
 
 @dataclass(frozen=True)
