@@ -1,5 +1,6 @@
 """Conversations as tensors: one item per record with labels on the answers alone, and batches of items."""
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -207,13 +208,18 @@ class Collator:
         processor: The processor or tokenizer of the items; gives the padding token.
         padding_side: "right" or "left".
         pad_to_multiple_of: Pads further to a multiple of so many tokens.
+        packing: Puts several items into a row where they fit: "rows" as long as the longest item, "one row" for all.
 
     Raises:
         OptionError: padding_side is neither "right" nor "left".
     """
 
     def __init__(
-        self, processor: Processor, padding_side: Literal["right", "left"] = "right", pad_to_multiple_of: int | None = None
+        self,
+        processor: Processor,
+        padding_side: Literal["right", "left"] = "right",
+        pad_to_multiple_of: int | None = None,
+        packing: Literal["", "rows", "one row"] = "",
     ) -> None:
         if padding_side not in ("right", "left"):
             raise OptionError("padding_side", f"{padding_side!r} is neither 'right' nor 'left'.")
@@ -223,16 +229,29 @@ class Collator:
         self._padding = {"input_ids": padding_id, "labels": IGNORED}
         self._left = padding_side == "left"
         self._multiple = pad_to_multiple_of or 1
+        self._packing = packing
 
     def __call__(self, items: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Returns one batch: per-token tensors (B, S), vision tensors joined along their first dimension."""
+        """Returns one batch: per-token tensors (B, S), vision tensors joined along their first dimension.
+
+        With packing there are fewer rows, and ``position_ids`` (B, S), which start anew with each item and with the padding.
+        """
+        if not self._packing:
+            return self._padded(items)
         lengths = [len(item["input_ids"]) for item in items]
-        width = -(-max(lengths) // self._multiple) * self._multiple
+        rows = rows_of(lengths, max(lengths) if self._packing == "rows" else sum(lengths))
+        batch = self._padded([_joined([items[number] for number in row]) for row in rows])
+        width = batch["input_ids"].shape[1]
+        batch["position_ids"] = torch.stack([_positions([lengths[number] for number in row], width) for row in rows])
+        return batch
+
+    def _padded(self, items: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        longest = max(len(item["input_ids"]) for item in items)
+        width = -(-longest // self._multiple) * self._multiple
         batch: dict[str, torch.Tensor] = {}
         for key in dict.fromkeys(key for item in items for key in item):
             if key in TOKEN_KEYS:
-                # Some processors give token types only to records with pictures.
-                rows = [item.get(key, torch.zeros_like(item["input_ids"])) for item in items]
+                rows = [_of_tokens(key, item) for item in items]
                 batch[key] = torch.stack([self._pad(row, width, self._padding.get(key, 0)) for row in rows])
             else:
                 batch[key] = _join(key, [item[key] for item in items if key in item])
@@ -241,6 +260,43 @@ class Collator:
     def _pad(self, row: torch.Tensor, width: int, value: int) -> torch.Tensor:
         missing = width - len(row)
         return torch.nn.functional.pad(row, (missing, 0) if self._left else (0, missing), value=value)
+
+
+def rows_of(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Which items share a row of ``room`` tokens: longest first, each into the first row where it fits."""
+    rows, left = [], []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        row = next((row for row, free in enumerate(left) if free >= lengths[number]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append(room)
+        rows[row].append(number)
+        left[row] -= lengths[number]
+    return rows
+
+
+def _joined(items: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Several items as one."""
+    joined = {}
+    for key in dict.fromkeys(key for item in items for key in item):
+        if key in TOKEN_KEYS:
+            joined[key] = torch.cat([_of_tokens(key, item) for item in items])
+        else:
+            joined[key] = _join(key, [item[key] for item in items if key in item])
+    # The first token of an item is not what the last token of the one before it should have said.
+    for start in itertools.accumulate(len(item["input_ids"]) for item in items[:-1]):
+        if "labels" in joined:
+            joined["labels"][start] = IGNORED
+    return joined
+
+
+def _of_tokens(key: str, item: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    # Some processors give token types only to records with pictures.
+    return item.get(key, torch.zeros_like(item["input_ids"]))
+
+
+def _positions(lengths: Sequence[int], width: int) -> torch.Tensor:
+    return torch.cat([torch.arange(length) for length in (*lengths, width - sum(lengths))])
 
 
 def _join(key: str, tensors: list[torch.Tensor]) -> torch.Tensor:

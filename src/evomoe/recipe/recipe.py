@@ -45,6 +45,7 @@ class Recipe:
         expert_init: where Stage III's experts come from; "evolved" needs Stage II.
         init_options: keyword arguments of that initialiser.
         max_length: tokens per record; longer ones are cut, and counted.
+        packing: lets records of a batch share rows where they fit, each as if it were alone: less padding, the same loss.
         max_pixels: larger pictures are refused.
         image_aspect: "pad" pads pictures to a square first, as LLaVA-1.5 does; "keep" does not; "auto" pads where the processor
             would crop them.
@@ -74,6 +75,7 @@ class Recipe:
     stage2: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=16, train="ffn"))
     stage3: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=16, train="router"))
     max_length: int = 2048
+    packing: bool = False
     max_pixels: int = 89_478_485
     image_aspect: ImageAspect = "auto"
     on_bad_record: Literal["stop", "skip"] = "stop"

@@ -20,6 +20,7 @@ from evomoe.support.processes import is_main_process
 from evomoe.support.text import counted
 from evomoe.training.arguments import training_arguments
 from evomoe.training.checked_run import CheckedRun
+from evomoe.training.packing import check_packing, in_one_row, records_to_try
 from evomoe.training.trainable import set_trainable
 from evomoe.training.trainer import EvoMoETrainer
 
@@ -70,6 +71,9 @@ def train(
         label=folder.label,
         **trainer_fields,
     )
+    if recipe.packing:
+        check_packing(model, records_to_try(dataset), processor)
+        trainer.data_collator = Collator(processor, packing="one row" if in_one_row(model) else "rows")
     if is_sparse(model):  # which the trainer has put on its device
         model.pack_experts()
     checkpoint = folder.last_checkpoint()

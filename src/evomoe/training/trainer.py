@@ -17,7 +17,9 @@ from evomoe.recipe.options import EvolutionOptions
 from evomoe.support import hf
 from evomoe.training.callbacks import EvolutionCallback, InterruptCallback, MetricsFile, ProgressBar, RouterCallback
 from evomoe.training.evolution import ExpertEvolution
+from evomoe.training.label_loss import loss_on_labels
 from evomoe.training.meter import RouterMeter
+from evomoe.training.packing import packed_inputs
 
 
 class EvoMoETrainer(Trainer):
@@ -45,6 +47,7 @@ class EvoMoETrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.lengths = lengths
+        self.label_smoother = None  # it takes the labels away from the model, and does not shift those of a VLM
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.evolution = EvolutionCallback(evolution, moe_layers) if evolution else None
@@ -70,10 +73,14 @@ class EvoMoETrainer(Trainer):
         return self.evolution.experts
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        routes = is_sparse(self.accelerator.unwrap_model(model))
+        own = self.accelerator.unwrap_model(model)
+        if "position_ids" in inputs:
+            inputs = packed_inputs(own, inputs)
+        routes = is_sparse(own)
         if routes:
             inputs = inputs | {"output_router_logits": True}
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        with loss_on_labels(own, inputs["labels"], self.args.label_smoothing_factor):
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if routes:
             self.meter.update(outputs)
         return (loss, outputs) if return_outputs else loss

@@ -73,6 +73,7 @@ class MiniScale:
             image_root=str(world / "train" / "images"),
             seed=seed,
             max_length=512,
+            packing=True,
             moe=moe,
             evolution=evolution,
             trainer={"train_sampling_strategy": "random"},
