@@ -211,7 +211,7 @@ class Collator:
         packing: Puts several items into a row where they fit: "rows" as long as the longest item, "one row" for all.
 
     Raises:
-        OptionError: padding_side is neither "right" nor "left".
+        OptionError: padding_side is neither "right" nor "left", or not "right" with packing.
     """
 
     def __init__(
@@ -223,6 +223,8 @@ class Collator:
     ) -> None:
         if padding_side not in ("right", "left"):
             raise OptionError("padding_side", f"{padding_side!r} is neither 'right' nor 'left'.")
+        if packing and padding_side == "left":
+            raise OptionError("padding_side", "a packed row is padded at its end; choose 'right'.")
         tokenizer = tokenizer_of(processor)
         # The attention mask hides the padding, so any id will do for a tokenizer that has none of its own.
         padding_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
