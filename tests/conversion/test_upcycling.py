@@ -103,6 +103,10 @@ WRONG = {
     "layer too high": ({"moe_layers": [0, 4]}, r"moe_layers: \[0, 4\] must be distinct indices from 0 to 3"),
     "negative layer": ({"moe_layers": [-1]}, "distinct indices from 0 to 3"),
     "layer twice": ({"moe_layers": [1, 1]}, "distinct indices from 0 to 3"),
+    "a number of layers": ({"moe_layers": 3}, "moe_layers: 3 must be a name or a list of layer indices"),
+    "layers by name": ({"moe_layers": ["0"]}, r"moe_layers: \['0'\] must be a name or a list of layer indices"),
+    "seed": ({"seed": "x"}, "seed: x must be a whole number from 0"),
+    "negative seed": ({"seed": -1}, "seed: -1 must be a whole number from 0"),
     "no layer": ({"moe_layers": []}, "moe_layers: there is none; choose"),
 }  # fmt: skip
 

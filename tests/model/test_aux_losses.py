@@ -51,6 +51,11 @@ def test_balance_counts_only_slots_that_hold_an_expert():
     assert AUX_LOSSES["balance"](record_of(probs_TE, index_TK)).item() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("name", ["balance", "z"])
+def test_a_batch_without_tokens_costs_nothing(name):
+    assert AUX_LOSSES[name](record_of(torch.empty(0, E))).item() == 0
+
+
 def test_local_is_minus_the_mutual_information_of_token_and_expert_per_modality():
     local = AUX_LOSSES["local"]
     assert local(record_of(torch.full((8, E), 0.25))).item() == pytest.approx(0.0, abs=1e-6)

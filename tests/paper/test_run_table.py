@@ -106,7 +106,7 @@ def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answ
     mean = {name: row["seeds"]["0"]["experts_per_token"]["mini-gqa"] for name, row in kept["rows"].items()}
     assert mean["top8"] == 8 and mean["top8-at5"] == 5
     assert 6 < mean["any8"] < 10.5 and abs(mean["any8-at4.8"] - 4.8) < 0.7 < abs(mean["any8"] - 4.8)
-    found = cells(TABLES["anyexperts"].chosen(names), [0], scale, {"": base}, world, "test")
+    found = cells(TABLES["anyexperts"].chosen(names), [0], scale, {"": base}, {0: world}, "test")
     by_benchmark = {name: row["seeds"]["0"]["experts_per_token"] for name, row in kept["rows"].items()}
     assert by_benchmark["any8-shuffled"] not in (by_benchmark["any8-at8"], by_benchmark["any8"])
     trained = json.loads((found[-1].scoring.training.model(tmp_path / "study") / "config.json").read_text())

@@ -14,6 +14,7 @@ from evomoe.model.experts import Experts
 from evomoe.model.families import sparse_config
 from evomoe.model.sparse_model import SparseModel, is_sparse, model_class
 from evomoe.model.structure import UnsupportedModelError, check_convertible, decoder_layers, text_config
+from evomoe.recipe.options import LARGEST_SEED, check_whole
 
 
 def upcycle(
@@ -100,6 +101,7 @@ class Conversion:
     ) -> None:
         if is_sparse(model):
             raise UnsupportedModelError("The model is an EvoMoE model already; start from the dense model.")
+        check_whole("seed", seed, 0, LARGEST_SEED)
         self.names, self.layers = check_convertible(model), decoder_layers(model)
         made_by = config_fields(expert_init, moe_fields.get("num_experts", MoEConfig.num_experts))
         self.moe = MoEConfig.for_model(model.config, placement, **made_by, **moe_fields)

@@ -30,6 +30,8 @@ def moe_layers(placement: str | Sequence[int], num_layers: int) -> list[int]:
         if placement not in named:
             raise OptionError("moe_layers", f"there is no '{placement}'; choose from {', '.join(named)}, or list layer indices.")
         return list(named[placement])
+    if not isinstance(placement, Sequence) or not all(isinstance(index, int) for index in placement):
+        raise OptionError("moe_layers", f"{placement!r} must be a name or a list of layer indices.")
     wrong = [index for index in placement if not 0 <= index < num_layers]
     if wrong or len(set(placement)) != len(placement):
         raise OptionError("moe_layers", f"{list(placement)} must be distinct indices from 0 to {num_layers - 1}.")

@@ -14,7 +14,7 @@ from evomoe.paper.tables import TABLES
 def test_what_is_kept_names_no_folder_of_this_machine(base, world):
     found = {"scores": {}, "average": 1.0, "run": {}}
     for table in ("2", "5"):
-        chosen = cells(TABLES[table].rows, [0], TINY, {"": base}, world, "test")
+        chosen = cells(TABLES[table].rows, [0], TINY, {"": base}, {0: world}, "test")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "read_text", lambda path, **more: json.dumps(found))
             found_rows = collect(TABLES[table], chosen, Path("study"), {})
@@ -25,7 +25,7 @@ def test_what_is_kept_names_no_folder_of_this_machine(base, world):
 
 def test_rows_that_differ_only_in_how_they_are_asked_have_recipes_of_their_own(base, world):
     found = {"scores": {}, "average": 1.0, "run": {}}
-    chosen = cells(TABLES["10"].rows, [0], TINY, {"": base}, world, "test")
+    chosen = cells(TABLES["10"].rows, [0], TINY, {"": base}, {0: world}, "test")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_text", lambda path, **more: json.dumps(found))
         kept = collect(TABLES["10"], chosen, Path("study"), {})["rows"]

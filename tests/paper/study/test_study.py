@@ -90,9 +90,9 @@ def test_readings_that_leave_copies_of_expert_1_go_through(base, world, tmp_path
         "literal": ("literal", 1.0),
     }
     still = replace(TINY, learning_rates=TINY.learning_rates | {"ffn": 1e-30})  # then all evolved experts are copies
-    found = cells(table.chosen(["lookback", "ema"]), [0], still, {"": base}, world, "test")
+    found = cells(table.chosen(["lookback", "ema"]), [0], still, {"": base}, {0: world}, "test")
     run([cell.scoring.training for cell in found], tmp_path)
-    (evomoe,) = cells(table.chosen(["scaled_update"]), [0], still, {"": base}, world, "test")
+    (evomoe,) = cells(table.chosen(["scaled_update"]), [0], still, {"": base}, {0: world}, "test")
     with pytest.raises(ValueError, match="`allow_collapsed_experts=True`"):
         run([evomoe.scoring.training], tmp_path)
 

@@ -21,6 +21,7 @@ class MiniScale:
 
     Attributes:
         learning_rates: peak by what trains; chosen on the validation split, see docs/log.md.
+        trainer: further TrainingArguments.
     """
 
     evolution_steps: int = 400
@@ -35,6 +36,7 @@ class MiniScale:
             "router+experts": 1e-3,
         }
     )
+    trainer: NamedValues = field(default_factory=lambda: {"train_sampling_strategy": "random"})
 
     @property
     def whole(self) -> int:
@@ -76,7 +78,7 @@ class MiniScale:
             packing=True,
             moe=moe,
             evolution=evolution,
-            trainer={"train_sampling_strategy": "random"},
+            trainer=self.trainer,
             **stages,
         )
 
