@@ -80,7 +80,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/smollm2-study"), help="folder of all that is made")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), help="rows of Table 2")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--trial", action="store_true", help="two steps of four records for each stage, two questions of each benchmark")
+    parser.add_argument(
+        "--trial", action="store_true", help="two steps of four records for each stage, two questions of each benchmark"
+    )
     options = parser.parse_args(arguments)
     half = {"bf16": True} if best_device().type == "cuda" else {}
     scale = replace(SCALE, trainer=SCALE.trainer | half | {"save_strategy": "no"})
@@ -101,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     lap("base")
     cells = study.cells(table.rows, range(options.seeds), scale, {"": base}, {0: world}, "test", limit)
     home = options.output / "study"
-    study.run([cell.scoring.training for cell in cells], home)
+    study.run([study.trainings(cell.recipe)[-1] for cell in cells], home)
     lap("training of all rows")
     study.run([cell.scoring for cell in cells], home)
     lap("scoring of all rows")

@@ -72,25 +72,39 @@ def test_same_seed_same_bytes(tmp_path):
         mini.TestSizes(gqa=0)
 
 
+def test_a_world_of_more_records_begins_with_the_same(tmp_path):
+    few = mini.TestSizes(1, 1, 2, 1, 1, 1, 3)
+    for name, stage2 in (("usual", 4), ("more", 7)):
+        mini.write(tmp_path / name, 5, mini.Sizes(4, 4, 4, stage2, few, few))
+    usual, more = ({file.name: file for file in (tmp_path / name / "train").rglob("*.*")} for name in ("usual", "more"))
+    records, all_records = (json.loads(files["stage2.json"].read_text()) for files in (usual, more))
+    assert all_records[:4] == records and len(all_records) == 7
+    assert all(usual[name].read_bytes() == more[name].read_bytes() for name in usual if not name.startswith("stage2"))
+    assert {name for name in more.keys() - usual.keys()} <= {f"stage2-{n:06d}.jpg" for n in (4, 5, 6)}
+
+
 def test_ensure_writes_once(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
-        mini.world, "write", lambda folder, seed, training: (made.append((seed, training)), folder.mkdir(parents=True))
+        mini.world,
+        "write",
+        lambda folder, seed, sizes, training: (made.append((seed, sizes and sizes.stage2, training)), folder.mkdir(parents=True)),
     )
     monkeypatch.setenv("EVOMOE_CACHE", str(tmp_path / "cache"))
     assert mini.ensure(4) == mini.ensure(4) == tmp_path / "cache" / f"mini-v{mini.VERSION}-seed4"
     assert mini.ensure(4, tmp_path / "else") == tmp_path / "else" / f"mini-v{mini.VERSION}-seed4"
     assert mini.ensure(4, training=False) == mini.ensure(4)  # the whole world has the test sets too
     assert mini.ensure(5, training=False).name == f"mini-v{mini.VERSION}-seed5-without-training"
-    assert made == [(4, True), (4, True), (5, False)] and [path.name for path in (tmp_path / "else").iterdir()] == [
-        f"mini-v{mini.VERSION}-seed4"
-    ]
+    assert mini.ensure(4, stage2=99) == mini.ensure(4, stage2=99) == tmp_path / "cache" / f"mini-v{mini.VERSION}-seed4-stage2-99"
+    assert made == [(4, None, True), (4, None, True), (5, None, False), (4, 99, True)] and [
+        path.name for path in (tmp_path / "else").iterdir()
+    ] == [f"mini-v{mini.VERSION}-seed4"]
 
 
 def test_ensure_takes_the_world_of_a_quicker_process(tmp_path, monkeypatch):
     finished = tmp_path / f"mini-v{mini.VERSION}-seed0"
 
-    def slow(folder, seed, training):
+    def slow(folder, seed, sizes, training):
         for path in (folder, finished):
             path.mkdir()
             (path / "README.md").write_text(path.name)

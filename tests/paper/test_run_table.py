@@ -22,14 +22,14 @@ from evomoe.paper.tables.table import FROM_STAGE1, Row, Table
 
 def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("EVOMOE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(mini, "ensure", lambda seed: world)
+    monkeypatch.setattr(mini, "ensure", lambda seed, stage2=0: world)
     monkeypatch.setattr(base_model, "ensure", lambda width: base)
     monkeypatch.setattr("evomoe.paper.run_table.MINI", TINY)
     planned = run_table("9", dry_run=True).splitlines()
     assert len(planned) == 12 and planned[0] == "narrow-dense (narrow (Qwen2-0.5B): dense): 1 seed"
     assert any(line.startswith("mini-base-narrow-v1") and "not trained yet" in line for line in planned)
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(mini, "folder", lambda seed: world)
+    monkeypatch.setattr(mini, "folder", lambda seed, stage2=0: world)
     options = {"rows": ["evolution"], "seeds": 1, "study": tmp_path / "study", "results": tmp_path / "results"}
     said: list[str] = []
     text = run_table("2", **options, say=said.append)
@@ -93,7 +93,7 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
 
 
 def test_the_study_of_anyexperts_counts_experts_and_changes_routers_when_it_answers(base, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(mini, "ensure", lambda seed: world)
+    monkeypatch.setattr(mini, "ensure", lambda seed, stage2=0: world)
     monkeypatch.setattr(base_model, "ensure", lambda width: base)
     scale = replace(TINY, learning_rates=TINY.learning_rates | {"router+experts": 0.1})
     monkeypatch.setattr("evomoe.paper.run_table.MINI", scale)
@@ -118,7 +118,7 @@ def test_a_table_from_outside_runs_through_the_command(base, world, tmp_path, mo
     alone = Row("second", "expert 2 alone", FROM_STAGE1.but(stages=(2,)), (50.0, 1000.0), Intervention(expert=1))
     mine = Table("mine", "My own", (Row("dense", "dense", rows.DENSE), alone), columns=("GQA", "MME"), baseline="dense")
     monkeypatch.setitem(TABLES, mine.name, mine)
-    monkeypatch.setattr(mini, "ensure", lambda seed: world)
+    monkeypatch.setattr(mini, "ensure", lambda seed, stage2=0: world)
     monkeypatch.setattr(base_model, "ensure", lambda width: base)
     monkeypatch.setattr("evomoe.paper.run_table.MINI", TINY)
     folders = ["--study", str(tmp_path / "study"), "--results", str(tmp_path / "results")]
@@ -133,7 +133,7 @@ def test_a_table_from_outside_runs_through_the_command(base, world, tmp_path, mo
 
 
 def test_a_table_without_a_baseline_runs_the_rows_that_are_asked_for(base, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(mini, "folder", lambda seed: world)
+    monkeypatch.setattr(mini, "folder", lambda seed, stage2=0: world)
     monkeypatch.setattr(base_model, "folder", lambda width: base)
     monkeypatch.setattr("evomoe.paper.run_table.is_kept", lambda *known: True)
     planned = run_table("9", rows=["middle-evomoe"], results=tmp_path, dry_run=True).splitlines()
@@ -145,7 +145,7 @@ def test_the_documentation_s_table_can_be_run(base, world, tmp_path, monkeypatch
     (block,) = [block for block in text.split("```")[1::2] if "TABLES[" in block]
     monkeypatch.setitem(TABLES, "mine", None)  # so that the table is restored afterwards
     exec(block.removeprefix("python\n"), {})
-    monkeypatch.setattr(mini, "folder", lambda seed: world)
+    monkeypatch.setattr(mini, "folder", lambda seed, stage2=0: world)
     monkeypatch.setattr(base_model, "folder", lambda width: base)
     assert run_table("mine", study=tmp_path, dry_run=True).splitlines() == [
         "linear (a linear router): 1 seed",

@@ -13,4 +13,4 @@ SIZES = mini.TestSizes(2, 2, 4, 2, 2, 1, 3)
 
 
 def some(names: Sequence[str], base: Path, world: Path, seeds: Sequence[int] = (0,)) -> list[Cell]:
-    return cells(TABLES["2"].chosen(names), seeds, TINY, {"": base}, world, "test")
+    return cells(TABLES["2"].chosen(names), seeds, TINY, {"": base}, {0: world}, "test")

@@ -1,13 +1,18 @@
 """The loss from labelled tokens alone is the loss of all logits, for every family."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 from tiny import FAMILIES, QUICK, inputs_for, make
+from training.small_runs import make_recipe
 from transformers.trainer_pt_utils import LabelSmoother
 
 from evomoe import upcycle
 from evomoe.data.labels import IGNORED
 from evomoe.training.label_loss import loss_on_labels
+from evomoe.training.run import run
 
 every_family = pytest.mark.parametrize(
     "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
@@ -76,3 +81,19 @@ def test_an_error_leaves_the_model_as_it_was(llava):
     assert llava.loss_function is own and llava(**inputs).loss == 3
     del vars(llava)["_loss_function"]
     assert torch.equal(llava(**inputs).loss, expected)
+
+
+def test_a_run_with_smoothing_keeps_the_auxiliary_losses(workspace):
+    recipe = make_recipe(
+        workspace,
+        stages=(3,),
+        expert_init="noise",
+        init_options={"std": 0.1},
+        steps=2,
+        trainer={"label_smoothing_factor": 0.3, "logging_steps": 1},
+    )
+    run(recipe)
+    run(dataclasses.replace(recipe, output=str(workspace / "sharp"), trainer={"logging_steps": 1}))
+    smooth, sharp = (json.loads((workspace / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("run", "sharp"))
+    assert smooth["loss"] != pytest.approx(sharp["loss"], abs=1e-3)
+    assert smooth["aux/balance"] == pytest.approx(sharp["aux/balance"])

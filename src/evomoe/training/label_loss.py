@@ -1,7 +1,4 @@
-"""The language loss from the tokens that have a label: the others, nine in ten, get no logits.
-
-Implements: Eq. 11.
-"""
+"""The language loss (Eq. 11) from the tokens that have a label: the others, nine in ten, get no logits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,10 +43,12 @@ def loss_on_labels(model: PreTrainedModel, labels_BS: Tensor, smoothing: float =
             ignore_index=IGNORED,
             label_smoothing=smoothing,
         )
-        return summed / (is_target_BS.sum() if num_items_in_batch is None else num_items_in_batch).to(summed.device)
+        items = is_target_BS.sum() if num_items_in_batch is None else num_items_in_batch
+        return summed / (items.to(summed.device) if isinstance(items, Tensor) else items)
 
-    own = vars(model)
-    before, hook = own.get("_loss_function"), model.get_output_embeddings().register_forward_pre_hook(choose)
+    own, head = vars(model), model.get_output_embeddings()
+    assert head is not None  # models without one are refused before training
+    before, hook = own.get("_loss_function"), head.register_forward_pre_hook(choose)
     model.loss_function = loss
     try:
         yield

@@ -4,7 +4,8 @@ A batch has the same records and the same loss as without packing; only where th
 them out; this is what a model needs beside the tokens to keep them apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.data.conversations import Collator, ConversationDataset
+from evomoe.model.budget import end_training, moe_restored
 from evomoe.model.modality import modality_of_inputs
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import image_token_ids, text_config
@@ -72,7 +74,7 @@ def check_packing(model: PreTrainedModel, items: Sequence[Mapping[str, Tensor]],
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _as_it_answers(model):
             apart = _scores(model, Collator(processor)(items))
             together = _scores(model, Collator(processor, packing="one row")(items))
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
@@ -83,6 +85,17 @@ def check_packing(model: PreTrainedModel, items: Sequence[Mapping[str, Tensor]],
     difference = float((apart - together).abs().max() / apart.std())
     if not difference <= TOLERANCE.get(model.dtype, TOLERANCE_HALF):
         raise _refusal(model, f"its scores of their tokens differ by {difference:.2g} standard deviations")
+
+
+@contextmanager
+def _as_it_answers(model: PreTrainedModel) -> Iterator[None]:
+    """Routers that choose by batch while they train choose by token in the block."""
+    if not is_sparse(model):
+        yield
+        return
+    with moe_restored(model):
+        end_training(model)
+        yield
 
 
 def _scores(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[tuple[int, ...], Tensor]:
@@ -108,7 +121,9 @@ def _scores(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[tuple[i
 
 def _refusal(model: PreTrainedModel, why: str) -> OptionError:
     name = type(model).__name__
-    return OptionError("packing", f"{name} does not treat records that share a row as it treats them alone: {why}. Leave it out.")
+    return OptionError(
+        "packing", f"{name} does not treat records that share a row as it treats them alone: {why.rstrip('.')}. Leave it out."
+    )
 
 
 def _record_of_token(position_ids_RL: Tensor, mask_RL: Tensor) -> Tensor:

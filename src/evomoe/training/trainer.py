@@ -73,13 +73,15 @@ class EvoMoETrainer(Trainer):
         return self.evolution.experts
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        own = self.accelerator.unwrap_model(model)
+        own = cast(PreTrainedModel, self.accelerator.unwrap_model(model))
         if "position_ids" in inputs:
             inputs = packed_inputs(own, inputs)
         routes = is_sparse(own)
         if routes:
             inputs = inputs | {"output_router_logits": True}
-        with loss_on_labels(own, inputs["labels"], self.args.label_smoothing_factor):
+        smoothing = self.args.label_smoothing_factor
+        compiled = self.args.torch_compile and not smoothing  # the hook would make it compile anew at each step
+        with nullcontext() if compiled else loss_on_labels(own, inputs["labels"], smoothing):
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if routes:
             self.meter.update(outputs)
