@@ -58,6 +58,7 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python benchmarks/packing.py
 	@$(BIN)/python benchmarks/conversion_memory.py
 
 gpu: $(READY)
