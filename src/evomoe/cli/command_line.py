@@ -8,7 +8,21 @@ import tyro
 
 from evomoe.cli.router_flags import value_of, with_router_flags
 from evomoe.cli.terminal import option_names, plain_warnings, positional
-from evomoe.cli.verbs import analyze, attach, compose, demo, evaluate, list_names, params, plot, score, table, train_from, upcycle
+from evomoe.cli.verbs import (
+    analyze,
+    attach,
+    chat,
+    compose,
+    demo,
+    evaluate,
+    list_names,
+    params,
+    plot,
+    score,
+    table,
+    train_from,
+    upcycle,
+)
 from evomoe.recipe.options import AttachOptions, MoEOptions
 from evomoe.support.errors import with_flags
 from evomoe.support.version import __version__
@@ -25,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         "attach": with_router_flags(attach, AttachOptions(), AttachOptions.router, arguments),
         "params": with_router_flags(params, MoEOptions(), router, arguments),
         "compose": compose,
+        "chat": chat,
         "eval": evaluate,
         "score": score,
         "table": table,

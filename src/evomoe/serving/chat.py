@@ -1,0 +1,174 @@
+"""``evomoe chat``: a conversation in the terminal, or one answer for a script."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from evomoe.serving.conversation import Conversation, ConversationError, Said
+from evomoe.serving.sampling import Sampling
+from evomoe.support.errors import OptionError
+
+HELP = """Write a question, or:
+  /image FILE   show a picture with the next question; several are possible
+  /experts      where the tokens of the last question and answer went
+  /reset        begin anew
+  /help         this text
+  /quit         leave; so does Ctrl-D. Ctrl-C ends an answer."""
+
+
+class Chat:
+    """One or two models that are asked the same.
+
+    Args:
+        conversations: by the names under which they answer; names are shown if there are several.
+        write: shows text as it comes, without a line's end.
+    """
+
+    def __init__(self, conversations: dict[str, Conversation], sampling: Sampling, write: Callable[[str], object]) -> None:
+        self._conversations, self._sampling, self._write = conversations, sampling, write
+
+    def run(self, lines: Iterable[str]) -> None:
+        """Answers line after line until one of them, or the last, ends it."""
+        for line in lines:
+            try:
+                if not self.take(line.strip()):
+                    return
+            except ConversationError as error:
+                self._write(f"{error}\n")
+            except KeyboardInterrupt:
+                self._write("\n(The answer was ended; the question is forgotten.)\n")
+
+    def take(self, line: str) -> bool:
+        """Does what one line asks for; False if it asks to leave."""
+        command, _, rest = line.partition(" ")
+        if not line:
+            return True
+        if not line.startswith("/"):
+            self.ask(line)
+            return True
+        rest = rest.strip()
+        if command in ("/quit", "/exit"):
+            return False
+        if command == "/image":
+            self._show_picture(rest)
+        elif command == "/experts":
+            self._show_experts()
+        elif command == "/reset":
+            for conversation in self._conversations.values():
+                conversation.said = Said()
+            self._write("The conversation is empty.\n")
+        elif command == "/help":
+            self._write(f"{HELP}\n")
+        else:
+            raise ConversationError(f"There is no {command}; /help lists what there is.")
+        return True
+
+    def add_pictures(self, files: Sequence[str]) -> None:
+        """Shows pictures to all models with the next question, or to none of them."""
+        with self._all_or_none():
+            for file in files:
+                for conversation in self._conversations.values():
+                    conversation.add_picture(file)
+
+    def ask(self, words: str) -> None:
+        """Shows the answers of all models."""
+        with self._all_or_none():
+            for name, conversation in self._conversations.items():
+                if len(self._conversations) > 1:
+                    self._write(f"[{name}] ")
+                conversation.say(words, self._sampling, self._write)
+                self._write("\n")
+
+    @contextlib.contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """What the block cannot do with one conversation it does with none."""
+        before = {name: conversation.said for name, conversation in self._conversations.items()}
+        try:
+            yield
+        except BaseException:
+            for name, conversation in self._conversations.items():
+                conversation.said = before[name]
+            raise
+
+    def _show_picture(self, file: str) -> None:
+        if not file:
+            raise ConversationError("Name a picture: /image FILE.")
+        self.add_pictures([file])
+        count = len(next(iter(self._conversations.values())).said.waiting)
+        self._write(f"{Path(file).name}: the next question is about {'it' if count == 1 else f'these {count} pictures'}.\n")
+
+    def _show_experts(self) -> None:
+        for name, conversation in self._conversations.items():
+            if len(self._conversations) > 1:
+                self._write(f"[{name}]\n")
+            if not conversation.is_sparse:
+                self._write("This model is dense: it has no experts.\n")
+            elif conversation.said.load is None:
+                self._write("There is no answer yet.\n")
+            else:
+                self._write(f"{conversation.said.load.table()}\n{conversation.said.load.sentence()}\n")
+
+
+def chat(
+    checkpoint: str,
+    prompt: str | None,
+    images: Sequence[str],
+    against: str | None,
+    sampling: Sampling,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> None:
+    """Talks in the terminal; with a prompt it writes the answer alone, for scripts.
+
+    Raises:
+        OptionError: a picture or the other model cannot be loaded.
+        ConversationError: the prompt cannot be answered.
+    """
+    if against == checkpoint:
+        raise OptionError("against", "it is the same model; name another one.")
+    conversations = {checkpoint: Conversation.load_from(checkpoint, dtype, trust_remote_code)}
+    if against is not None:
+        try:
+            conversations[against] = Conversation.load_from(against, dtype, trust_remote_code)
+        except (ValueError, OSError) as error:
+            raise OptionError("against", str(error)) from error
+    named = dict(zip(_short(list(conversations)), conversations.values(), strict=True))
+    talk = Chat(named, sampling, _write)
+    try:
+        talk.add_pictures(images)
+    except ConversationError as error:
+        raise OptionError("image", str(error)) from error
+    if prompt is not None:
+        talk.ask(prompt)
+        return
+    interactive = sys.stdin.isatty()
+    if interactive:
+        with contextlib.suppress(ImportError):  # there is none on Windows
+            import readline  # noqa: F401
+        print(HELP)
+    talk.run(_typed("> " if interactive else ""))
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _typed(prompt: str) -> Iterable[str]:
+    while True:
+        try:
+            yield input(prompt)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print("\n(/quit leaves.)")
+
+
+def _short(names: list[str]) -> list[str]:
+    """The last parts of paths in which they differ."""
+    parts = [Path(name).parts for name in names]
+    for count in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(part[-count:]) for part in parts]
+        if len(set(short)) == len(names):
+            return short
+    return names

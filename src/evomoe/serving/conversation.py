@@ -1,0 +1,175 @@
+"""A conversation with a model about pictures: turn by turn, answers as they are written.
+
+The conversation outlives whatever goes wrong in a turn: a turn that cannot be answered leaves it as it was.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, TextStreamer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.trainer_utils import set_seed
+
+from evomoe.analysis.evaluation_mode import evaluation_mode
+from evomoe.analysis.recording import record_routing
+from evomoe.analysis.routing_load import RoutingLoad
+from evomoe.data.chat_template import ChatTemplate
+from evomoe.data.images import Shape, check_image, open_rgb
+from evomoe.data.records import IMAGE_MARK, Record, Turn
+from evomoe.model.loading import load_model, load_processor
+from evomoe.model.sparse_model import is_sparse
+from evomoe.model.structure import text_config
+from evomoe.serving.sampling import Sampling
+from evomoe.support.device import best_device, moved, prepare
+from evomoe.support.processor import Processor, tokenizer_of
+from evomoe.support.text import counted
+
+
+class ConversationError(ValueError):
+    """What one turn asks for cannot be done; the message says why, and the conversation can go on."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a conversation holds.
+
+    Attributes:
+        turns: what was said so far, pictures as marks.
+        pictures: files of these pictures, in order.
+        waiting: files of pictures that the next question will be about.
+        load: where the tokens of the last question and answer went; None of a dense model, or before the first answer.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    pictures: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+    load: RoutingLoad | None = None
+
+
+class Conversation:
+    """Turns, pictures and the model that answers.
+
+    Args:
+        model: dense or sparse, on its device.
+        processor: its own.
+        max_pixels: larger pictures are refused.
+
+    Attributes:
+        said: what it holds; replaced as a whole, so that it can be put back.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Processor, max_pixels: int = 89_478_485) -> None:
+        self.model, self.processor, self._max_pixels = model, processor, max_pixels
+        self._template, self._shape = ChatTemplate(processor), Shape(processor, "auto")
+        self._tokenizer, self.said = tokenizer_of(processor), Said()
+
+    @classmethod
+    def load_from(cls, checkpoint: str, dtype: str = "auto", trust_remote_code: bool = False) -> "Conversation":
+        """Of a folder or hub name, on the best device."""
+        device = best_device()
+        prepare(device)
+        processor = load_processor(checkpoint, trust_remote_code)
+        return cls(moved(load_model(checkpoint, dtype, trust_remote_code), device), processor)
+
+    @property
+    def takes_pictures(self) -> bool:
+        return self.processor is not self._tokenizer
+
+    @property
+    def is_sparse(self) -> bool:
+        return is_sparse(self.model)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model reads at most, as far as its configuration says so."""
+        return getattr(text_config(self.model.config), "max_position_embeddings", None)
+
+    def add_picture(self, file: str) -> None:
+        """Puts a picture before the next question.
+
+        Raises:
+            ConversationError: there is no such picture, it cannot be read, or the model takes words alone.
+        """
+        if not self.takes_pictures:
+            raise ConversationError(f"{type(self.model).__name__} takes words alone; it cannot look at {file}.")
+        path = str(Path(file).expanduser())
+        try:
+            check_image(path, self._max_pixels)
+        except ValueError as error:
+            raise ConversationError(str(error)) from error
+        self.said = replace(self.said, waiting=(*self.said.waiting, path))
+
+    def say(self, words: str, sampling: Sampling, on_text: Callable[[str], Any] = lambda text: None) -> str:
+        """Asks, and gives the answer.
+
+        Args:
+            on_text: is told each piece of the answer as it is written.
+
+        Raises:
+            ConversationError: nothing was said, or there is no room for an answer. The conversation is as it was before.
+        """
+        if not words.strip():
+            raise ConversationError("There is nothing to answer; write a question.")
+        if IMAGE_MARK in words:
+            raise ConversationError(f"{IMAGE_MARK} stands for a picture; leave it out of the words.")
+        question = Turn("user", f"{IMAGE_MARK}\n" * len(self.said.waiting) + words)
+        turns, pictures = (*self.said.turns, question), (*self.said.pictures, *self.said.waiting)
+        inputs = self._inputs(turns, pictures)
+        length = inputs["input_ids"].shape[1]
+        room = sampling.max_new_tokens if self.context is None else min(sampling.max_new_tokens, self.context - length)
+        if room < 1:
+            raise ConversationError(
+                f"The conversation has {counted(length, 'token')} with this question, and the model reads {self.context} at most; "
+                "begin a new one."
+            )
+        answer, load = self._answer(inputs, room, sampling, on_text)
+        self.said = Said((*turns, Turn("assistant", answer)), pictures, load=load)
+        return answer
+
+    def _inputs(self, turns: tuple[Turn, ...], pictures: tuple[str, ...]) -> Any:
+        try:
+            text = self._template.question(Record("the conversation", pictures, turns))
+            options: dict[str, Any] = {"return_tensors": "pt", **self._template.special_tokens(text)}
+            if pictures:
+                options["images"] = [[self._shape.fit(open_rgb(picture)) for picture in pictures]]
+            return self.processor(text=[text], **options).to(self.model.device, self.model.dtype)
+        except (ValueError, OSError) as error:
+            raise ConversationError(str(error)) from error
+
+    @torch.inference_mode()
+    def _answer(
+        self, inputs: Any, room: int, sampling: Sampling, on_text: Callable[[str], Any]
+    ) -> tuple[str, RoutingLoad | None]:
+        pieces = _Pieces(self._tokenizer, on_text)
+        ends = {
+            name: getattr(self.model.generation_config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        }
+        settings = GenerationConfig(**ends, **sampling.for_generate(), max_new_tokens=room)
+        set_seed(sampling.seed)
+        generate: Any = self.model.generate  # a method of the families' classes, not of the one they share
+        load = None
+        with evaluation_mode(self.model):
+            if is_sparse(self.model):
+                with record_routing(self.model, max_tokens=1) as recording:
+                    tokens_BS: Tensor = generate(**inputs, generation_config=settings, streamer=pieces)
+                load = RoutingLoad.of(self.model, recording)
+            else:
+                tokens_BS = generate(**inputs, generation_config=settings, streamer=pieces)
+        answer_S = tokens_BS[0, inputs["input_ids"].shape[1] :]
+        return self._tokenizer.decode(answer_S, skip_special_tokens=True).strip(), load
+
+
+class _Pieces(TextStreamer):
+    """Hands the answer on, in pieces that are whole words or characters."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], Any]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)

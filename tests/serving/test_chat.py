@@ -1,0 +1,176 @@
+"""Talking with a model: what is streamed, what is remembered, and what only costs a sentence."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from evomoe import cli, upcycle
+from evomoe.model.loading import load_model
+from evomoe.serving.chat import Chat
+from evomoe.serving.conversation import Conversation, ConversationError
+from evomoe.serving.sampling import Sampling
+from evomoe.support.errors import OptionError
+
+SHORT = Sampling(max_new_tokens=6)
+
+
+@pytest.fixture
+def sparse(workspace):
+    model = upcycle(load_model(workspace / "model"), expert_init="noise", init_options={"std": 0.5})
+    model.generation_config.eos_token_id = None
+    torch.manual_seed(3)
+    torch.nn.init.normal_(model.get_output_embeddings().weight)
+    return Conversation(model.eval(), AutoProcessor.from_pretrained(workspace / "model"))
+
+
+@pytest.fixture
+def picture(workspace) -> str:
+    return str(next((workspace / "images").glob("*.png")))
+
+
+def talk(*conversations: Conversation, lines: list[str], sampling: Sampling = SHORT) -> str:
+    said: list[str] = []
+    names = ["model", "other"]
+    Chat(dict(zip(names, conversations, strict=False)), sampling, said.append).run(lines)
+    return "".join(said)
+
+
+def reference(conversation: Conversation, text: str, pictures=()) -> str:
+    """The greedy answer by transformers' own means."""
+    options = {"images": [[Image.open(file).convert("RGB") for file in pictures]]} if pictures else {}
+    inputs = conversation.processor(text=[text], return_tensors="pt", **options)
+    with torch.no_grad():
+        tokens = conversation.model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    return conversation.processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_answers_are_those_of_generate_and_the_conversation_is_remembered(sparse, picture):
+    template = sparse.processor.apply_chat_template
+    first = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this?"}]}]
+    pieces: list[str] = []
+    sparse.add_picture(picture)
+    answer = sparse.say("what is this?", SHORT, pieces.append)
+    assert answer == reference(sparse, template(first, add_generation_prompt=True, tokenize=False), [picture])
+    assert "".join(pieces).strip() == answer and len(answer) > 3
+    second = [
+        *first,
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        {"role": "user", "content": [{"type": "text", "text": "and the color?"}]},
+    ]
+    expected = reference(sparse, template(second, add_generation_prompt=True, tokenize=False), [picture])
+    assert sparse.say("and the color?", SHORT) == expected
+    assert [turn.role for turn in sparse.said.turns] == ["user", "assistant"] * 2 and sparse.said.pictures == (picture,)
+
+
+def test_the_load_is_that_of_the_last_question_and_answer(sparse, picture):
+    text = talk(sparse, lines=["/experts", f"/image {picture}", "what?", "/experts"])
+    assert text.startswith("There is no answer yet.\n")
+    load = sparse.said.load
+    assert int(load.tokens_M[1]) == 4 and int(load.tokens_M[0]) > 8  # a picture of four tokens; the words and the answer
+    assert load.counts.sum().item() == load.tokens_M.sum().item() * len(load.layers)
+    assert "| 4 image tokens   |" in text and "expert 4" in text
+    load = replace(load, counts=load.counts.clone())
+    load.counts[:, :, 2] = 0
+    load.counts[:1, :, 1] = 0
+    load.counts[:, :, [0, 3]] = 1
+    load.counts[1:, :, 1] = 1
+    assert load.sentence() == "Expert 2 slept in 1 of 2 layers; expert 3 slept in 2 of 2 layers."
+    load.counts[:] = 1
+    assert load.sentence() == "Every expert had a token in every layer."
+
+
+def test_what_cannot_be_done_is_a_sentence_and_the_conversation_goes_on(sparse, picture, workspace):
+    (workspace / "broken.png").write_bytes(b"no picture")
+    lines = [
+        "/image", f"/image {workspace / 'none.png'}", f"/image {workspace / 'broken.png'}", "/images x", "look at <image>", "",
+        "hello", "/quit", "never read",
+    ]  # fmt: skip
+    said = talk(sparse, lines=lines).split("\n")
+    for line, words in zip(
+        said, ["Name a picture", "none.png", "broken.png", "There is no /images", "stands for a picture"], strict=False
+    ):
+        assert words in line
+    assert "\n".join(said[5:]).strip() == sparse.said.turns[1].text and len(sparse.said.turns) == 2  # the answer to "hello" alone
+    assert talk(sparse, lines=["/reset"]) == "The conversation is empty.\n" and not sparse.said.turns
+
+
+def test_a_full_context_is_a_sentence_and_an_answer_ends_where_it_is_full(sparse):
+    sparse.model.config.text_config.max_position_embeddings = 40
+    long = "what color is the circle " * 12
+    before = sparse.said
+    with pytest.raises(ConversationError, match="the model reads 40 at most; begin a new one"):
+        sparse.say(long, SHORT)
+    assert sparse.said is before
+    sparse.model.generation_config.eos_token_id = None
+    sparse.say("what color is the circle", Sampling(max_new_tokens=500))
+    length = len(sparse.processor(text=sparse._template.text(_record(sparse)))["input_ids"][0])
+    assert length <= 45
+
+
+def _record(conversation):
+    from evomoe.data.records import Record
+
+    return Record("all", conversation.said.pictures, conversation.said.turns)
+
+
+def test_a_text_only_model_says_that_it_cannot_look(sparse, picture):
+    blind = Conversation(sparse.model, sparse.processor.tokenizer)
+    blind.processor.chat_template = sparse.processor.chat_template
+    with pytest.raises(ConversationError, match="takes words alone"):
+        blind.add_picture(picture)
+    # Shown to both or to neither.
+    text = talk(sparse, blind, lines=[f"/image {picture}"])
+    assert "takes words alone" in text and not sparse.said.waiting and not blind.said.waiting
+
+
+def test_two_models_answer_the_same_question(sparse, workspace):
+    dense = Conversation(load_model(workspace / "model").eval(), sparse.processor)
+    text = talk(sparse, dense, lines=["what is this?", "/experts"])
+    assert text.startswith("[model] ") and "\n[other] " in text and "This model is dense" in text
+    assert sparse.said.turns[0] == dense.said.turns[0] and dense.said.load is None
+    dense.model.config.text_config.max_position_embeddings = 10
+    before = sparse.said, dense.said
+    assert "at most" in talk(sparse, dense, lines=["and now?"])
+    assert (sparse.said, dense.said) == before  # asked of both or of neither
+
+
+def test_sampling_follows_the_seed(sparse):
+    said = {}
+    for seed in (0, 0, 1):
+        sparse.said = type(sparse.said)()
+        said.setdefault(seed, []).append(sparse.say("what is this?", Sampling(temperature=2.0, seed=seed, max_new_tokens=12)))
+    assert said[0][0] == said[0][1] != said[1][0]
+    for name, value in {"temperature": -1.0, "top_p": 0.0, "top_k": -1, "repetition_penalty": 0.0, "max_new_tokens": 0}.items():
+        with pytest.raises(OptionError, match=name):
+            Sampling(**{name: value}).check()
+
+
+def test_an_answer_that_is_ended_leaves_the_conversation_as_it_was(sparse, monkeypatch):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sparse.model, "generate", interrupted)
+    assert "was ended" in talk(sparse, lines=["what is this?"]) and not sparse.said.turns
+
+
+def test_the_command_writes_the_answer_alone(workspace, picture, capsys, monkeypatch):
+    model = str(workspace / "model")
+    assert cli.main(["chat", model, "--prompt", "what is this?", "--image", picture, "--max-new-tokens", "6"]) == 0
+    out = capsys.readouterr().out
+    conversation = Conversation.load_from(model)
+    conversation.add_picture(picture)
+    assert out.strip() == conversation.say("what is this?", SHORT)
+    assert cli.main(["chat", model, "--prompt", "x", "--image", str(workspace / "none.png")]) == 1
+    assert "--image: image" in capsys.readouterr().err
+    assert cli.main(["chat", model, "--against", model]) == 1
+    assert "--against: it is the same model" in capsys.readouterr().err
+    upcycle(load_model(model)).save_pretrained(workspace / "sparse")
+    AutoProcessor.from_pretrained(model).save_pretrained(workspace / "sparse")
+    lines = iter(["what is this?"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or (_ for _ in ()).throw(EOFError))
+    assert cli.main(["chat", model, "--against", str(workspace / "sparse"), "--max-new-tokens", "6"]) == 0
+    out = capsys.readouterr().out
+    assert "[model] " in out and "[sparse] " in out
