@@ -77,7 +77,20 @@ def commands(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page, monkeypatch):
     taken = []
-    verbs = ("demo", "upcycle", "attach", "params", "compose", "chat", "evaluate", "score", "table", "analyze", "plot", "list_names")
+    verbs = (
+        "demo",
+        "upcycle",
+        "attach",
+        "params",
+        "compose",
+        "chat",
+        "evaluate",
+        "score",
+        "table",
+        "analyze",
+        "plot",
+        "list_names",
+    )
     for verb in verbs:
         monkeypatch.setattr(cli, verb, _stand_in(getattr(cli, verb), taken))
     monkeypatch.setattr("evomoe.cli.verbs.check_paths", lambda *args: None)  # the pages' files are examples
