@@ -7,11 +7,11 @@ from collections.abc import Callable
 import tyro
 
 from evomoe.cli.router_flags import value_of, with_router_flags
+from evomoe.cli.serving_verbs import chat, export
 from evomoe.cli.terminal import option_names, plain_warnings, positional
 from evomoe.cli.verbs import (
     analyze,
     attach,
-    chat,
     compose,
     demo,
     evaluate,
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         "attach": with_router_flags(attach, AttachOptions(), AttachOptions.router, arguments),
         "params": with_router_flags(params, MoEOptions(), router, arguments),
         "compose": compose,
+        "export": export,
         "chat": chat,
         "eval": evaluate,
         "score": score,

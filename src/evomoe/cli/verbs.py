@@ -21,7 +21,6 @@ from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import AttachOptions, ConversionOptions, MoEOptions
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder, check_paths, results_folder
-from evomoe.serving.sampling import Sampling
 from evomoe.support.errors import OptionError, with_flags
 from evomoe.support.names import refuse_existing, refuse_missing
 
@@ -190,36 +189,6 @@ def compose(
 
     hide_loading_bars()
     print(compose_folder(text, vision, out, seed=seed, trust_remote_code=trust_remote_code))
-
-
-def chat(
-    checkpoint: ModelName,
-    prompt: str | None = None,
-    image: tuple[str, ...] = (),
-    against: str | None = None,
-    sampling: Annotated[Sampling, Flat] = Sampling(),  # noqa: B008
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    trust_remote_code: bool = False,
-) -> None:
-    """Talk with a model, dense or sparse, about pictures.
-
-    Args:
-        checkpoint: folder or hub name.
-        prompt: ask this, write the answer alone, and leave.
-        image: pictures that the first question is about.
-        against: another model, which answers the same questions.
-        sampling: how the words of an answer are chosen.
-        dtype: precision of the weights; auto is the checkpoint's own.
-        trust_remote_code: run code from the model's repository.
-    """
-    refuse_missing(checkpoint)
-    if against is not None:
-        refuse_missing(against)
-    sampling.check()
-    from evomoe.serving import chat as terminal
-
-    hide_loading_bars()
-    terminal.chat(checkpoint, prompt, image, against, sampling, dtype, trust_remote_code)
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import make_dataclass
 from functools import cache, partial
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class EvoMoEMixin(Saved):
     """What every ``EvoMoE<Base>`` adds to its base class: MoE layers, the modality note and the auxiliary losses."""
 
     config: EvoMoEConfig
+    base_class: ClassVar[type[PreTrainedModel]]
 
     def __init__(self, config: EvoMoEConfig, *args, **kwargs) -> None:
         super().__init__(config, *args, **kwargs)

@@ -17,6 +17,5 @@ def balance(record: LayerRecord) -> Tensor:
     """
     routing = record.routing
     T, E = routing.probs_TE.shape
-    chosen = routing.index_TK.reshape(-1)
-    fraction_E = torch.bincount(chosen[chosen < E], minlength=E).float()
+    fraction_E = torch.bincount(routing.index_TK[routing.index_TK < E], minlength=E).float()
     return E * (fraction_E / fraction_E.sum().clamp(min=1) * routing.probs_TE.sum(0) / max(1, T)).sum()

@@ -1,0 +1,64 @@
+"""The verbs for a model that is trained: talk with it, hand it over."""
+
+from typing import Annotated, Literal
+
+from evomoe.cli.terminal import hide_loading_bars
+from evomoe.cli.verbs import Flat, ModelName, NewFolder
+from evomoe.serving.sampling import Sampling
+from evomoe.support.names import refuse_existing, refuse_missing
+
+
+def export(
+    checkpoint: ModelName,
+    out: NewFolder,
+    to: Literal["dense", "native"] = "native",
+    expert: str = "1",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    trust_remote_code: bool = False,
+) -> None:
+    """Write an EvoMoE as a model that needs no evomoe: for vLLM, SGLang, llama.cpp, or whoever has transformers alone.
+
+    Args:
+        checkpoint: folder or hub name of an EvoMoE.
+        out: folder to write; must not exist.
+        to: native is the same model in a sparse family of transformers, where one fits; dense has one expert in every layer.
+        expert: of dense: its number, from 1, or mean for the experts' mean.
+        dtype: precision of the weights; auto is the checkpoint's own.
+        trust_remote_code: run code from the model's repository.
+    """
+    refuse_missing(checkpoint)
+    refuse_existing(out)
+    from evomoe.conversion.exporting import export_folder
+
+    hide_loading_bars()
+    print(export_folder(checkpoint, out, to, expert, dtype, trust_remote_code))
+
+
+def chat(
+    checkpoint: ModelName,
+    prompt: str | None = None,
+    image: tuple[str, ...] = (),
+    against: str | None = None,
+    sampling: Annotated[Sampling, Flat] = Sampling(),  # noqa: B008
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    trust_remote_code: bool = False,
+) -> None:
+    """Talk with a model, dense or sparse, about pictures.
+
+    Args:
+        checkpoint: folder or hub name.
+        prompt: ask this, write the answer alone, and leave.
+        image: pictures that the first question is about.
+        against: another model, which answers the same questions.
+        sampling: how the words of an answer are chosen.
+        dtype: precision of the weights; auto is the checkpoint's own.
+        trust_remote_code: run code from the model's repository.
+    """
+    refuse_missing(checkpoint)
+    if against is not None:
+        refuse_missing(against)
+    sampling.check()
+    from evomoe.serving import chat as terminal
+
+    hide_loading_bars()
+    terminal.chat(checkpoint, prompt, image, against, sampling, dtype, trust_remote_code)
