@@ -3,13 +3,14 @@
 T tokens, K slots per token, H x W patches.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from evomoe.analysis.token_places import token_grids
 from evomoe.model.sparse_model import SparseModel
 
 
@@ -39,28 +40,21 @@ def split_by_place(
     ids_T: Tensor,
     image_tokens: Sequence[int],
     decode: Callable[[list[int]], str],
-    grid: tuple[int, int] = (1, 1),
+    inputs: Mapping[str, Any],
 ) -> QuestionExperts:
     """Puts the image tokens of one record back into their places, and names the others.
 
     Args:
         ids_T: its token ids.
         decode: token ids -> text.
-        grid: height and width of the picture in patches, of which several may have become one token.
+        inputs: the model's, for this record, which has one picture.
 
     Raises:
-        ValueError: the image tokens do not fill such a picture, so that it is not known which of them is where.
+        NoPlacesError: it is not known which of the image tokens is where.
     """
     is_image_T = torch.isin(ids_T, torch.tensor(list(image_tokens)))
     patches_V = experts_T[is_image_T]
-    height, width = grid
-    patches_of_a_token = math.sqrt(height * width / max(len(patches_V), 1))
-    H, W = (round(side / patches_of_a_token) for side in grid)
-    if len(patches_V) != H * W or not H or H * width != W * height:
-        raise ValueError(
-            f"this picture is {len(patches_V)} image tokens, which fill no {'square' if height == width else f'grid like {height} x {width}'}; "
-            "the figure is for models that see one whole picture per record, such as LLaVA-1.5 and Qwen-VL."
-        )
+    ((H, W),) = token_grids(len(patches_V), 1, inputs)
     words = [
         (decode([token]), value)
         for token, value in zip(ids_T[~is_image_T].tolist(), experts_T[~is_image_T].tolist(), strict=True)

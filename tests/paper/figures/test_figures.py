@@ -103,17 +103,13 @@ def test_slots_of_benchmark_questions(sparse, capsys):
     assert len(set(questions)) > 3 and all("?" in question for question in questions)
 
 
-def test_image_tokens_that_fill_no_square_are_refused():
-    with pytest.raises(ValueError, match="this picture is 3 image tokens, which fill no square"):
-        split_by_place(torch.ones(5), torch.tensor([7, 7, 7, 1, 2]), [7], str)
-    with pytest.raises(ValueError, match="fill no grid like 2 x 8"):
-        split_by_place(torch.ones(9), torch.tensor([7] * 9), [7], str, grid=(2, 8))
-
-
 def test_image_tokens_lie_row_by_row_in_the_picture_s_grid():
     ids_T = torch.tensor([1, *[7] * 16, 2])
     values_T = torch.arange(18.0)
-    square, wide, merged = (split_by_place(values_T, ids_T, [7], str, grid) for grid in ((1, 1), (2, 8), (4, 16)))
+    square, wide, merged = (
+        split_by_place(values_T, ids_T, [7], str, {"image_grid_thw": torch.tensor([[1, *grid]])} if grid else {})
+        for grid in (None, (2, 8), (4, 16))
+    )
     assert square.patches_HW.tolist() == values_T[1:17].view(4, 4).tolist()
     assert wide.patches_HW.tolist() == merged.patches_HW.tolist() == values_T[1:17].view(2, 8).tolist()
     assert square.words == [("[1]", 0.0), ("[2]", 17.0)]

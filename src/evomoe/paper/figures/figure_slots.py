@@ -55,9 +55,8 @@ def draw(checkpoints: Mapping[str, str], options: FigureOptions) -> str:
         decode = tokenizer_of(processor).decode
         named[name] = []
         for inputs, picture in shown:
-            height, width = inputs["image_grid_thw"][0, 1:].tolist() if "image_grid_thw" in inputs else (1, 1)
             experts_T, ids_T = real_experts_by_token(model, inputs), inputs["input_ids"][0].cpu()
-            named[name].append(ShownQuestion(picture, split_by_place(experts_T, ids_T, tokens, decode, (height, width))))
+            named[name].append(ShownQuestion(picture, split_by_place(experts_T, ids_T, tokens, decode, inputs)))
         known[name] = {
             "checkpoint": checkpoint,
             "probe": source,
