@@ -68,7 +68,7 @@ def test_answers_are_those_of_generate_and_the_conversation_is_remembered(sparse
 def test_the_load_is_that_of_the_last_question_and_answer(sparse, picture):
     text = talk(sparse, lines=["/experts", f"/image {picture}", "what?", "/experts"])
     assert text.startswith("There is no answer yet.\n")
-    load = sparse.said.load
+    load = sparse.said.last.load
     assert int(load.tokens_M[1]) == 4 and int(load.tokens_M[0]) > 8  # a picture of four tokens; the words and the answer
     assert load.counts.sum().item() == load.tokens_M.sum().item() * len(load.layers)
     assert "| 4 image tokens   |" in text and "expert 4" in text
@@ -130,7 +130,7 @@ def test_two_models_answer_the_same_question(sparse, workspace):
     dense = Conversation(load_model(workspace / "model").eval(), sparse.processor)
     text = talk(sparse, dense, lines=["what is this?", "/experts"])
     assert text.startswith("[model] ") and "\n[other] " in text and "This model is dense" in text
-    assert sparse.said.turns[0] == dense.said.turns[0] and dense.said.load is None
+    assert sparse.said.turns[0] == dense.said.turns[0] and dense.said.last.load is None
     dense.model.config.text_config.max_position_embeddings = 10
     before = sparse.said, dense.said
     assert "at most" in talk(sparse, dense, lines=["and now?"])

@@ -43,8 +43,10 @@ def token_grids(image_tokens: int, pictures: int, inputs: Mapping[str, Any]) -> 
     Raises:
         NoPlacesError: pictures are cut into tiles, or the tokens do not fill such grids.
     """
-    if not pictures or not image_tokens:
+    if not image_tokens:
         return []
+    if not pictures:
+        raise NoPlacesError(f"there are {image_tokens} image tokens, but no picture.")
     pixels = inputs.get("pixel_values")
     if "image_grid_thw" in inputs:
         patches = [(int(height), int(width)) for _, height, width in inputs["image_grid_thw"].tolist()]

@@ -8,6 +8,35 @@ from evomoe.serving.sampling import Sampling
 from evomoe.support.names import refuse_existing, refuse_missing
 
 
+def look(
+    checkpoint: ModelName,
+    prompt: str,
+    out: str,
+    image: tuple[str, ...] = (),
+    sampling: Annotated[Sampling, Flat] = Sampling(),  # noqa: B008
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    trust_remote_code: bool = False,
+) -> None:
+    """Ask a sparse model, and write a page that shows which expert took which patch and which word.
+
+    Args:
+        checkpoint: folder or hub name of an EvoMoE.
+        prompt: the question.
+        out: HTML file to write; it needs neither a server nor a network.
+        image: pictures that the question is about.
+        sampling: how the words of the answer are chosen.
+        dtype: precision of the weights; auto is the checkpoint's own.
+        trust_remote_code: run code from the model's repository.
+    """
+    refuse_missing(checkpoint)
+    refuse_existing(out, "file")
+    sampling.check()
+    from evomoe.serving.look import look
+
+    hide_loading_bars()
+    print(look(checkpoint, out, prompt, image, sampling, dtype, trust_remote_code))
+
+
 def export(
     checkpoint: ModelName,
     out: NewFolder,

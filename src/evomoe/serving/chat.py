@@ -104,10 +104,10 @@ class Chat:
                 self._write(f"[{name}]\n")
             if not conversation.is_sparse:
                 self._write("This model is dense: it has no experts.\n")
-            elif conversation.said.load is None:
+            elif conversation.said.last is None or (load := conversation.said.last.load) is None:
                 self._write("There is no answer yet.\n")
             else:
-                self._write(f"{conversation.said.load.table()}\n{conversation.said.load.sentence()}\n")
+                self._write(f"{load.table()}\n{load.sentence()}\n")
 
 
 def chat(

@@ -3,7 +3,7 @@
 The conversation outlives whatever goes wrong in a turn: a turn that cannot be answered leaves it as it was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,21 @@ class ConversationError(ValueError):
 
 
 @dataclass(frozen=True)
+class Answered:
+    """The last question, as the model was given it, and what it made of it.
+
+    Attributes:
+        inputs: the model's, for the whole conversation up to the question.
+        ids_T: (T,) token ids of these and of the answer, on the CPU.
+        load: where these tokens went; None of a dense model.
+    """
+
+    inputs: Mapping[str, Any]
+    ids_T: Tensor
+    load: RoutingLoad | None
+
+
+@dataclass(frozen=True)
 class Said:
     """What a conversation holds.
 
@@ -41,13 +56,13 @@ class Said:
         turns: what was said so far, pictures as marks.
         pictures: files of these pictures, in order.
         waiting: files of pictures that the next question will be about.
-        load: where the tokens of the last question and answer went; None of a dense model, or before the first answer.
+        last: the last question and its answer; None before the first.
     """
 
     turns: tuple[Turn, ...] = ()
     pictures: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
-    load: RoutingLoad | None = None
+    last: Answered | None = None
 
 
 class Conversation:
@@ -60,11 +75,12 @@ class Conversation:
 
     Attributes:
         said: what it holds; replaced as a whole, so that it can be put back.
+        shape: what becomes of a picture's shape before the processor sees it.
     """
 
     def __init__(self, model: PreTrainedModel, processor: Processor, max_pixels: int = 89_478_485) -> None:
         self.model, self.processor, self._max_pixels = model, processor, max_pixels
-        self._template, self._shape = ChatTemplate(processor), Shape(processor, "auto")
+        self._template, self.shape = ChatTemplate(processor), Shape(processor, "auto")
         self._tokenizer, self.said = tokenizer_of(processor), Said()
 
     @classmethod
@@ -78,6 +94,10 @@ class Conversation:
     @property
     def takes_pictures(self) -> bool:
         return self.processor is not self._tokenizer
+
+    def decode(self, ids: list[int]) -> str:
+        """Token ids as text, special ones too."""
+        return self._tokenizer.decode(ids)
 
     @property
     def is_sparse(self) -> bool:
@@ -126,8 +146,9 @@ class Conversation:
                 f"The conversation has {counted(length, 'token')} with this question, and the model reads {self.context} at most; "
                 "begin a new one."
             )
-        answer, load = self._answer(inputs, room, sampling, on_text)
-        self.said = Said((*turns, Turn("assistant", answer)), pictures, load=load)
+        last = self._answer(inputs, room, sampling, on_text)
+        answer = self._tokenizer.decode(last.ids_T[length:], skip_special_tokens=True).strip()
+        self.said = Said((*turns, Turn("assistant", answer)), pictures, last=last)
         return answer
 
     def _inputs(self, turns: tuple[Turn, ...], pictures: tuple[str, ...]) -> Any:
@@ -135,15 +156,13 @@ class Conversation:
             text = self._template.question(Record("the conversation", pictures, turns))
             options: dict[str, Any] = {"return_tensors": "pt", **self._template.special_tokens(text)}
             if pictures:
-                options["images"] = [[self._shape.fit(open_rgb(picture)) for picture in pictures]]
+                options["images"] = [[self.shape.fit(open_rgb(picture)) for picture in pictures]]
             return self.processor(text=[text], **options).to(self.model.device, self.model.dtype)
         except (ValueError, OSError) as error:
             raise ConversationError(str(error)) from error
 
     @torch.inference_mode()
-    def _answer(
-        self, inputs: Any, room: int, sampling: Sampling, on_text: Callable[[str], Any]
-    ) -> tuple[str, RoutingLoad | None]:
+    def _answer(self, inputs: Any, room: int, sampling: Sampling, on_text: Callable[[str], Any]) -> Answered:
         pieces = _Pieces(self._tokenizer, on_text)
         ends = {
             name: getattr(self.model.generation_config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -159,8 +178,7 @@ class Conversation:
                 load = RoutingLoad.of(self.model, recording)
             else:
                 tokens_BS = generate(**inputs, generation_config=settings, streamer=pieces)
-        answer_S = tokens_BS[0, inputs["input_ids"].shape[1] :]
-        return self._tokenizer.decode(answer_S, skip_special_tokens=True).strip(), load
+        return Answered(dict(inputs), tokens_BS[0].cpu(), load)
 
 
 class _Pieces(TextStreamer):

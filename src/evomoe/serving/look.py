@@ -1,0 +1,125 @@
+"""``evomoe look``: a page that shows which expert took which patch and which word. One file, without a server or a network."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from evomoe.analysis.token_places import NoPlacesError, Place, token_places
+from evomoe.analysis.token_routing import TokenRouting, routing_of_tokens
+from evomoe.data.images import open_rgb
+from evomoe.model.sparse_model import is_sparse
+from evomoe.model.structure import image_token_ids
+from evomoe.serving.conversation import Conversation, ConversationError
+from evomoe.serving.sampling import Sampling
+from evomoe.support.errors import OptionError
+from evomoe.support.files import write_text
+from evomoe.support.names import refuse_existing
+
+TEMPLATE = Path(__file__).with_name("page.html")
+LARGEST_SIDE = 768
+"""Pixels of a picture on the page."""
+
+
+def look(
+    checkpoint: str,
+    out: str | Path,
+    prompt: str,
+    images: Sequence[str],
+    sampling: Sampling,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> str:
+    """Asks a sparse model, and writes the page; says what was written.
+
+    Raises:
+        OptionError: a picture or the file cannot be used.
+        ValueError: the model is dense, or the question cannot be answered.
+    """
+    refuse_existing(str(out), "file")
+    conversation = Conversation.load_from(checkpoint, dtype, trust_remote_code)
+    if not conversation.is_sparse:
+        raise ValueError(f"{checkpoint}: {type(conversation.model).__name__} is dense: it has no experts to look at.")
+    try:
+        for image in images:
+            conversation.add_picture(image)
+    except ConversationError as error:
+        raise OptionError("image", str(error)) from error
+    conversation.say(prompt, sampling)
+    write_text(Path(out), page(conversation, checkpoint))
+    return f"{out}: open it in a browser."
+
+
+def page(conversation: Conversation, name: str) -> str:
+    """The last question and its answer as a page in HTML.
+
+    Raises:
+        ValueError: nothing was said yet, or the model is dense.
+    """
+    model, last = conversation.model, conversation.said.last
+    if last is None or last.load is None or not is_sparse(model):
+        raise ValueError("There is no answer of a sparse model to look at.")
+    routing = routing_of_tokens(model, last.inputs, last.ids_T)
+    pictures = [conversation.shape.fit(open_rgb(file)) for file in conversation.said.pictures]
+    image_tokens, asked, note = image_token_ids(model.config), int(last.inputs["input_ids"].shape[1]), ""
+    places: list[Place | None] = [None] * len(last.ids_T)
+    try:  # what a model writes itself, an image token or not, is no part of a picture
+        places[:asked] = token_places(last.ids_T[:asked], image_tokens, len(pictures), last.inputs)
+    except NoPlacesError as error:
+        note = f"The patches cannot be shown: {error}"
+    data = {
+        "name": name,
+        "question": conversation.said.turns[-2].text.replace("<image>\n", ""),
+        "answer": conversation.said.turns[-1].text,
+        "note": note,
+        "load": last.load.sentence(),
+        "pictures": [_data_url(picture) for picture in pictures],
+        "tokens": _tokens(conversation, last.ids_T, asked, image_tokens, places),
+        **_of_routing(routing),
+    }
+    # "</script>" within the data would end them.
+    text = json.dumps(data, ensure_ascii=False).replace("</", "<\\/")
+    return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", text)
+
+
+def _tokens(
+    conversation: Conversation,
+    ids_T: torch.Tensor,
+    asked: int,
+    image_tokens: Sequence[int],
+    places: Sequence[Place | None],
+) -> list[dict[str, Any]]:
+    tokens = []
+    for number, (token, place) in enumerate(zip(ids_T.tolist(), places, strict=True)):
+        kind = "image" if token in image_tokens else "question" if number < asked else "answer"
+        one: dict[str, Any] = {"kind": kind, "text": "" if kind == "image" else conversation.decode([token])}
+        tokens.append(one | ({"place": asdict(place)} if place else {}))
+    return tokens
+
+
+def _of_routing(routing: TokenRouting) -> dict[str, Any]:
+    """Probabilities as bytes, 255 for 1; of chosen experts the number, 255 for none."""
+    E = len(routing.names)
+    probs = (routing.probs_LTE * 255).round().to(torch.uint8)
+    chosen = routing.chosen_LTK.where(routing.chosen_LTK < E, torch.tensor(255)).to(torch.uint8)
+    return {
+        "experts": routing.names,
+        "layers": routing.layers,
+        "slots": routing.chosen_LTK.shape[-1],
+        "probs": base64.b64encode(probs.numpy().tobytes()).decode(),
+        "chosen": base64.b64encode(chosen.numpy().tobytes()).decode(),
+    }
+
+
+def _data_url(picture: Image.Image) -> str:
+    shown = picture.copy()
+    shown.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    file = io.BytesIO()
+    shown.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
