@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tyro
 
 from evomoe.cli.router_flags import value_of, with_router_flags
-from evomoe.cli.serving_verbs import chat, export, look
+from evomoe.cli.serving_verbs import chat, export, look, serve
 from evomoe.cli.terminal import option_names, plain_warnings, positional
 from evomoe.cli.verbs import (
     analyze,
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         "export": export,
         "chat": chat,
         "look": look,
+        "serve": serve,
         "eval": evaluate,
         "score": score,
         "table": table,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from evomoe.cli.terminal import hide_loading_bars
+from evomoe.cli.terminal import hide_loading_bars, when_interrupted
 from evomoe.cli.verbs import Flat, ModelName, NewFolder
 from evomoe.serving.sampling import Sampling
 from evomoe.support.names import refuse_existing, refuse_missing
@@ -35,6 +35,30 @@ def look(
 
     hide_loading_bars()
     print(look(checkpoint, out, prompt, image, sampling, dtype, trust_remote_code))
+
+
+def serve(
+    checkpoint: ModelName,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    trust_remote_code: bool = False,
+) -> None:
+    """Serve a model, dense or sparse, by OpenAI's protocol: chat completions with pictures, streaming.
+
+    Args:
+        checkpoint: folder or hub name.
+        host: address to listen at; 127.0.0.1 is this machine alone, 0.0.0.0 every network that it is in.
+        port: port to listen at.
+        dtype: precision of the weights; auto is the checkpoint's own.
+        trust_remote_code: run code from the model's repository.
+    """
+    refuse_missing(checkpoint)
+    from evomoe.serving.transformers_server import serve
+
+    hide_loading_bars()
+    with when_interrupted(lambda: "The server has stopped."):
+        serve(checkpoint, host, port, dtype, trust_remote_code)
 
 
 def export(

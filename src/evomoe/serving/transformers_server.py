@@ -1,0 +1,73 @@
+"""``evomoe serve``: transformers' own server (OpenAI's protocol) with models of any kind that evomoe loads."""
+
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from transformers.utils.import_utils import is_serve_available
+
+from evomoe.model.loading import load_config, load_model, load_processor, takes_pictures
+from evomoe.support.device import best_device, moved, prepare
+from evomoe.support.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def serve(checkpoint: str, host: str, port: int, dtype: str = "auto", trust_remote_code: bool = False, **options: Any) -> Any:
+    """Serves one model until it is interrupted; returns the server, for callers that let it run beside them.
+
+    Args:
+        options: further options of transformers' ``Serve``.
+
+    Raises:
+        ImportError: what the server needs is not installed.
+        OptionError: the port is taken.
+        ValueError: the model cannot be loaded.
+    """
+    if not is_serve_available():
+        raise ImportError("The server needs more packages: pip install 'evomoe[serve]', or -e '.[serve]' in a clone.")
+    check_port(host, port)
+    load_config(checkpoint, trust_remote_code)  # a wrong name shall not wait for the server
+    with _our_models(checkpoint, dtype, trust_remote_code):
+        from transformers.cli.serve import Serve
+
+        return Serve(checkpoint, host=host, port=port, trust_remote_code=trust_remote_code, **options)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises OptionError if nobody can listen there, or somebody does."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OverflowError as error:
+            raise OptionError("port", f"{port} must lie between 0 and 65535.") from error
+        except socket.gaierror as error:
+            raise OptionError("host", f"there is no '{host}': {error.strerror}.") from error
+        except OSError as error:
+            raise OptionError("port", f"cannot listen at {host}:{port} ({error.strerror}); choose another port.") from error
+
+
+@contextmanager
+def _our_models(checkpoint: str, dtype: str, trust_remote_code: bool) -> "Iterator[None]":
+    """Within the block, the server loads this model in our way: its own knows neither the type nor the classes of an EvoMoE."""
+    from transformers.cli.serving import model_manager
+
+    class Manager(model_manager.ModelManager):
+        def _load_processor(self, *args: Any, **kwargs: Any) -> Any:
+            return load_processor(checkpoint, trust_remote_code)
+
+        def _load_model(self, *args: Any, **kwargs: Any) -> Any:
+            device = best_device()
+            prepare(device)
+            return moved(load_model(checkpoint, dtype, trust_remote_code), device).eval()
+
+        @staticmethod
+        def get_model_modality(model: Any, processor: Any = None) -> Any:
+            return model_manager.Modality.VLM if takes_pictures(model.config) else model_manager.Modality.LLM
+
+    # The server imports the name when it is made, and keeps what it made.
+    with mock.patch.object(model_manager, "ModelManager", Manager):
+        yield
