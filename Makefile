@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-oldest test-newest test-harnesses lint bench gpu gpu-study docs clean
+.PHONY: demo test test-all test-oldest test-newest test-harnesses test-browser lint bench gpu gpu-study docs clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("EvoMoE needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -49,6 +49,19 @@ test-harnesses: $(READY) .venv-harnesses/ready
 	@EVOMOE_LMMS_EVAL=$(abspath .venv-harnesses/bin/python) EVOMOE_ORACLES=$(abspath .venv-harnesses/oracles) \
 		OMP_NUM_THREADS=1 $(PYTEST) -m slow tests/evaluation/harness tests/evaluation/test_oracles.py
 
+# The app in a real browser: gradio asks for an older Pillow than the rest, so it has an environment of its own. The browser is the
+# system's; CHROMIUM names it (Debian: apt-get install chromium).
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+.venv-browser/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv .venv-browser
+	@grep -v '^pillow' constraints.txt > .venv-browser/constraints.txt
+	@.venv-browser/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-browser/constraints.txt \
+		--editable '.[app]' pytest pytest-timeout hypothesis playwright
+	@touch $@
+
+test-browser: .venv-browser/ready
+	@EVOMOE_CHROMIUM=$(CHROMIUM) OMP_NUM_THREADS=1 .venv-browser/bin/python -m pytest -m 'slow or not slow' tests/serving/test_app.py
+
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
@@ -75,4 +88,4 @@ docs: $(READY)
 	@$(BIN)/python docs/draw_architecture.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses runs
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses .venv-browser runs

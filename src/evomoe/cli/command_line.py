@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tyro
 
 from evomoe.cli.router_flags import value_of, with_router_flags
-from evomoe.cli.serving_verbs import chat, export, look, serve
+from evomoe.cli.serving_verbs import app, chat, export, look, serve
 from evomoe.cli.terminal import option_names, plain_warnings, positional
 from evomoe.cli.verbs import (
     analyze,
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         "compose": compose,
         "export": export,
         "chat": chat,
+        "app": app,
         "look": look,
         "serve": serve,
         "eval": evaluate,

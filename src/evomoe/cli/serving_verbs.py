@@ -37,6 +37,33 @@ def look(
     print(look(checkpoint, out, prompt, image, sampling, dtype, trust_remote_code))
 
 
+def app(
+    checkpoint: ModelName,
+    against: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    trust_remote_code: bool = False,
+) -> None:
+    """Talk with a model in the browser, and see where its tokens went.
+
+    Args:
+        checkpoint: folder or hub name.
+        against: another model, which answers the same questions.
+        host: address to listen at; 127.0.0.1 is this machine alone, 0.0.0.0 every network that it is in.
+        port: port to listen at.
+        dtype: precision of the weights; auto is the checkpoint's own.
+        trust_remote_code: run code from the model's repository.
+    """
+    refuse_missing(checkpoint)
+    if against is not None:
+        refuse_missing(against)
+    from evomoe.serving.app import app
+
+    hide_loading_bars()
+    app(checkpoint, against, host, port, dtype, trust_remote_code)
+
+
 def serve(
     checkpoint: ModelName,
     host: str = "127.0.0.1",

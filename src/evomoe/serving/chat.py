@@ -125,16 +125,7 @@ def chat(
         OptionError: a picture or the other model cannot be loaded.
         ConversationError: the prompt cannot be answered.
     """
-    if against == checkpoint:
-        raise OptionError("against", "it is the same model; name another one.")
-    conversations = {checkpoint: Conversation.load_from(checkpoint, dtype, trust_remote_code)}
-    if against is not None:
-        try:
-            conversations[against] = Conversation.load_from(against, dtype, trust_remote_code)
-        except (ValueError, OSError) as error:
-            raise OptionError("against", str(error)) from error
-    named = dict(zip(_short(list(conversations)), conversations.values(), strict=True))
-    talk = Chat(named, sampling, _write)
+    talk = Chat(load_conversations(checkpoint, against, dtype, trust_remote_code), sampling, _write)
     try:
         talk.add_pictures(images)
     except ConversationError as error:
@@ -148,6 +139,23 @@ def chat(
             import readline  # noqa: F401
         print(HELP)
     talk.run(_typed("> " if interactive else ""))
+
+
+def load_conversations(checkpoint: str, against: str | None, dtype: str, trust_remote_code: bool) -> dict[str, Conversation]:
+    """The models that are asked, by names that are as short as they can be.
+
+    Raises:
+        OptionError: the other model cannot be loaded, or is no other.
+    """
+    if against == checkpoint:
+        raise OptionError("against", "it is the same model; name another one.")
+    conversations = {checkpoint: Conversation.load_from(checkpoint, dtype, trust_remote_code)}
+    if against is not None:
+        try:
+            conversations[against] = Conversation.load_from(against, dtype, trust_remote_code)
+        except (ValueError, OSError) as error:
+            raise OptionError("against", str(error)) from error
+    return dict(zip(_short(list(conversations)), conversations.values(), strict=True))
 
 
 def _write(text: str) -> None:
