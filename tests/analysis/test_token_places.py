@@ -3,9 +3,11 @@
 import pytest
 import torch
 from PIL import Image
-from tiny import FAMILIES, inputs_for, make
+from tiny import FAMILIES, inputs_for, make, make_tokenizer
 from transformers import (
     CLIPImageProcessorPil,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
     PixtralImageProcessorPil,
     Qwen2VLImageProcessorPil,
     SiglipImageProcessorPil,
@@ -97,3 +99,57 @@ def test_every_family_has_places_or_says_why_not(family):
     else:
         ((H, W),) = token_grids(count, 1, inputs)
         assert count == H * W
+
+
+@pytest.mark.parametrize("where", [(0.05, 0.05), (0.95, 0.05), (0.3, 0.7), (0.95, 0.95)])
+@pytest.mark.parametrize("size", [(64, 64), (64, 32), (20, 20)])
+def test_named_tiles_and_the_whole_beside_them(size, where):
+    """Idefics 3's own processor and a connector that joins patches as it does."""
+    tokenizer = make_tokenizer()
+    tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+    tokenizer.add_tokens(
+        ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *tiles], special_tokens=True
+    )
+    splits = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    processor = Idefics3Processor(splits, tokenizer, image_seq_len=4)
+    picture = Image.new("RGB", size, "gray")
+    x, y = (min(int(at * side), side - 3) for at, side in zip(where, size, strict=True))
+    picture.paste((255, 255, 255), (x, y, x + 3, y + 3))
+    inputs = processor(text=["<image> what?"], images=[[picture]], return_tensors="pt")
+    ids = inputs["input_ids"][0]
+    places = token_places(ids, [processor.image_token_id], 1, inputs, processor.tokenizer.decode)
+    tiles_NCHW = inputs["pixel_values"][0].float()
+    brightness = torch.cat(
+        [cell.mean().view(1) for tile in tiles_NCHW for row in tile.mean(0).chunk(2) for cell in row.chunk(2, 1)]
+    )
+    found = [place for place in places if place is not None]
+    assert len(found) == len(brightness) == 4 * len(tiles_NCHW)
+    for of_whole in (False, True):
+        kind = [number for number, place in enumerate(found) if place.of_whole == of_whole]
+        if not kind:
+            assert of_whole and len(tiles_NCHW) == 1  # a small picture is seen whole alone
+            continue
+        place = found[max(kind, key=lambda number: float(brightness[number]))]
+        at_x, at_y = (x + 1.5) / size[0], (y + 1.5) / size[1]
+        assert place.left - 0.06 <= at_x <= place.right + 0.06 and place.top - 0.06 <= at_y <= place.bottom + 0.06
+
+
+def test_idefics_3_joins_patches_row_by_row():
+    """The token of a tile in which one patch alone is not zero is the one whose place that patch has."""
+    connector = make("idefics3").model.connector
+    scale, width = connector.scale_factor, connector.modality_projection.proj.in_features // connector.scale_factor**2
+    side = 2 * scale
+    for row, column in ((0, 0), (0, side - 1), (side - 1, 0), (side - 1, side - 1)):
+        patches = torch.zeros(1, side * side, width)
+        patches[0, row * side + column] = 1
+        with torch.no_grad():
+            joined = connector(patches)[0].abs().sum(-1)
+        assert int(joined.argmax()) == (row // scale) * 2 + column // scale
+
+
+def test_tiles_without_a_whole_are_not_understood():
+    names = {5: "<row_1_col_1>", 6: "<global-img>", 9: "word"}
+    with pytest.raises(NoPlacesError, match="1 pictures, but the names of their tiles tell of 0"):
+        token_places(torch.tensor([5, IMAGE, IMAGE, IMAGE, IMAGE]), [IMAGE], 1, {}, lambda ids: names[ids[0]])
+    with pytest.raises(NoPlacesError, match="2 image tokens, which fill no square"):
+        token_places(torch.tensor([6, IMAGE, IMAGE]), [IMAGE], 1, {}, lambda ids: names[ids[0]])

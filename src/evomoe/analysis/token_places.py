@@ -3,9 +3,11 @@
 T tokens of one record, V of them image tokens.
 """
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ class Place:
     Attributes:
         picture: its number in the record, from 0.
         left, top, right, bottom: from 0 to 1.
+        of_whole: it saw the picture whole and small, beside tiles of the same picture.
     """
 
     picture: int
@@ -30,6 +33,7 @@ class Place:
     top: float
     right: float
     bottom: float
+    of_whole: bool = False
 
 
 def token_grids(image_tokens: int, pictures: int, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -53,7 +57,7 @@ def token_grids(image_tokens: int, pictures: int, inputs: Mapping[str, Any]) -> 
     elif isinstance(pixels, Tensor) and (pixels.ndim != 4 or len(pixels) != pictures):
         raise NoPlacesError(
             "the processor cuts pictures into tiles, and what a token stands for is not known; "
-            "this is for models that see every picture whole, such as LLaVA-1.5, Gemma 3 and Qwen-VL."
+            "this is for models that see every picture whole, such as LLaVA-1.5, Gemma 3 and Qwen-VL, and for Idefics 3 and SmolVLM."
         )
     else:
         sizes = inputs["image_sizes"].tolist() if "image_sizes" in inputs else [(1, 1)] * pictures
@@ -71,7 +75,13 @@ def token_grids(image_tokens: int, pictures: int, inputs: Mapping[str, Any]) -> 
     return grids
 
 
-def token_places(ids_T: Tensor, image_token_ids: Sequence[int], pictures: int, inputs: Mapping[str, Any]) -> list[Place | None]:
+def token_places(
+    ids_T: Tensor,
+    image_token_ids: Sequence[int],
+    pictures: int,
+    inputs: Mapping[str, Any],
+    decode: Callable[[list[int]], str] = lambda ids: "",
+) -> list[Place | None]:
     """The place of each token of a record; None of text.
 
     Args:
@@ -79,16 +89,93 @@ def token_places(ids_T: Tensor, image_token_ids: Sequence[int], pictures: int, i
         image_token_ids: ids of image tokens.
         pictures: how many pictures the record has.
         inputs: the model's, for this record alone.
+        decode: token ids -> text, special tokens too: some processors name each tile in words before it.
 
     Raises:
         NoPlacesError: as ``token_grids``.
     """
+    ids = ids_T.tolist()
     is_image_T = torch.isin(ids_T, torch.tensor(list(image_token_ids), device=ids_T.device)).tolist()
-    cells = [
-        Place(number, column / W, row / H, (column + 1) / W, (row + 1) / H)
-        for number, (H, W) in enumerate(token_grids(sum(is_image_T), pictures, inputs))
+    tiles = _named_tiles(ids, is_image_T, decode)
+    if tiles is not None:
+        cells = _cells_of_tiles(tiles, pictures)
+    else:
+        grids = token_grids(sum(is_image_T), pictures, inputs)
+        cells = [place for number, (H, W) in enumerate(grids) for place in _cells(Place(number, 0, 0, 1, 1), H, W)]
+    of_image = iter(cells)
+    return [next(of_image) if is_image else None for is_image in is_image_T]
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A run of image tokens that a name stands before.
+
+    Attributes:
+        row, column: from 1; 0 for the whole picture, which comes last.
+        tokens: how many there are.
+    """
+
+    row: int
+    column: int
+    tokens: int
+
+
+_TILE, _WHOLE = re.compile(r"<row_(\d+)_col_(\d+)>"), "<global-img>"
+"""The names that Idefics 3 and SmolVLM give a tile and the whole picture."""
+
+
+def _named_tiles(ids: Sequence[int], is_image_T: Sequence[bool], decode: Callable[[list[int]], str]) -> list[_Tile] | None:
+    """The runs of image tokens; None if they have no names."""
+    tiles, start = [], 0
+    for is_image, run in itertools.groupby(is_image_T):
+        length = len([*run])
+        if is_image:
+            name = decode([ids[start - 1]]).strip() if start else ""
+            if name == _WHOLE:
+                tiles.append(_Tile(0, 0, length))
+            elif found := _TILE.fullmatch(name):
+                tiles.append(_Tile(int(found[1]), int(found[2]), length))
+            else:
+                return None
+        start += length
+    return tiles or None
+
+
+def _cells_of_tiles(tiles: Sequence[_Tile], pictures: int) -> list[Place]:
+    cells, number = [], 0
+    of_picture: list[_Tile] = []
+    for tile in tiles:
+        of_picture.append(tile)
+        if tile.row:
+            continue
+        rows, columns = (max(getattr(one, side) for one in of_picture) or 1 for side in ("row", "column"))
+        for one in of_picture:
+            side = math.isqrt(one.tokens)
+            if side * side != one.tokens:
+                raise NoPlacesError(f"a tile has {one.tokens} image tokens, which fill no square.")
+            if one.row:
+                left, top = (one.column - 1) / columns, (one.row - 1) / rows
+                area = Place(number, left, top, left + 1 / columns, top + 1 / rows)
+            else:
+                area = Place(number, 0, 0, 1, 1, of_whole=len(of_picture) > 1)
+            cells += _cells(area, side, side)
+        of_picture, number = [], number + 1
+    if of_picture or number != pictures:
+        raise NoPlacesError(f"there are {pictures} pictures, but the names of their tiles tell of {number}.")
+    return cells
+
+
+def _cells(area: Place, H: int, W: int) -> list[Place]:
+    """An area in H x W equal parts, row by row."""
+    width, height = (area.right - area.left) / W, (area.bottom - area.top) / H
+    return [
+        replace(
+            area,
+            left=area.left + column * width,
+            top=area.top + row * height,
+            right=area.left + (column + 1) * width,
+            bottom=area.top + (row + 1) * height,
+        )
         for row in range(H)
         for column in range(W)
     ]
-    of_image = iter(cells)
-    return [next(of_image) if is_image else None for is_image in is_image_T]
