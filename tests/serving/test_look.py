@@ -56,7 +56,9 @@ def test_the_numbers_on_the_page_are_the_model_s(sparse, picture):
     kinds = [token["kind"] for token in data["tokens"]]
     assert kinds[:-5].count("image") == 4 and "answer" not in kinds[:-5] and "question" not in kinds[-5:]
     boxes = [token["place"] for token in data["tokens"] if "place" in token]
-    assert boxes[3] == {"picture": 0, "left": 0.5, "top": 0.5, "right": 1.0, "bottom": 1.0, "of_whole": False} and not data["note"]
+    assert (
+        boxes[3] == {"picture": 0, "left": 0.5, "top": 0.5, "right": 1.0, "bottom": 1.0, "of_whole": False} and not data["note"]
+    )
     asked = "".join(token["text"] for token in data["tokens"] if token["kind"] == "question")
     assert asked.startswith("<|user|>") and "what" in asked and data["question"] == "what is this?"
     # What generation did with its cache, token by token, is what the page shows of the sequence as a whole.
