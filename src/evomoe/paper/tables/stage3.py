@@ -33,7 +33,9 @@ TABLE = Table(
         Row("dense", "dense", rows.DENSE),
         Row("moe-tuning", "MoE-tuning", rows.MOE_TUNING),
         Row("dtr", "(a) EvoMoE", rows.EVOMOE),
+        Row("dtr-chosen", "(a) the same, gradient of the chosen expert", rows.EVOMOE.but(router_gradient="chosen")),
         Row("linear", "(a) linear router", rows.EVOLUTION_LINEAR),
+        Row("linear-chosen", "(a) the same, gradient of the chosen expert", rows.EVOLUTION_LINEAR.but(router_gradient="chosen")),
         Row("dtr-top2", "(a) EvoMoE, top-2", FROM_STAGE1.but(**_TOP2)),
         Row("linear-top2", "(a) linear router, top-2", _LINEAR_TOP2),
         Row("all-dtr", "(b) all layers, top-2, all of the language model in Stage II", rows.EVOMOE_ALL),
@@ -58,6 +60,7 @@ TABLE = Table(
     average=True,
     baseline="dense",
     comparisons=(
+        *((name, f"{name}-chosen") for name in ("dtr", "linear")),
         *((name, "dense-mix") for name in ("mix-dtr", "mix-linear")),
         *((f"experts-{kind}", f"copies-{kind}") for kind in ("dtr", "top2", "all", "4x")),
         *((name, "dense-4x") for name in ("moe-tuning-4x", "dtr-4x", "experts-4x", "copies-4x")),
