@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
+from small_runs import make_recipe
 from tiny import FAMILIES, QUICK, inputs_for, make
-from training.small_runs import make_recipe
 from transformers.trainer_pt_utils import LabelSmoother
 
 from evomoe import upcycle

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import make_recipe, weights
 from tiny import FAMILIES, QUICK, inputs_for, make, make_processor
-from training.small_runs import make_recipe, weights
 
 from evomoe import upcycle
-from evomoe.data.conversations import TOKEN_KEYS, Collator, rows_of
+from evomoe.data.conversations import TOKEN_KEYS, Collator, rows_of, short_rows
 from evomoe.data.labels import IGNORED
 from evomoe.support.errors import OptionError
 from evomoe.training import packing
@@ -76,18 +76,34 @@ def test_every_item_has_one_row_with_room_for_it(lengths, more):
     assert all(first + second > room for i, first in enumerate(used) for second in used[i + 1 :])  # no two rows fit into one
 
 
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
+def test_short_rows_hold_every_item_once_and_cost_no_more_than_padding(lengths):
+    rows = short_rows(lengths)
+    assert sorted(number for row in rows for number in row) == [*range(len(lengths))]
+    assert len(rows) * max(sum(lengths[number] for number in row) for row in rows) <= len(lengths) * max(lengths)
+
+
+def test_rows_are_filled_but_not_long_for_nothing():
+    assert len(short_rows([100] * 64)) == 64  # nothing to fill: longer rows would cost attention alone
+    filled = short_rows([226, 241, 256, 286, 336, 416, 80, 300])
+    width = max(sum([226, 241, 256, 286, 336, 416, 80, 300][number] for number in row) for row in filled)
+    assert 2141 / (len(filled) * width) > 0.8 and width < 700
+
+
 def test_the_layout_by_hand():
     items = [
         {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), dtype=torch.long), "labels": torch.tensor(ids)}
         for ids in ([11, 12], [21, 22, 23, 24], [31])
     ]
     batch = Collator(make_processor(), packing="rows")(items)
-    assert batch["input_ids"][:, :3].tolist() == [[21, 22, 23], [11, 12, 31]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch["input_ids"].tolist() == [[21, 22, 23, 24, 11, 12, 31]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 0]]
     # The last token of one record is not to say the first of the next.
-    assert batch["labels"].tolist() == [[21, 22, 23, 24], [11, 12, IGNORED, IGNORED]]
+    assert batch["labels"].tolist() == [[21, 22, 23, 24, IGNORED, 12, IGNORED]]
     assert items[2]["labels"].tolist() == [31]
+    wide = Collator(make_processor(), packing="rows", pad_to_multiple_of=4)(items)
+    assert wide["attention_mask"].tolist() == [[1] * 7 + [0]] and wide["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 0, 0]]
+    assert wide["labels"][0, -1] == IGNORED
     with pytest.raises(OptionError, match="end"):
         Collator(make_processor(), padding_side="left", packing="rows")
 

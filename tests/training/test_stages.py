@@ -114,19 +114,21 @@ def test_records_that_are_cut_are_counted(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_two_processes_train_through_the_command_line(workspace):
-    options = ["--model", "model", "--data", "data.json", "--image-root", "images", "--output", "run", "--stages", "2", "3"]
-    small = [f"--stage{n}.{option}" for n in (2, 3) for option in ("steps=2", "batch-size=2", "accumulation=1")]
+def test_two_processes_train_through_the_command_line_packed_or_not(workspace):
+    options = ["--model", "model", "--data", "data.json", "--image-root", "images", "--stages", "2", "3", "--router", "linear"]
+    small = [f"--stage{n}.{option}" for n in (2, 3) for option in ("steps=2", "batch-size=4", "accumulation=1")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "evomoe.cli"]
-    done = subprocess.run(
-        [*torchrun, "train", *options, *small, "--trainer", "ddp_backend=gloo"],
-        cwd=workspace,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (workspace / "run" / "stage3_routing" / "model" / "model.safetensors").is_file()
+    for output, packing in (("run", "--no-packing"), ("packed", "--packing")):
+        done = subprocess.run(
+            [*torchrun, "train", *options, *small, "--output", output, packing, "--trainer", "ddp_backend=gloo"],
+            cwd=workspace,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    padded, packed = (weights(workspace / output / "stage3_routing" / "model") for output in ("run", "packed"))
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-4)
     assert (workspace / "run" / "report.md").is_file()
 
 

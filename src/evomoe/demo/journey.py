@@ -51,6 +51,7 @@ def demo_recipe(output: Path) -> Recipe:
         stage2=dataclasses.replace(stage, steps=EVOLUTION_STEPS, train="ffn"),
         stage3=dataclasses.replace(stage, steps=ROUTING_STEPS, train="router"),
         max_length=128,
+        packing=True,
     )
 
 

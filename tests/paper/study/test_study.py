@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,3 +127,32 @@ def test_a_failed_task_is_named(base, world, tmp_path):
     broken = replace(cell.scoring.training, source=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="nowhere: there is no such folder"):
         run([broken], tmp_path / "study")
+
+
+def test_processes_end_with_the_command_that_started_them(tmp_path):
+    script = tmp_path / "command.py"
+    script.write_text("""
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from evomoe.paper.study.study import _end_with_parent
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+""")
+    command = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert command.stdout is not None
+    worker = int(command.stdout.readline())
+    command.kill()
+    command.wait()
+    until = time.monotonic() + 60
+    while _runs(worker) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _runs(worker)
+
+
+def _runs(process: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")

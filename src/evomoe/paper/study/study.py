@@ -3,12 +3,13 @@
 import contextlib
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 from tqdm import tqdm
@@ -120,7 +121,7 @@ def _one_by_one(left: dict[str, Task], study: Path, bar: tqdm) -> Iterator[None]
 def _side_by_side(left: dict[str, Task], study: Path, jobs: int, bar: tqdm) -> Iterator[None]:
     waiting, running = dict(left), dict[Future[None], Task]()
     threads, others = max(1, (os.cpu_count() or 1) // jobs), {*active_children()}
-    with _threads(threads), ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with _threads(threads), ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_parent) as pool:
         try:
             while waiting or running:
                 for task in [*waiting.values()]:
@@ -145,6 +146,18 @@ def _side_by_side(left: dict[str, Task], study: Path, jobs: int, bar: tqdm) -> I
             for process in {*active_children()} - others:
                 process.terminate()  # its task goes on from its last checkpoint another time
             raise
+
+
+def _end_with_parent() -> None:
+    """In one of the processes: a command that is killed leaves none of them behind, waiting for work."""
+    parent = parent_process()
+
+    def wait_for_its_end() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait_for_its_end, daemon=True).start()
 
 
 def _run(task: Task, study: Path, threads: int) -> None:
