@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny.examples import load
+from tiny.examples import ROOT, load
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from evomoe import upcycle
@@ -166,3 +166,12 @@ def test_a_folder_is_converted_with_tied_embeddings(example, finished, spoken, t
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "sparse")
     assert is_tied(dense) and is_tied(model) and len(model.lm_head.weight) == len(processor.tokenizer) == 49153
     assert torch.equal(example.answer(model, processor, example.TEXT_QUESTION), expected)
+
+
+def test_the_study_of_its_size_runs_in_small(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EVOMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))  # it takes the language model from the other example
+    load("smollm2_study").main(["--trial", "--output", str(tmp_path / "out"), "--rows", "dense", "evomoe"])
+    text = capsys.readouterr().out
+    assert "| `dense`" in text and "| `evomoe`" in text and "Seconds: mini world" in text
+    assert (tmp_path / "out" / "tablesmollm2-limit2.json").is_file()
