@@ -5,11 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoProcessor
 
-from evomoe import upcycle
-from evomoe.model.loading import load_model
 from evomoe.serving.conversation import Conversation, ConversationError, Said
 from evomoe.serving.sampling import Sampling
 
@@ -19,28 +15,6 @@ from evomoe.serving.app import PIXELS, SHUFFLED, TRAINED, Models, Routers, app, 
 CHROMIUM = os.environ.get("EVOMOE_CHROMIUM", "")
 in_a_browser = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: make test-browser")
 SHORT = Sampling(max_new_tokens=8)
-
-
-@pytest.fixture
-def checkpoint(workspace) -> str:
-    """Its routers and its words are random, so that another picture, or other routers, change the answer."""
-    model = upcycle(load_model(workspace / "model"), expert_init="noise", init_options={"std": 0.5}, router="modality")
-    torch.manual_seed(3)
-    for parameter in (
-        model.get_output_embeddings().weight,
-        *(p for b in model.moe_blocks.values() for p in b.router.parameters()),
-    ):
-        torch.nn.init.normal_(parameter)
-    model.generation_config.eos_token_id = None
-    processor = AutoProcessor.from_pretrained(workspace / "model")
-    weight = model.get_output_embeddings().weight
-    with torch.no_grad():
-        for token in range(len(weight)):
-            if not processor.tokenizer.decode([token], skip_special_tokens=True).strip():
-                weight[token] = 0
-    model.save_pretrained(workspace / "sparse")
-    processor.save_pretrained(workspace / "sparse")
-    return str(workspace / "sparse")
 
 
 @pytest.fixture

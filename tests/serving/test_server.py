@@ -6,12 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoProcessor
 from transformers.utils.import_utils import is_serve_available
 
-from evomoe import cli, upcycle
-from evomoe.model.loading import load_model
+from evomoe import cli
 from evomoe.serving.conversation import Conversation
 from evomoe.serving.sampling import Sampling
 from evomoe.serving.transformers_server import check_port, serve
@@ -24,28 +21,6 @@ def free_port() -> int:
     with socket.socket() as trial:
         trial.bind(("127.0.0.1", 0))
         return trial.getsockname()[1]
-
-
-@pytest.fixture
-def checkpoint(workspace) -> str:
-    """Its routers and its words are random, so that a lost picture or modality changes the answer."""
-    model = upcycle(load_model(workspace / "model"), expert_init="noise", init_options={"std": 0.5}, router="modality")
-    torch.manual_seed(3)
-    for parameter in (
-        model.get_output_embeddings().weight,
-        *(p for b in model.moe_blocks.values() for p in b.router.parameters()),
-    ):
-        torch.nn.init.normal_(parameter)
-    model.generation_config.eos_token_id = None
-    processor = AutoProcessor.from_pretrained(workspace / "model")
-    weight, decode = model.get_output_embeddings().weight, processor.tokenizer.decode
-    with torch.no_grad():  # words alone, which are seen in the answer
-        for token in range(len(weight)):
-            if not decode([token], skip_special_tokens=True).strip():
-                weight[token] = 0
-    model.save_pretrained(workspace / "sparse")
-    processor.save_pretrained(workspace / "sparse")
-    return str(workspace / "sparse")
 
 
 def messages(words: str, picture: Path | None = None) -> list[dict]:
