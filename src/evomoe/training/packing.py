@@ -1,6 +1,6 @@
 """Several records in one row, each as if it were alone: a batch without most of its padding.
 
-A batch has the same records and the same loss as without packing; only where their tokens lie differs. ``Collator(packing=True)`` lays
+A batch has the same records and the same loss as without packing; only where their tokens lie differs. ``Collator(packing=...)`` lays
 them out; this is what a model needs beside the tokens to keep them apart.
 """
 
@@ -40,7 +40,7 @@ def packed_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[s
     Without a mask, transformers keeps records apart by their positions, which start anew.
 
     Args:
-        batch: of ``Collator(packing=True)``.
+        batch: of a ``Collator`` that packs.
     """
     mask_RL = batch["attention_mask"] != 0
     inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "attention_mask"} | {"use_cache": False}
@@ -54,8 +54,9 @@ def packed_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[s
 
 def records_to_try(dataset: ConversationDataset) -> list[dict[str, Tensor]]:
     """A few of a dataset's records as tensors, with pictures if there are any."""
-    spaced = [number * len(dataset) // LOOKED_AT for number in range(min(LOOKED_AT, len(dataset)))]
-    chosen = sorted(dict.fromkeys(spaced), key=lambda number: not dataset.records[number].images)[:TRIED]
+    count = min(LOOKED_AT, len(dataset))
+    spaced = [number * len(dataset) // count for number in range(count)]
+    chosen = sorted(spaced, key=lambda number: not dataset.records[number].images)[:TRIED]
     return [dataset[number] for number in chosen]
 
 
