@@ -161,3 +161,11 @@ def test_a_model_that_scores_otherwise_is_not_kept(tmp_path, monkeypatch):
 def test_a_dense_model_has_nothing_to_export(workspace, tmp_path):
     with pytest.raises(ValueError, match="is no EvoMoE model; there is nothing to export"):
         export_folder(str(workspace / "model"), tmp_path / "out", "dense")
+
+
+@pytest.mark.parametrize("to", ["dense", "native"])
+def test_half_precision_is_compared_as_it_rounds(to, tmp_path):
+    sparse_of(make_llava(Qwen2Config(**text_fields())), moe_layers="all").save_pretrained(tmp_path / "sparse")
+    make_processor().save_pretrained(tmp_path / "sparse")
+    export_folder(str(tmp_path / "sparse"), tmp_path / "out", to, dtype="bfloat16")
+    assert load_model(tmp_path / "out").dtype == torch.bfloat16

@@ -3,7 +3,7 @@
 E experts, D hidden, F inner units of an expert.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -94,7 +94,7 @@ def export_folder(
             expected = _scores(exported, words) if alone is None else alone
         exported.save_pretrained(folder)
         load_processor(checkpoint, trust_remote_code).save_pretrained(folder)
-        _compare(_scores(load_model(folder).eval(), words), expected)
+        _compare(_scores(load_model(folder).eval(), words), expected, TOLERANCE.get(sparse.dtype, TOLERANCE_HALF))
         name, parameters = type(exported).__name__, sum(p.numel() for p in exported.parameters())
     return f"{out}: {name}, {parameters:,} parameters; it scores random words as the model that it was made from."
 
@@ -190,9 +190,8 @@ def _gate_fits(moe: MoEConfig, family: Native) -> bool:
 
 
 def _native_config(dense: PreTrainedConfig, text: PreTrainedConfig, moe: MoEConfig, family: Native) -> PreTrainedConfig:
-    stacked = next((key for key in ("num_local_experts",) if family.model_type == "mixtral"), "num_experts")
     values = text.to_dict() | {
-        stacked: moe.num_experts,
+        "num_local_experts" if family.model_type == "mixtral" else "num_experts": moe.num_experts,
         "num_experts_per_tok": moe.num_experts_per_tok,
         "moe_intermediate_size": text.intermediate_size // moe.expert_share,
         "mlp_only_layers": [layer for layer in range(text.num_hidden_layers) if layer not in moe.moe_layers],
@@ -276,9 +275,8 @@ def _scores(model: PreTrainedModel, ids_BS: Tensor) -> Tensor:
     return call(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS)).logits.float()
 
 
-def _compare(found: Tensor, expected: Tensor, tolerances: Mapping[torch.dtype, float] = TOLERANCE) -> None:
+def _compare(found: Tensor, expected: Tensor, limit: float) -> None:
     difference = float((found - expected).abs().max() / expected.std())
-    limit = tolerances.get(expected.dtype, TOLERANCE_HALF)
     if not difference <= limit:
         raise ValueError(
             f"The exported model scores random words otherwise, by {difference:.2g} standard deviations; it is not kept. This is a fault "

@@ -14,6 +14,7 @@ from PIL import Image
 from evomoe.analysis.token_places import NoPlacesError, Place, token_places
 from evomoe.analysis.token_routing import TokenRouting, routing_of_tokens
 from evomoe.data.images import open_rgb
+from evomoe.data.records import IMAGE_MARK
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import image_token_ids
 from evomoe.serving.conversation import Conversation, ConversationError
@@ -75,7 +76,7 @@ def page(conversation: Conversation, name: str) -> str:
         note = f"The patches cannot be shown: {error}"
     data = {
         "name": name,
-        "question": conversation.said.turns[-2].text.replace("<image>\n", ""),
+        "question": conversation.said.turns[-2].text.replace(f"{IMAGE_MARK}\n", ""),
         "answer": conversation.said.turns[-1].text,
         "note": note,
         "load": last.load.sentence(),

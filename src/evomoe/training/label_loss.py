@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-IGNORED = -100
-"""The label of a token that is not to be learned."""
+from evomoe.data.labels import IGNORED
 
 
 @contextmanager
