@@ -25,9 +25,8 @@ from evomoe.support.errors import OptionError
 from evomoe.support.files import new_folder
 
 Kind = Literal["dense", "native"]
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-"""By how much scores may differ from the sparse model's, in their standard deviations; half precision rounds more."""
-TOLERANCE_HALF = 0.1
+TOLERANCE = 1e-4
+"""By how much scores may differ from the sparse model's, in their standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +84,19 @@ def export_folder(
         if not is_sparse(sparse):
             raise ValueError(f"{checkpoint}: {type(sparse).__name__} is no EvoMoE model; there is nothing to export.")
         words = _random_words(sparse)
-        if to == "native":
-            expected = _scores(sparse, words)
-            exported = native(sparse)
-        else:
-            alone = _scores_of_expert(sparse, int(expert) - 1, words) if expert.isdecimal() else None
-            exported = one_expert(sparse, expert)
-            expected = _scores(exported, words) if alone is None else alone
+        exported = native(sparse) if to == "native" else one_expert(sparse, expert)
         exported.save_pretrained(folder)
         load_processor(checkpoint, trust_remote_code).save_pretrained(folder)
-        _compare(_scores(load_model(folder).eval(), words), expected, TOLERANCE.get(sparse.dtype, TOLERANCE_HALF))
+        # In float32: with half precision two experts that are nearly alike to the router may change places.
+        again = load_model(checkpoint, dtype, trust_remote_code)
+        assert is_sparse(again)
+        if to == "native":
+            expected = _scores(again.float().eval(), words)
+        elif expert == "mean":
+            expected = _scores(one_expert(again, expert).float().eval(), words)
+        else:
+            expected = _scores_of_expert(again.float().eval(), int(expert) - 1, words)
+        _compare(_scores(load_model(folder).float().eval(), words), expected)
         name, parameters = type(exported).__name__, sum(p.numel() for p in exported.parameters())
     return f"{out}: {name}, {parameters:,} parameters; it scores random words as the model that it was made from."
 
@@ -275,9 +277,9 @@ def _scores(model: PreTrainedModel, ids_BS: Tensor) -> Tensor:
     return call(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS)).logits.float()
 
 
-def _compare(found: Tensor, expected: Tensor, limit: float) -> None:
+def _compare(found: Tensor, expected: Tensor) -> None:
     difference = float((found - expected).abs().max() / expected.std())
-    if not difference <= limit:
+    if not difference <= TOLERANCE:
         raise ValueError(
             f"The exported model scores random words otherwise, by {difference:.2g} standard deviations; it is not kept. This is a fault "
             "of evomoe: please report the model's family and its config.json."
