@@ -53,7 +53,7 @@ def paper_recipe(row: Row, output: Path, stage1: str) -> Recipe:
     stages = {}
     for stage in recipe.stages:
         options = recipe.stage(stage)
-        accumulation = BATCH[_mix(recipe, stage)] // (options.batch_size * GPUS)
+        accumulation = BATCH[recipe.data_of(stage)] // (options.batch_size * GPUS)
         stages[f"stage{stage}"] = replace(options, accumulation=accumulation, data=options.data and DATA[options.data][1])
     return recipe.but(
         model=stage1,
@@ -89,7 +89,7 @@ def describe_plan(table: Table, rows: Sequence[Row], output: Path, write: bool =
             if write:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 recipe.save(path)
-            mixes = {stage: _mix(row.recipe, stage) for stage in recipe.stages}
+            mixes = {stage: row.recipe.data_of(stage) for stage in recipe.stages}
             steps = {stage: round(STEPS[mix] * recipe.stage(stage).epochs) for stage, mix in mixes.items()}
             lines.append(_line(row.label, name, model.activated.get(_method(recipe), ""), mixes.values(), steps, _hours(recipe)))
             commands += [f"# {row.label}", _launch(f"--recipe {path}")]
@@ -102,11 +102,6 @@ def describe_plan(table: Table, rows: Sequence[Row], output: Path, write: bool =
             *table.notes,
         ]
     )
-
-
-def _mix(recipe: Recipe, stage: int) -> str:
-    """What a row's stage trains on."""
-    return recipe.stage(stage).data or recipe.data
 
 
 def _method(recipe: Recipe) -> str:

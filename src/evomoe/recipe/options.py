@@ -223,6 +223,8 @@ class StageOptions:
         batch_size: records per device and micro-batch.
         accumulation: micro-batches per optimiser step.
         data: other data than the run's, for this stage only.
+        seen_records: how many records of the data were trained on before; the stage goes on after them. By default those that
+            earlier stages of the run take of the same data.
         train: what trains, as parts joined by "+": see ``evomoe.training.trainable``.
         trainer: further TrainingArguments, as name=value with the value in JSON, e.g. bf16=true.
     """
@@ -233,6 +235,7 @@ class StageOptions:
     batch_size: int = 4
     accumulation: int = 2
     data: str | None = None
+    seen_records: int | None = None
     train: str = ""
     trainer: NamedValues = field(default_factory=dict)
 
@@ -244,3 +247,5 @@ class StageOptions:
         check_whole("steps", self.steps, 0, hint="; 0 trains by epochs")
         check_whole("batch_size", self.batch_size, 1)
         check_whole("accumulation", self.accumulation, 1)
+        if self.seen_records is not None:
+            check_whole("seen_records", self.seen_records, 0)

@@ -135,6 +135,10 @@ class Recipe:
         """The options of one stage."""
         return getattr(self, f"stage{number}")
 
+    def data_of(self, stage: int) -> str:
+        """The data that a stage trains on: its own, or the run's."""
+        return self.stage(stage).data or self.data
+
     def check_expert_init(self, needed: str | None = None) -> None:
         """Raises OptionError if Stage III is to make experts of what nothing gives it.
 
@@ -169,6 +173,8 @@ class Recipe:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             if "router_gradient" not in values.get("moe", {"router_gradient": ""}):  # before there was a choice
                 values["moe"]["router_gradient"] = "chosen"
+            for stage in STAGES:  # before stages went on where others had stopped
+                values.get(f"stage{stage}", {}).setdefault("seen_records", 0)
             missing = {f.name for f in dataclasses.fields(cls)} - set(values)
             if missing:
                 raise TypeError(f"it lacks {', '.join(sorted(missing))}")

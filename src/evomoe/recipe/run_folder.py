@@ -192,6 +192,6 @@ def check_paths(recipe: Recipe, resume: Resume) -> None:
     RunFolder(recipe.output).check(recipe, resume)
     refuse_missing(recipe.model)
     for stage in recipe.stages:
-        refuse_missing(split_name(recipe.stage(stage).data or recipe.data)[0])
+        refuse_missing(split_name(recipe.data_of(stage))[0])
     if recipe.image_root is not None:
         check_folder("image_root", recipe.image_root)

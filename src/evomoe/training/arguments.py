@@ -1,7 +1,5 @@
 """The Trainer's arguments: the recipe's, then the user's."""
 
-import math
-import os
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
@@ -12,6 +10,7 @@ from transformers.integrations import is_deepspeed_available
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import best_device
+from evomoe.training.record_order import planned_steps
 
 SCHEDULE = "cosine"
 """How the learning rate falls, unless the user says otherwise."""
@@ -69,13 +68,3 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
         "use_cpu": best_device().type == "cpu",
     }
     return TrainingArguments(**arguments | trainer_options(recipe, stage))
-
-
-def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
-    """Optimiser steps of a stage, as the Trainer will count them."""
-    options = recipe.stage(stage)
-    if options.steps:
-        return options.steps
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batches = math.ceil(num_records / (options.batch_size * processes))
-    return max(1, math.ceil(math.ceil(batches / options.accumulation) * options.epochs))

@@ -117,7 +117,7 @@ def load_data(recipe: Recipe, processor: Processor, keep: bool = False) -> dict[
         dataset.check()
         return dataset
 
-    names = {stage: recipe.stage(stage).data or recipe.data for stage in recipe.stages}
+    names = {stage: recipe.data_of(stage) for stage in recipe.stages}
     loaded = {name: load(name) for name in dict.fromkeys(names.values())}
     return {stage: loaded[name] for stage, name in names.items()}
 

@@ -7,8 +7,9 @@ from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import Resume
 from evomoe.support.device import best_device, device_name
 from evomoe.support.text import counted, readable
-from evomoe.training.arguments import planned_steps, trainer_options
+from evomoe.training.arguments import trainer_options
 from evomoe.training.checked_run import CheckedRun, check_run, load_data
+from evomoe.training.record_order import planned_steps
 
 
 def describe(recipe: Recipe, resume: Resume = False) -> str:
@@ -29,7 +30,7 @@ def describe(recipe: Recipe, resume: Resume = False) -> str:
     if 2 in recipe.stages:
         lines.append(f"Evolution: rule {recipe.evolution.rule}, beta {[list(r) for r in recipe.evolution.beta_ranges]}")
     for stage, dataset in load_data(recipe, run.processor).items():
-        data, options = recipe.stage(stage).data or recipe.data, trainer_options(recipe, stage)
+        data, options = recipe.data_of(stage), trainer_options(recipe, stage)
         model, names = run.model_of(stage), run.trained_names(stage)
         counts, settings = count_parameters(model, names), recipe.stage(stage)
         lines += [

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from transformers import TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
@@ -13,6 +14,7 @@ from evomoe.data.conversations import Collator, ConversationDataset
 from evomoe.model.model_card import CARD
 from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import STAGES
+from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import prepare
 from evomoe.support.files import write_text
@@ -21,6 +23,7 @@ from evomoe.support.text import counted
 from evomoe.training.arguments import training_arguments
 from evomoe.training.checked_run import CheckedRun
 from evomoe.training.packing import check_packing, in_one_row, records_to_try
+from evomoe.training.record_order import RecordOrder, seen_records, taken_records
 from evomoe.training.trainable import set_trainable
 from evomoe.training.trainer import EvoMoETrainer
 
@@ -64,7 +67,7 @@ def train(
         train_dataset=dataset,
         data_collator=Collator(processor),
         processing_class=processor,
-        lengths=dataset.lengths() if arguments.train_sampling_strategy == "group_by_length" else None,
+        order=_order(recipe, stage, dataset, arguments),
         moe_layers=run.moe.moe_layers,
         metrics=run.folder.metrics,
         stage=STAGES[stage],
@@ -90,3 +93,18 @@ def train(
         os.replace(partial, folder.model)
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
+
+
+def _order(recipe: Recipe, stage: int, dataset: ConversationDataset, arguments: TrainingArguments) -> RecordOrder | None:
+    """How the stage takes its records; None for a way that the Trainer knows and we do not."""
+    strategy, count = arguments.train_sampling_strategy, len(dataset)
+    if strategy not in ("random", "group_by_length"):
+        return None
+    return RecordOrder(
+        count,
+        recipe.seed,
+        seen_records(recipe, stage, count),
+        taken_records(recipe, stage, count),
+        dataset.lengths() if strategy == "group_by_length" else None,
+        recipe.stage(stage).batch_size * recipe.stage(stage).accumulation,
+    )

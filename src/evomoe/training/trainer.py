@@ -10,7 +10,6 @@ import torch
 from transformers import Trainer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import EvolutionOptions
@@ -20,13 +19,14 @@ from evomoe.training.evolution import ExpertEvolution
 from evomoe.training.label_loss import loss_on_labels
 from evomoe.training.meter import RouterMeter
 from evomoe.training.packing import packed_inputs
+from evomoe.training.record_order import RecordOrder
 
 
 class EvoMoETrainer(Trainer):
     """The Trainer for all stages.
 
     Args:
-        lengths: tokens of each record, for batches of similar length; None shuffles plainly.
+        order: in which order it takes the records; None for the Trainer's own way.
         evolution: how experts evolve (Stage II); None for the other stages.
         moe_layers: the layers that evolve.
         metrics: JSON-lines file that receives every logged value.
@@ -37,7 +37,7 @@ class EvoMoETrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        lengths: Sequence[int] | None = None,
+        order: RecordOrder | None = None,
         evolution: EvolutionOptions | None = None,
         moe_layers: Sequence[int] = (),
         metrics: Path | None = None,
@@ -46,7 +46,7 @@ class EvoMoETrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.lengths = lengths
+        self.order = order
         self.label_smoother = None  # it takes the labels away from the model, and does not shift those of a VLM
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
@@ -134,20 +134,4 @@ class EvoMoETrainer(Trainer):
         return output
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any):
-        if self.lengths is None:
-            return super()._get_train_sampler(*args, **kwargs)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return EpochLengthSampler(batch, self.lengths, self.args.data_seed or self.args.seed)
-
-
-class EpochLengthSampler(LengthGroupedSampler):
-    """Batches of similar length, in an order that depends on seed and epoch alone, so that a resumed run sees the same."""
-
-    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=list(lengths), generator=torch.Generator())
-        self.seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        assert self.generator is not None
-        self.generator.manual_seed(self.seed + 1_000_003 * epoch)
+        return self.order or super()._get_train_sampler(*args, **kwargs)

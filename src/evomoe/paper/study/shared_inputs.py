@@ -19,7 +19,7 @@ def training_data(recipe: Recipe, base: Path) -> ConversationDataset:
     """The checked data of a recipe's only stage. All models that come from one base have its processor."""
     names = ("image_root", "max_length", "max_pixels", "image_aspect", "on_bad_record", "trust_remote_code")
     options = tuple((name, getattr(recipe, name)) for name in names)
-    return _training_data(base, recipe.stage(recipe.stages[0]).data or recipe.data, options)
+    return _training_data(base, recipe.data_of(recipe.stages[0]), options)
 
 
 @lru_cache(maxsize=1)  # the base model's lessons take turns, and pictures as numbers are large

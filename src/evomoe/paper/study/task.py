@@ -50,6 +50,11 @@ class Training:
         return self.recipe.stages[0]
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        """Those of the trainings so far."""
+        return (*(self.source.stages if isinstance(self.source, Training) else ()), self.stage)
+
+    @property
     def base(self) -> Path:
         """The folder from which the first of the trainings started."""
         return self.source.base if isinstance(self.source, Training) else self.source
@@ -95,6 +100,7 @@ class Training:
         from evomoe.conversion.expert_init import option_from_stage2
         from evomoe.paper.study.provenance import provenance
         from evomoe.paper.study.shared_inputs import training_data
+        from evomoe.training.record_order import seen_records
         from evomoe.training.run import run
 
         recipe, source = self.recipe, self.source
@@ -105,6 +111,8 @@ class Training:
         folder, here = self.folder(study), provenance()
         recipe = recipe.but(model=str(source), output=str(folder))
         data = {self.stage: training_data(recipe, self.base)}
+        seen = seen_records(recipe.but(stages=self.stages), self.stage, len(data[self.stage]))
+        recipe = recipe.but(**{f"stage{self.stage}": dataclasses.replace(recipe.stage(self.stage), seen_records=seen)})
         # Another row may have begun it, with other options for other stages, or when the same files lay elsewhere: the folder's
         # name says that this stage is the same.
         run(recipe, resume="known", report=False, label=self.name, datasets=data)

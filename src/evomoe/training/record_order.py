@@ -1,0 +1,92 @@
+"""In which order a stage takes its records: shuffled at each pass, and going on where earlier stages on the same data stopped.
+
+A router that learns from records which expert 1 was trained on learns to trust expert 1, which remembers them, and not which expert
+answers new records best.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from evomoe.recipe.recipe import Recipe
+
+
+def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
+    """Optimiser steps of a stage, as the Trainer will count them."""
+    options = recipe.stage(stage)
+    return options.steps or max(1, math.ceil(_steps_per_pass(recipe, stage, num_records) * options.epochs))
+
+
+def taken_records(recipe: Recipe, stage: int, num_records: int) -> int:
+    """How many records a stage takes in all; one that it takes in two passes counts twice."""
+    passes, steps = divmod(planned_steps(recipe, stage, num_records), _steps_per_pass(recipe, stage, num_records))
+    return passes * num_records + steps * _records_per_step(recipe, stage)
+
+
+def seen_records(recipe: Recipe, stage: int, num_records: int) -> int:
+    """How many records of a stage's data were taken before it: what its option says, else what the recipe's earlier stages take."""
+    given, data = recipe.stage(stage).seen_records, recipe.data_of(stage)
+    if given is not None:
+        return given
+    earlier = [before for before in recipe.stages if before < stage and recipe.data_of(before) == data]
+    return sum(taken_records(recipe, before, num_records) for before in earlier)
+
+
+def _steps_per_pass(recipe: Recipe, stage: int, num_records: int) -> int:
+    options = recipe.stage(stage)
+    batches = math.ceil(num_records / (options.batch_size * _processes()))
+    return math.ceil(batches / options.accumulation)
+
+
+def _records_per_step(recipe: Recipe, stage: int) -> int:
+    options = recipe.stage(stage)
+    return options.batch_size * options.accumulation * _processes()
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class RecordOrder(Sampler[int]):
+    """The numbers of the records, pass by pass. It depends on its arguments alone, so that a resumed run sees the same.
+
+    Args:
+        num_records: N.
+        seed: shuffles the records, at each pass in another way.
+        seen: how many of that order were taken before.
+        taken: how many will be taken; what comes after them is in the order too, but nobody asks for it.
+        lengths: tokens of each record, for batches of similar length; None for batches of any.
+        batch_size: records of a step, which are of similar length.
+    """
+
+    def __init__(
+        self, num_records: int, seed: int, seen: int = 0, taken: int = 0, lengths: Sequence[int] | None = None, batch_size: int = 1
+    ) -> None:
+        self.num_records, self.seed, self.seen, self.taken = num_records, seed, seen, taken
+        self.lengths, self.batch_size, self.epoch = lengths, batch_size, 0
+
+    def __len__(self) -> int:
+        return self.num_records
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        passes, offset = divmod(self.seen + self.epoch * self.num_records, self.num_records)
+        order = self._shuffled(passes)[offset:] + (self._shuffled(passes + 1)[:offset] if offset else [])
+        if self.lengths is None:
+            return iter(order)
+        left = self.taken - self.epoch * self.num_records
+        last = left if 0 < left < self.num_records else self.num_records
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        lengths = [self.lengths[number] for number in order[:last]]
+        grouped = get_length_grouped_indices(lengths, self.batch_size, generator=generator)
+        return iter([order[place] for place in grouped] + order[last:])
+
+    def _shuffled(self, number: int) -> list[int]:
+        """All records, in the order of one pass."""
+        return torch.randperm(self.num_records, generator=torch.Generator().manual_seed(self.seed + number)).tolist()
