@@ -15,7 +15,7 @@ from evomoe.model.modality import Modality
 from evomoe.model.routing import LayerRecord, Routing
 from evomoe.training.callbacks import MetricsFile, RouterCallback
 from evomoe.training.meter import RouterMeter
-from evomoe.training.trainer import EpochLengthSampler, EvoMoETrainer
+from evomoe.training.trainer import EvoMoETrainer
 
 
 def record(index: list[list[int]], is_image: list[bool], E: int = 3) -> LayerRecord:
@@ -206,17 +206,6 @@ def test_routers_hear_of_steps_that_happened(skipped):
     optimizer = SimpleNamespace(step_was_skipped=skipped)
     RouterCallback(RouterMeter()).on_optimizer_step(None, None, None, model=model, optimizer=optimizer)
     assert all(bool(block.router.bias.value_N.any()) is not skipped for block in model.moe_blocks.values())
-
-
-def test_batches_of_similar_length_come_in_the_same_order_after_a_restart():
-    lengths = [10, 50, 11, 49, 12, 48, 13, 47] * 4
-    sampler = EpochLengthSampler(2, lengths, seed=3)
-    first, again = list(sampler), EpochLengthSampler(2, lengths, seed=3)
-    assert list(again) == first and sorted(first) == list(range(32))
-    again.set_epoch(1)
-    assert list(again) != first
-    spread = [abs(lengths[a] - lengths[b]) for a, b in zip(first[::2], first[1::2], strict=True)]
-    assert sum(gap > 5 for gap in spread) <= 3  # of 16 batches: where one length meets the other, and the longest comes first
 
 
 def test_training_ends_before_scores_that_are_not_finite_reach_the_weights(tmp_path):

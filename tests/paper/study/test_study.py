@@ -19,6 +19,7 @@ from evomoe.paper.study import measure
 from evomoe.paper.study.study import all_tasks, cells, experts_alone, run, trainings
 from evomoe.paper.study.task import Scoring, Training
 from evomoe.paper.tables import TABLES
+from evomoe.recipe.recipe import Recipe
 
 LONGEST = measure.LONGEST
 
@@ -54,6 +55,14 @@ def test_the_paper_s_protocol_puts_stage_3_on_top(base, world):
     II, III = TINY.evolution_steps, TINY.routing_steps
     assert [steps(name) for name in ("evomoe", "dense", "moe-tuning")] == [[II, III], [II + III], [II + III]]
     assert [steps(name) for name in ("evomoe-paper", "dense-longer")] == [[II + III, III], [II + 2 * III]]
+
+
+def test_a_stage_of_its_own_takes_no_records_that_the_stage_before_took(base, world, tmp_path):
+    (cell,) = some(["evomoe"], base, world)
+    stage2, stage3 = trainings(cell.recipe)
+    run([stage3], tmp_path)
+    seen = [Recipe.load(task.folder(tmp_path)).stage(task.stage).seen_records for task in (stage2, stage3)]
+    assert seen == [0, TINY.evolution_steps * TINY.batch_size]
 
 
 def test_a_study_trains_scores_and_goes_on(base, world, tmp_path, monkeypatch):
