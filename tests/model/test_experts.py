@@ -100,7 +100,7 @@ def test_an_expert_without_tokens_is_not_run_unless_it_trains():
 
 def test_grouped_mm_refuses_experts_that_it_cannot_run():
     experts = make_experts(mlp_bias=True)
-    assert not experts.can_group()
+    assert not experts.grouped.is_possible()
     experts.implementation = "grouped_mm"
     with pytest.raises(ValueError, match="implementation to 'loop'"):
         experts(*make_routing(4, 1))
@@ -110,11 +110,11 @@ def test_grouped_mm_refuses_experts_that_it_cannot_run():
 @pytest.mark.parametrize("empty_slots", [False, True])
 def test_on_cuda_in_bfloat16_grouped_mm_is_chosen_and_equals_the_loop(empty_slots):
     experts = make_experts().requires_grad_(False).to("cuda", torch.bfloat16)
-    assert not experts._grouped_mm_pays(torch.zeros(1, D, device="cuda", dtype=torch.bfloat16))
+    assert not experts.grouped.pays(torch.zeros(1, D, device="cuda", dtype=torch.bfloat16))
     experts.pack()
     x_TD, index_TK, weight_TK = (t.cuda() for t in make_routing(64, 2, empty_slots))
     x_TD = x_TD.bfloat16().requires_grad_()
-    assert experts._grouped_mm_pays(x_TD)
+    assert experts.grouped.pays(x_TD)
     results = []
     for implementation in ("auto", "loop"):
         experts.implementation = implementation

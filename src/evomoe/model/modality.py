@@ -12,6 +12,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+OfRows = Callable[[Tensor | None], Tensor]
+"""Scores (N, E) of the tokens whose indices (N,) it is given, or of all tokens for None."""
+
 
 @dataclass(frozen=True)
 class Modality:
@@ -37,6 +40,19 @@ class Modality:
     def text_tokens(self) -> Tensor:
         """(T - V,) int64: indices of the text tokens among the real tokens."""
         return (~self.is_image_T).nonzero().squeeze(-1)
+
+    def scored_by(self, image: OfRows, text: OfRows, both: bool) -> Tensor:
+        """The scores (T, E) of the image tokens by one network and of the text tokens by another.
+
+        Args:
+            image, text: the networks.
+            both: also run the network that has no tokens: DDP waits for its gradients.
+        """
+        tokens = self.image_tokens, self.text_tokens
+        if not both and not all(map(len, tokens)):  # one modality only, as in every decoding step: nothing to gather
+            return (image if len(tokens[0]) else text)(None)
+        scores_TE = torch.cat([image(tokens[0]), text(tokens[1])])
+        return torch.zeros_like(scores_TE).index_copy(0, torch.cat(tokens), scores_TE)
 
     def real(self, hidden_BSD: Tensor) -> Tensor:
         """The hidden states of the real tokens, (T, D)."""

@@ -19,6 +19,7 @@ depending on the model and the layer; to the fifth power, that is a router which
 before its first step (seen on easy-VQA: logits in the thousands, and no learning). The paper does not say.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,13 +102,9 @@ class DynamicTokenAwareRouter(Router[DTROptions]):
         nn.init.zeros_(self.phi.bias)
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
-        (phi_ED, bias_E), logits_TE = self.phi(), x_TD.new_zeros(x_TD.shape[0], self.num_experts)
+        phi_ED, bias_E = self.phi()
         inverse_rms_T1 = torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + 1e-6)
-        parts = [(modality.image_tokens, self.image), (modality.text_tokens, self.text)]
-        for tokens, hypernetwork in sorted(parts, key=lambda part: -part[0].shape[0]):
-            if tokens.shape[0] == x_TD.shape[0]:  # one modality only, as in every decoding step: nothing to gather
-                logits_TE = hypernetwork(x_TD, inverse_rms_T1, phi_ED)
-            elif tokens.shape[0] or self.training:  # an absent modality trains on no rows: DDP waits for its gradients
-                logits_TE = logits_TE.index_copy(0, tokens, hypernetwork(x_TD, inverse_rms_T1, phi_ED, tokens))
+        image, text = (partial(network, x_TD, inverse_rms_T1, phi_ED) for network in (self.image, self.text))
+        logits_TE = modality.scored_by(image, text, both=self.training)
         logits_TE, cap = logits_TE + bias_E, self.options.cap
         return cap * torch.tanh(logits_TE / cap) if cap else logits_TE

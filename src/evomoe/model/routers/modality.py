@@ -3,6 +3,7 @@
 Implements: Table 4 (b), Figure 4 (b).
 """
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,5 @@ class ModalityRouter(Router):
         self.text = LinearRouter(hidden_size, num_experts)
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
-        logits_TE = x_TD.new_zeros(x_TD.shape[0], self.num_experts)
-        for tokens, router in ((modality.image_tokens, self.image), (modality.text_tokens, self.text)):
-            logits_TE = logits_TE.index_copy(0, tokens, router.gate(x_TD, tokens))
-        return logits_TE
+        image, text = (partial(router.gate, x_TD) for router in (self.image, self.text))
+        return modality.scored_by(image, text, both=self.training)
