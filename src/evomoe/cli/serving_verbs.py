@@ -1,5 +1,6 @@
 """The verbs for a model that is trained: talk with it, hand it over."""
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 from evomoe.cli.terminal import hide_loading_bars, when_interrupted
@@ -64,28 +65,42 @@ def app(
     app(checkpoint, against, host, port, dtype, trust_remote_code)
 
 
-def serve(
-    checkpoint: ModelName,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    trust_remote_code: bool = False,
-) -> None:
-    """Serve a model, dense or sparse, by OpenAI's protocol: chat completions with pictures, streaming.
+def serve_with(engine_options: Sequence[str]) -> Callable[..., None]:
+    """The verb ``serve`` with what the command line has after ``--``."""
 
-    Args:
-        checkpoint: folder or hub name.
-        host: address to listen at; 127.0.0.1 is this machine alone, 0.0.0.0 every network that it is in.
-        port: port to listen at.
-        dtype: precision of the weights; auto is the checkpoint's own.
-        trust_remote_code: run code from the model's repository.
-    """
-    refuse_missing(checkpoint)
-    from evomoe.serving.transformers_server import serve
+    def serve(
+        checkpoint: ModelName,
+        engine: Literal["transformers", "vllm"] = "transformers",
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Serve a model, dense or sparse, by OpenAI's protocol: chat completions with pictures, streaming.
 
-    hide_loading_bars()
-    with when_interrupted(lambda: "The server has stopped."):
-        serve(checkpoint, host, port, dtype, trust_remote_code)
+        What stands after `--` are options of the engine itself, as its own command line has them.
+
+        Args:
+            checkpoint: folder or hub name.
+            engine: transformers answers one request after the other; vllm, which you install yourself, batches them.
+            host: address to listen at; 127.0.0.1 is this machine alone, 0.0.0.0 every network that it is in.
+            port: port to listen at.
+            dtype: precision of the weights; auto is the checkpoint's own.
+            trust_remote_code: run code from the model's repository.
+        """
+        refuse_missing(checkpoint)
+        if engine == "vllm":
+            from evomoe.serving import vllm_engine
+
+            vllm_engine.serve(checkpoint, host, port, dtype, trust_remote_code, engine_options)
+        from evomoe.serving import transformers_server
+
+        options = transformers_server.own_options(engine_options)
+        hide_loading_bars()
+        with when_interrupted(lambda: "The server has stopped."):
+            transformers_server.serve(checkpoint, host, port, dtype, trust_remote_code, **options)
+
+    return serve
 
 
 def export(

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from evomoe.model import router_gradient
 from evomoe.model.configuration import MoEConfig
 from evomoe.model.forward_pass import current_pass
+from evomoe.model.modality import Modality
 from evomoe.model.routers import ROUTERS, Router
-from evomoe.model.routing import LayerRecord
+from evomoe.model.routing import LayerRecord, Routing
 from evomoe.model.stacked_experts import AnyExperts
 from evomoe.support import hf
 
@@ -40,16 +41,25 @@ class EvoMoEBlock(nn.Module):
 
     def forward(self, hidden_BSD: Tensor, /) -> Tensor:
         forward_pass = current_pass()
-        modality, moe = forward_pass.modality, self.moe
+        modality = forward_pass.modality
         x_TD = modality.real(hidden_BSD)
-        routing = self.router.route(x_TD, modality, moe.num_experts_per_tok, moe.gate, moe.expert_dropout)
+        routing = self.route(x_TD, modality)
         if forward_pass.recording:
             forward_pass.records[self.layer] = LayerRecord(routing, modality, x_TD, self.experts)
+        return modality.restore(self.mixed(x_TD, routing), hidden_BSD)
+
+    def route(self, x_TD: Tensor, modality: Modality) -> Routing:
+        """Where the tokens go."""
+        return self.router.route(x_TD, modality, self.moe.num_experts_per_tok, self.moe.gate, self.moe.expert_dropout)
+
+    def mixed(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """The weighted outputs (T, D) of the experts that were chosen, virtual and shared ones included."""
+        moe = self.moe
         if routing.input_scale_T1 is not None:
             x_TD = x_TD * routing.input_scale_T1.to(x_TD.dtype)
         learns_from_all = self.training and router_gradient.learns_from_all(moe.router_gradient, self.experts, routing)
         weight_TK = router_gradient.chosen_weights(routing, moe.gate) if learns_from_all else routing.weight_TK
-        y_TD = self.experts(x_TD, routing.index_TK, weight_TK)
+        y_TD = self.run_experts(x_TD, routing.index_TK, weight_TK)
         if (virtual := self.router.virtual_experts) is not None:
             y_TD = virtual.add(y_TD, x_TD, routing.index_TK, weight_TK)
         if learns_from_all:
@@ -57,4 +67,8 @@ class EvoMoEBlock(nn.Module):
         if self.shared_expert is not None and self.shared_expert_gate is not None:
             share_T1 = self.shared_expert_gate(x_TD).float().sigmoid().to(y_TD.dtype)
             y_TD = torch.lerp(y_TD, self.shared_expert(x_TD), share_T1)
-        return modality.restore(y_TD, hidden_BSD)
+        return y_TD
+
+    def run_experts(self, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        """The weighted outputs (T, D) of the real experts that were chosen."""
+        return self.experts(x_TD, index_TK, weight_TK)

@@ -8,7 +8,6 @@ after the real ones, and E then counts both.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -48,12 +47,12 @@ class Routing:
     excess: Tensor | None = None
     weight_TE: Tensor | None = None
 
-    @cached_property
+    @property
     def logits_TE(self) -> Tensor:
         """Router scores, float32."""
         return self.logits if isinstance(self.logits, Tensor) else self.logits()
 
-    @cached_property
+    @property
     def probs_TE(self) -> Tensor:
         """Their softmax, float32, or what else the router makes of them; a token's sum is 1."""
         return self.probs if isinstance(self.probs, Tensor) else self.probs()

@@ -37,18 +37,20 @@ class EvoMoEMixin(Saved):
 
     config: EvoMoEConfig
     base_class: ClassVar[type[PreTrainedModel]]
+    block_class: ClassVar[type[EvoMoEBlock]] = EvoMoEBlock
+    attached_block_class: ClassVar[type[AttachedBlock]] = AttachedBlock
 
     def __init__(self, config: EvoMoEConfig, *args, **kwargs) -> None:
         super().__init__(config, *args, **kwargs)
         moe, layers, hidden_size = config.moe, decoder_layers(self), text_config(config).hidden_size
         for index in moe.moe_layers:
             if moe.attached:
-                AttachedBlock.put_into(layers[index], index, moe, hidden_size)
+                self.attached_block_class.put_into(layers[index], index, moe, hidden_size)
                 continue
             name = find_ffn(layers[index], hidden_size)
             ffn = layers[index].get_submodule(name)
             experts, shared = empty_experts(ffn, moe), deepcopy(ffn) if moe.shared_expert else None
-            layers[index].set_submodule(name, EvoMoEBlock(index, moe, hidden_size, experts, shared))
+            layers[index].set_submodule(name, self.block_class(index, moe, hidden_size, experts, shared))
         self.post_init()
 
     @property

@@ -1,6 +1,10 @@
 """``evomoe serve``: transformers' own server (OpenAI's protocol) with models of any kind that evomoe loads."""
 
+import argparse
+import inspect
+import json
 import socket
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -13,6 +17,20 @@ from evomoe.support.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+MISSING = "The server needs more packages: pip install 'evomoe[serve]', or -e '.[serve]' in a clone."
+OURS = (
+    "force_model",
+    "host",
+    "port",
+    "trust_remote_code",
+    "dtype",
+    "device",
+    "non_blocking",
+    "attn_implementation",
+    "quantization",
+)
+"""Parameters of transformers' server that have an option of ``evomoe serve``, or say how it loads a model, which evomoe does."""
 
 
 def serve(checkpoint: str, host: str, port: int, dtype: str = "auto", trust_remote_code: bool = False, **options: Any) -> Any:
@@ -27,13 +45,43 @@ def serve(checkpoint: str, host: str, port: int, dtype: str = "auto", trust_remo
         ValueError: the model cannot be loaded.
     """
     if not is_serve_available():
-        raise ImportError("The server needs more packages: pip install 'evomoe[serve]', or -e '.[serve]' in a clone.")
+        raise ImportError(MISSING)
     check_port(host, port)
     load_config(checkpoint, trust_remote_code)  # a wrong name shall not wait for the server
     with _our_models(checkpoint, dtype, trust_remote_code):
         from transformers.cli.serve import Serve
 
         return Serve(checkpoint, host=host, port=port, trust_remote_code=trust_remote_code, **options)
+
+
+def own_options(words: Sequence[str]) -> dict[str, Any]:
+    """Options of transformers' ``Serve`` from a command line: ``--name value``, ``--name=value``, or ``--name`` alone for true.
+
+    Raises:
+        ImportError: what the server needs is not installed.
+        OptionError: the server has no such option, or ``evomoe serve`` has it.
+    """
+    if not words:
+        return {}
+    if not is_serve_available():
+        raise ImportError(MISSING)
+    from transformers.cli.serve import Serve
+
+    known = [name for name in inspect.signature(Serve).parameters if name not in OURS]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in known:
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, nargs="?", const="true", default=argparse.SUPPRESS)
+    given, unknown = parser.parse_known_args(list(words))
+    if unknown:
+        raise OptionError("engine", f"transformers' server has no option '{unknown[0]}'; after `--` it takes {', '.join(known)}.")
+    return {name: _plain(value) for name, value in vars(given).items()}
+
+
+def _plain(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
 def check_port(host: str, port: int) -> None:

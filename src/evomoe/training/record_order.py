@@ -64,7 +64,13 @@ class RecordOrder(Sampler[int]):
     """
 
     def __init__(
-        self, num_records: int, seed: int, seen: int = 0, taken: int = 0, lengths: Sequence[int] | None = None, batch_size: int = 1
+        self,
+        num_records: int,
+        seed: int,
+        seen: int = 0,
+        taken: int = 0,
+        lengths: Sequence[int] | None = None,
+        batch_size: int = 1,
     ) -> None:
         self.num_records, self.seed, self.seen, self.taken = num_records, seed, seen, taken
         self.lengths, self.batch_size, self.epoch = lengths, batch_size, 0
