@@ -15,6 +15,7 @@ EVOMOE = 1200
 EVOMOE_FILES = (
     "model/configuration.py",
     "model/modality.py",
+    "model/kept.py",
     "model/forward_pass.py",
     "model/routing.py",
     "model/experts.py",

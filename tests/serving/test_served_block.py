@@ -12,7 +12,11 @@ from evomoe.serving.served_block import ServedBlock, served_class
 from evomoe.serving.vllm_engine import misfits, refusal
 
 OPTIONS = {
-    "anyexperts": {"num_experts": 8, "num_experts_per_tok": 3, "router_options": {"virtual": "identity", "num_virtual": 2, "rho": 0.4}},
+    "anyexperts": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "router_options": {"virtual": "identity", "num_virtual": 2, "rho": 0.4},
+    },
     "top_p": {"gate": "probability"},
     "zero_computation": {"num_experts_per_tok": 2},
 }

@@ -4,8 +4,8 @@ Routers and experts are random and far apart, so that another modality, another 
 """
 
 import argparse
-import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +15,95 @@ import transformers
 from PIL import Image
 
 from evomoe import upcycle
+from evomoe.conversion.attaching import attach
+from evomoe.conversion.exporting import export_folder
 from evomoe.mini.small_vlm import IMAGE, Architecture, build_processor, build_tower
+from evomoe.model.loading import load_model, load_processor, takes_pictures
 from evomoe.model.sparse_model import SparseModel
 
 LONGEST = 24
 SENTENCE = "what is the red shape left of a small blue circle and how many are there in this picture of mine"
 SIZES = Architecture(hidden_size=64, ffn_size=128, layers=4, heads=2, vision_width=64, vision_layers=2)
-LLAVA_ON = {
-    "qwen2": transformers.Qwen2Config,
-    "phi": transformers.PhiConfig,  # fc1 and fc2 with biases
-}
 
 
-def save_model(folder: Path, options: dict[str, Any], language_model: str = "qwen2") -> SparseModel:
-    """A LLaVA with random weights that became sparse with ``options``, and its processor."""
-    torch.manual_seed(0)
-    processor = build_processor([SENTENCE] * 4, SIZES)
-    text = LLAVA_ON[language_model](
+def _text_config(kind: type[transformers.PreTrainedConfig], **more: Any) -> transformers.PreTrainedConfig:
+    return kind(
         hidden_size=SIZES.hidden_size,
         intermediate_size=SIZES.ffn_size,
         num_hidden_layers=SIZES.layers,
         num_attention_heads=SIZES.heads,
         num_key_value_heads=SIZES.heads,
-        vocab_size=len(processor.tokenizer),
+        vocab_size=len(_processor().tokenizer),
         max_position_embeddings=512,
         initializer_range=0.2,
-        **options.pop("text", {}),
+        **more,
     )
-    tower = build_tower(SIZES)
+
+
+def _processor() -> transformers.LlavaProcessor:
+    return build_processor([SENTENCE] * 4, SIZES)
+
+
+def _upcycled(model: transformers.PreTrainedModel, options: dict[str, Any]) -> SparseModel:
+    noise = {"expert_init": "noise", "init_options": {"std": 0.2}}
+    return upcycle(model.eval(), **noise | {"moe_layers": "all"} | options)
+
+
+def llava(options: dict[str, Any], text: type[transformers.PreTrainedConfig] = transformers.Qwen2Config) -> SparseModel:
+    """A LLaVA that became sparse with ``options``."""
     config = transformers.LlavaConfig(
-        text_config=text,
-        vision_config=tower.config,
-        image_token_index=processor.tokenizer.convert_tokens_to_ids(IMAGE),
+        text_config=_text_config(text, **options.pop("text", {})),
+        vision_config=build_tower(SIZES).config,
+        image_token_index=_processor().tokenizer.convert_tokens_to_ids(IMAGE),
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         image_seq_length=(SIZES.image_size // SIZES.patch_size) ** 2,
     )
-    dense = transformers.LlavaForConditionalGeneration(config).eval()
-    model = upcycle(dense, expert_init="noise", init_options={"std": 0.2}, **{"moe_layers": "all"} | options).eval()
+    return _upcycled(transformers.LlavaForConditionalGeneration(config), options)
+
+
+def llava_on_phi(options: dict[str, Any]) -> SparseModel:
+    """The same on an FFN of two maps with biases."""
+    return llava(options, transformers.PhiConfig)
+
+
+def text_only(options: dict[str, Any]) -> SparseModel:
+    """A language model that became sparse."""
+    return _upcycled(transformers.Qwen2ForCausalLM(_text_config(transformers.Qwen2Config)), options)
+
+
+def attached(options: dict[str, Any]) -> SparseModel:
+    """A language model that was born sparse, with a variable number of its experts."""
+    own = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "head_dim": 32}
+    model = transformers.Qwen3MoeForCausalLM(_text_config(transformers.Qwen3MoeConfig, **own)).eval()
+    for name, parameter in model.named_parameters():
+        if "experts" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return attach(model, **options)
+
+
+MODELS: dict[str, Callable[[dict[str, Any]], SparseModel]] = {
+    "llava": llava,
+    "llava-on-phi": llava_on_phi,
+    "text-only": text_only,
+    "attached": attached,
+}
+
+
+def save_model(folder: Path, options: dict[str, Any], kind: str = "llava") -> None:
+    """One of ``MODELS`` with random weights, and its processor or tokenizer."""
+    torch.manual_seed(0)
+    model = MODELS[kind](options).eval()
     for block in model.moe_blocks.values():
         for parameter in block.router.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return model
+    processor = _processor()
+    (processor if takes_pictures(model.config) else processor.tokenizer).save_pretrained(folder)
 
 
-def prompts() -> list[tuple[str, list[Image.Image]]]:
+def prompts(pictures: bool = True) -> list[tuple[str, list[Image.Image]]]:
     """Words, and none to three pictures before them."""
     random = np.random.default_rng(0)
 
@@ -72,20 +113,21 @@ def prompts() -> list[tuple[str, list[Image.Image]]]:
 
     found = []
     for number in range(12):
-        pictures = [picture() for _ in range(number % 4)]
+        shown = [picture() for _ in range(number % 4 if pictures else 0)]
         words = " ".join(random.choice(SENTENCE.split(), size=int(random.integers(2, 25))))
-        found.append((f"<|user|>{IMAGE * len(pictures)}{words}<|assistant|>", pictures))
+        found.append((f"<|user|>{IMAGE * len(shown)}{words}<|assistant|>", shown))
     return found
 
 
 def by_transformers(folder: Path) -> list[list[int]]:
     """One prompt after the other."""
-    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = transformers.AutoProcessor.from_pretrained(folder)
-    answers = []
-    for text, pictures in prompts():
-        inputs = processor(text=text, images=pictures or None, return_tensors="pt")
-        ids = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
+    model, processor, answers = load_model(folder, "float32").eval(), load_processor(folder), []
+    sees = takes_pictures(model.config)
+    for text, pictures in prompts(sees):
+        inputs = (
+            processor(text=text, images=pictures or None, return_tensors="pt") if sees else processor(text, return_tensors="pt")
+        )
+        ids = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False, eos_token_id=None)
         answers.append(ids[0, inputs["input_ids"].shape[1] :].tolist())
     return answers
 
@@ -94,28 +136,36 @@ def by_vllm(folder: Path, engine: dict[str, Any]) -> list[list[list[int]]]:
     """All prompts at once, twice: the second time much of them is in the cache of prefixes."""
     from vllm import LLM, SamplingParams
 
-    llm = LLM(str(folder), dtype="float32", max_model_len=256, limit_mm_per_prompt={"image": 3}, block_size=32, seed=0, **engine)
+    sees = takes_pictures(transformers.AutoConfig.from_pretrained(folder))
+    engine = {"dtype": "float32", "max_model_len": 256, "block_size": 32} | engine
+    llm = LLM(str(folder), **engine | ({"limit_mm_per_prompt": {"image": 3}} if sees else {}))
     greedy = SamplingParams(temperature=0, max_tokens=LONGEST, ignore_eos=True)
-    asked = [{"prompt": text} | ({"multi_modal_data": {"image": pictures}} if pictures else {}) for text, pictures in prompts()]
+    asked = [{"prompt": text} | ({"multi_modal_data": {"image": shown}} if shown else {}) for text, shown in prompts(sees)]
     return [[list(one.outputs[0].token_ids) for one in llm.generate(asked, greedy, use_tqdm=False)] for _ in range(2)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--moe", type=json.loads, default={}, help="options of the mixture, in JSON")
-    parser.add_argument("--language-model", choices=LLAVA_ON, default="qwen2")
+    parser.add_argument("--model", choices=MODELS, default="llava")
+    parser.add_argument("--options", type=json.loads, default={}, help="of the mixture, in JSON")
     parser.add_argument("--engine", type=json.loads, default={}, help="options of vLLM, in JSON")
     parser.add_argument("--blind", action="store_true", help="vLLM's routers take every token for text")
+    parser.add_argument("--export", choices=["dense", "native"], help="the model is exported first; vLLM has it without evomoe")
     arguments = parser.parse_args()
-    model = save_model(arguments.folder, arguments.moe, arguments.language_model)
-    expected = by_transformers(arguments.folder)
+    folder = arguments.folder
+    save_model(folder, arguments.options, arguments.model)
+    expected = by_transformers(folder)
     if arguments.blind:
         from evomoe.serving import vllm_model
 
         vllm_model.image_token_ids = lambda config: ()
-    answers = by_vllm(arguments.folder, arguments.engine)
-    print(json.dumps({"router": dataclasses.asdict(model.config.moe)["router"], "expected": expected, "answers": answers}))
+    if arguments.export:
+        folder = folder.with_name("exported")
+        export_folder(arguments.folder, folder, arguments.export)
+        if arguments.export == "dense":
+            expected = by_transformers(folder)
+    print(json.dumps({"expected": expected, "answers": by_vllm(folder, arguments.engine)}))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.experts import Experts
 from evomoe.model.ffn_maps import slice_of
 from evomoe.model.forward_pass import ForwardPass, checkpoint_with_pass, running
+from evomoe.model.kept import weights_stay
 from evomoe.model.modality import Modality, modality_of_inputs
 from evomoe.model.routers import ROUTERS
 from evomoe.model.saving import Saved
@@ -57,6 +58,12 @@ class EvoMoEMixin(Saved):
     def moe_blocks(self) -> dict[int, EvoMoEBlock]:
         """The MoE layers by decoder layer index, in order."""
         return {module.layer: module for module in self.modules() if isinstance(module, EvoMoEBlock)}
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' ``generate``; what routers make of their weights alone is made once for it."""
+        own: Any = super()
+        with weights_stay():
+            return own.generate(*args, **kwargs)
 
     def pack_experts(self) -> None:
         """Lets frozen experts run as one grouped product, where they can; call it once the model is on its device."""

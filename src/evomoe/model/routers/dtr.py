@@ -12,7 +12,7 @@ root mean square first:
 Theta is 3RD numbers a token and is never formed. W2 is linear, so with a' = [a; 1] (the 1 carries b2):
 
     Theta_down z = sum_h a'_h (W2down_h z)            one matrix product (T, D) x (D, (H+1) 2R), then a contraction with a'
-    phi(Theta_up s) = sum_h a'_h (phi W2up_h s)       phi W2up is ((H+1) E, R): small, computed once a pass
+    phi(Theta_up s) = sum_h a'_h (phi W2up_h s)       phi W2up is ((H+1) E, R): small, computed once a pass or answer
 
 Why the division: the logits are of fifth degree in z. The norm before the FFN lets z be a third or ten times of unit size,
 depending on the model and the layer; to the fifth power, that is a router which is blind, or one whose softmax is saturated
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evomoe.model.kept import kept
 from evomoe.model.modality import Modality
 from evomoe.model.routers.float32 import Float32Linear
 from evomoe.model.routers.router import Router
@@ -66,9 +67,13 @@ class HyperNetwork(nn.Module):
         down_NP = torch.bmm(a_NH.unsqueeze(1), down_NHP).squeeze(1) * inverse_rms_N1
         gate_NR, value_NR = down_NP.chunk(2, dim=-1)
         s_NR = F.silu(gate_NR) * value_NR
-        folded_EHR = self.up(phi_ED).view(E, H + 1, R)
-        up_NHE = (s_NR @ folded_EHR.permute(2, 1, 0).reshape(R, -1)).view(N, H + 1, E)
+        folded_RP = kept(self, lambda: self._folded(phi_ED))
+        up_NHE = (s_NR @ folded_RP).view(N, H + 1, E)
         return torch.bmm(a_NH.unsqueeze(1), up_NHE).squeeze(1)
+
+    def _folded(self, phi_ED: Tensor) -> Tensor:
+        """phi W2up, (R, (H+1) E): the same for all tokens."""
+        return self.up(phi_ED).view(-1, self.width + 1, self.rank).permute(2, 1, 0).reshape(self.rank, -1)
 
 
 class FinalRouter(nn.Module):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evomoe.model.kept import kept
+
 
 def in_float32(x_TD: Tensor) -> contextlib.AbstractContextManager[Any]:
     """No autocast within the block."""
@@ -43,7 +45,8 @@ class Float32Linear(nn.Module):
 
     def forward(self, x_TI: Tensor, rows_N: Tensor | None = None, scale_T1: Tensor | None = None) -> Tensor:
         """(x W^T) scale + b, (T, P), for all tokens; or for those whose indices ``rows_N`` holds, with a scale for these."""
-        weight = self.weight.float().T if self.transposed else self.weight.float()
+        weight = self.weight if self.weight.dtype == torch.float32 else kept(self, self.weight.float)
+        weight = weight.T if self.transposed else weight
         x_TI = x_TI.float()
         out = nn.functional.linear(x_TI, weight) if rows_N is None else LinearOfRows.apply(x_TI, rows_N, weight)
         out = out if scale_T1 is None else out * scale_T1
