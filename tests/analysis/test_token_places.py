@@ -147,9 +147,23 @@ def test_idefics_3_joins_patches_row_by_row():
         assert int(joined.argmax()) == (row // scale) * 2 + column // scale
 
 
+def test_lfm2_vl_names_tiles_and_says_the_shape_of_each():
+    """Its processor needs torchvision; these are the names and shapes that it writes."""
+    names = {1: "<|image_start|>", 2: "<|img_row_1_col_1|>", 3: "<|img_row_1_col_2|>", 4: "<|img_thumbnail|>", 9: "word"}
+
+    def places(ids: list[int], shapes: list[list[int]], pictures: int = 1) -> list[Place | None]:
+        inputs = {"spatial_shapes": torch.tensor(shapes)}
+        return token_places(torch.tensor(ids), [IMAGE], pictures, inputs, lambda ids: names.get(ids[0], ""))
+
+    found = places([9, 1, 2, *[IMAGE] * 4, 3, *[IMAGE] * 4, 4, *[IMAGE] * 2], [[4, 4], [4, 4], [2, 4]])
+    assert found[3] == Place(0, 0, 0, 0.25, 0.5) and found[8] == Place(0, 0.5, 0, 0.75, 0.5)
+    assert found[-1] == Place(0, 0.5, 0, 1, 1, of_whole=True)
+    assert places([1, *[IMAGE] * 9], [[5, 6]])[1] == Place(0, 0, 0, 1 / 3, 1 / 3)  # two patches a token, the last row of one
+
+
 def test_tiles_without_a_whole_are_not_understood():
     names = {5: "<row_1_col_1>", 6: "<global-img>", 9: "word"}
     with pytest.raises(NoPlacesError, match="1 pictures, but the names of their tiles tell of 0"):
         token_places(torch.tensor([5, IMAGE, IMAGE, IMAGE, IMAGE]), [IMAGE], 1, {}, lambda ids: names[ids[0]])
-    with pytest.raises(NoPlacesError, match="2 image tokens, which fill no square"):
+    with pytest.raises(NoPlacesError, match="image tokens fill no square"):
         token_places(torch.tensor([6, IMAGE, IMAGE]), [IMAGE], 1, {}, lambda ids: names[ids[0]])

@@ -16,7 +16,13 @@ def test_an_answer_is_that_of_weights_read_at_each_step(router, dtype, monkeypat
         for parameter in block.router.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs_for("llava", (1,)).items()}
-    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 8,
+        "min_new_tokens": 8,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
 
     def logits() -> torch.Tensor:
         return torch.cat(model.generate(**inputs, **options).logits)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evomoe.analysis.tile_grids import Grid, Size, tile_grids
+
 
 class NoPlacesError(ValueError):
     """The image tokens of this model have no place in the picture that this library knows."""
@@ -56,8 +58,8 @@ def token_grids(image_tokens: int, pictures: int, inputs: Mapping[str, Any]) -> 
         patches = [(int(height), int(width)) for _, height, width in inputs["image_grid_thw"].tolist()]
     elif isinstance(pixels, Tensor) and (pixels.ndim != 4 or len(pixels) != pictures):
         raise NoPlacesError(
-            "the processor cuts pictures into tiles, and what a token stands for is not known; "
-            "this is for models that see every picture whole, such as LLaVA-1.5, Gemma 3 and Qwen-VL, and for Idefics 3 and SmolVLM."
+            "the processor cuts pictures into tiles, and what a token stands for is not known here; docs/families.md names the "
+            "families whose tokens have places."
         )
     else:
         sizes = inputs["image_sizes"].tolist() if "image_sizes" in inputs else [(1, 1)] * pictures
@@ -81,8 +83,10 @@ def token_places(
     pictures: int,
     inputs: Mapping[str, Any],
     decode: Callable[[list[int]], str] = lambda ids: "",
+    processor: Any = None,
+    sizes: Sequence[Size] = (),
 ) -> list[Place | None]:
-    """The place of each token of a record; None of text.
+    """The place of each token of a record; None of text, and of image tokens that end a line.
 
     Args:
         ids_T: token ids.
@@ -90,15 +94,23 @@ def token_places(
         pictures: how many pictures the record has.
         inputs: the model's, for this record alone.
         decode: token ids -> text, special tokens too: some processors name each tile in words before it.
+        processor: the model's; what it cuts into tiles has places for those of ``LAYOUTS``.
+        sizes: of the pictures as the processor was given them.
 
     Raises:
         NoPlacesError: as ``token_grids``.
     """
     ids = ids_T.tolist()
     is_image_T = torch.isin(ids_T, torch.tensor(list(image_token_ids), device=ids_T.device)).tolist()
-    tiles = _named_tiles(ids, is_image_T, decode)
+    tiles = _named_tiles(ids, is_image_T, decode, inputs)
+    known = tile_grids(processor, sizes, inputs, sum(is_image_T)) if len(sizes) == pictures > 0 else None
+    cells: Sequence[Place | None]
     if tiles is not None:
         cells = _cells_of_tiles(tiles, pictures)
+    elif known is not None:
+        cells = [cell for grid in known for cell in _cells_of_grid(grid)]
+        if len(cells) != sum(is_image_T):
+            raise NoPlacesError(f"these are {sum(is_image_T)} image tokens, where the processor's tiles would give {len(cells)}.")
     else:
         grids = token_grids(sum(is_image_T), pictures, inputs)
         cells = [place for number, (H, W) in enumerate(grids) for place in _cells(Place(number, 0, 0, 1, 1), H, W)]
@@ -112,33 +124,48 @@ class _Tile:
 
     Attributes:
         row, column: from 1; 0 for the whole picture, which comes last.
-        tokens: how many there are.
+        shape: how many tokens there are in height and width.
     """
 
     row: int
     column: int
-    tokens: int
+    shape: tuple[int, int]
 
 
-_TILE, _WHOLE = re.compile(r"<row_(\d+)_col_(\d+)>"), "<global-img>"
-"""The names that Idefics 3 and SmolVLM give a tile and the whole picture."""
+_TILE = re.compile(r"<\|?(?:img_)?row_(\d+)_col_(\d+)\|?>")
+_WHOLE = ("<global-img>", "<|img_thumbnail|>", "<|image_start|>")
+"""The names that Idefics 3, SmolVLM and LFM2-VL give a tile and the whole picture."""
 
 
-def _named_tiles(ids: Sequence[int], is_image_T: Sequence[bool], decode: Callable[[list[int]], str]) -> list[_Tile] | None:
+def _named_tiles(
+    ids: Sequence[int], is_image_T: Sequence[bool], decode: Callable[[list[int]], str], inputs: Mapping[str, Any]
+) -> list[_Tile] | None:
     """The runs of image tokens; None if they have no names."""
     tiles, start = [], 0
     for is_image, run in itertools.groupby(is_image_T):
         length = len([*run])
         if is_image:
-            name = decode([ids[start - 1]]).strip() if start else ""
-            if name == _WHOLE:
-                tiles.append(_Tile(0, 0, length))
+            name, shape = decode([ids[start - 1]]).strip() if start else "", _shape_of_tile(length, len(tiles), inputs)
+            if name in _WHOLE:
+                tiles.append(_Tile(0, 0, shape))
             elif found := _TILE.fullmatch(name):
-                tiles.append(_Tile(int(found[1]), int(found[2]), length))
+                tiles.append(_Tile(int(found[1]), int(found[2]), shape))
             else:
                 return None
         start += length
     return tiles or None
+
+
+def _shape_of_tile(tokens: int, number: int, inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of a run of tokens: a square, unless the processor says what shape its patches have."""
+    if "spatial_shapes" in inputs:
+        height, width = inputs["spatial_shapes"][number].tolist()
+        for per_token in range(1, max(height, width) + 1):
+            shape = math.ceil(height / per_token), math.ceil(width / per_token)
+            if shape[0] * shape[1] == tokens:
+                return shape
+    side = math.isqrt(tokens)
+    return side, side if side * side == tokens else 0
 
 
 def _cells_of_tiles(tiles: Sequence[_Tile], pictures: int) -> list[Place]:
@@ -150,19 +177,26 @@ def _cells_of_tiles(tiles: Sequence[_Tile], pictures: int) -> list[Place]:
             continue
         rows, columns = (max(getattr(one, side) for one in of_picture) or 1 for side in ("row", "column"))
         for one in of_picture:
-            side = math.isqrt(one.tokens)
-            if side * side != one.tokens:
-                raise NoPlacesError(f"a tile has {one.tokens} image tokens, which fill no square.")
+            if not one.shape[1]:
+                raise NoPlacesError("a tile's image tokens fill no square.")
             if one.row:
                 left, top = (one.column - 1) / columns, (one.row - 1) / rows
                 area = Place(number, left, top, left + 1 / columns, top + 1 / rows)
             else:
                 area = Place(number, 0, 0, 1, 1, of_whole=len(of_picture) > 1)
-            cells += _cells(area, side, side)
+            cells += _cells(area, *one.shape)
         of_picture, number = [], number + 1
     if of_picture or number != pictures:
         raise NoPlacesError(f"there are {pictures} pictures, but the names of their tiles tell of {number}.")
     return cells
+
+
+def _cells_of_grid(grid: Grid) -> list[Place | None]:
+    """The places of a grid's tokens; None of those that end a line or the grid."""
+    places = _cells(Place(grid.picture, *grid.area, of_whole=grid.of_whole), grid.rows, grid.columns)
+    rows = [places[start : start + grid.columns] for start in range(0, len(places), grid.columns)]
+    ends: list[Place | None] = [None] if grid.line_ends else []
+    return [place for row in rows for place in (*row, *ends)] + ([None] if grid.end else [])
 
 
 def _cells(area: Place, H: int, W: int) -> list[Place]:

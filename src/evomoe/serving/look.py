@@ -71,7 +71,10 @@ def page(conversation: Conversation, name: str) -> str:
     image_tokens, asked, note = image_token_ids(model.config), int(last.inputs["input_ids"].shape[1]), ""
     places: list[Place | None] = [None] * len(last.ids_T)
     try:  # what a model writes itself, an image token or not, is no part of a picture
-        places[:asked] = token_places(last.ids_T[:asked], image_tokens, len(pictures), last.inputs, conversation.decode)
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        places[:asked] = token_places(
+            last.ids_T[:asked], image_tokens, len(pictures), last.inputs, conversation.decode, conversation.processor, sizes
+        )
     except NoPlacesError as error:
         note = f"The patches cannot be shown: {error}"
     data = {
