@@ -162,6 +162,8 @@ def test_the_server_answers_as_a_conversation_does(tmp_path):
             return "".join(piece.choices[0].delta.content or "" for piece in answer if piece.choices).strip()
 
         everything = [*range(len(asked))]
+        # vLLM holds back the bytes of a letter that is not whole.
+        expected = [words.rstrip("\ufffd") for words in expected]
         assert [ask(number) for number in everything] == expected
         with ThreadPoolExecutor(16) as pool:
             assert [*pool.map(ask, everything * 4)] == expected * 4

@@ -23,6 +23,7 @@ from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import image_token_ids, text_config
 from evomoe.support.errors import OptionError
 from evomoe.support.files import new_folder
+from evomoe.support.processor import for_servers
 
 Kind = Literal["dense", "native"]
 TOLERANCE = 1e-4
@@ -86,7 +87,7 @@ def export_folder(
         words = _random_words(sparse)
         exported = native(sparse) if to == "native" else one_expert(sparse, expert)
         exported.save_pretrained(folder)
-        load_processor(checkpoint, trust_remote_code).save_pretrained(folder)
+        for_servers(load_processor(checkpoint, trust_remote_code)).save_pretrained(folder)
         # In float32: with half precision two experts that are nearly alike to the router may change places.
         again = load_model(checkpoint, dtype, trust_remote_code)
         assert is_sparse(again)

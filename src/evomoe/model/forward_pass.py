@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from evomoe.model.modality import Modality
 from evomoe.model.routing import LayerRecord
 
@@ -29,6 +31,8 @@ class ForwardPass:
 
 
 _CURRENT: ContextVar[ForwardPass | None] = ContextVar("evomoe_forward_pass", default=None)
+_while_compiling: ForwardPass | None = None
+"""``torch.compile`` cannot read context variables; what it compiles does not read this one again."""
 
 
 def current_pass() -> ForwardPass:
@@ -37,7 +41,7 @@ def current_pass() -> ForwardPass:
     Raises:
         RuntimeError: an MoE layer was called outside its model's forward.
     """
-    forward_pass = _CURRENT.get()
+    forward_pass = _while_compiling if torch.compiler.is_compiling() else _CURRENT.get()
     if forward_pass is None:
         raise RuntimeError(
             "An MoE layer must know which tokens are image and which are text. Call the whole EvoMoE model, or wrap the call in "
@@ -49,6 +53,12 @@ def current_pass() -> ForwardPass:
 @contextmanager
 def running(forward_pass: ForwardPass) -> Iterator[ForwardPass]:
     """Makes ``forward_pass`` the current one for the duration of the block."""
+    global _while_compiling
+    if torch.compiler.is_compiling():
+        _while_compiling = forward_pass
+        yield forward_pass
+        _while_compiling = None
+        return
     token = _CURRENT.set(forward_pass)
     try:
         yield forward_pass

@@ -89,6 +89,7 @@ def modality_of_inputs(
     attention_mask: Tensor | dict[str, Tensor] | None,
     embed_tokens: Callable[[Tensor], Tensor],
     past_length: int = 0,
+    kind: "type[Modality]" = Modality,
 ) -> Modality:
     """Reads the modality of each token off a model's inputs.
 
@@ -101,6 +102,7 @@ def modality_of_inputs(
         attention_mask: (B, past + S) with 0 for padding, or a ready (B, 1, S, past + S) mask or dict of such masks.
         embed_tokens: the model's input embedding.
         past_length: tokens in the cache before this pass.
+        kind: what to make.
     """
     if input_ids is not None:
         is_image_BS = torch.zeros_like(input_ids, dtype=torch.bool)
@@ -113,7 +115,7 @@ def modality_of_inputs(
             is_image_BS |= (inputs_embeds == placeholder_D).all(-1)
     else:
         raise ValueError("The model needs `input_ids` or `inputs_embeds`.")
-    return Modality.of(is_image_BS, _is_real(attention_mask, is_image_BS.shape[1], past_length))
+    return kind.of(is_image_BS, _is_real(attention_mask, is_image_BS.shape[1], past_length))
 
 
 def _is_real(attention_mask: Tensor | dict[str, Tensor] | None, length: int, past_length: int) -> Tensor | None:

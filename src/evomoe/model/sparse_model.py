@@ -22,6 +22,7 @@ from evomoe.model.block import EvoMoEBlock
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.experts import Experts
 from evomoe.model.ffn_maps import slice_of
+from evomoe.model.fixed_shapes import FixedShapes, compiles_an_answer
 from evomoe.model.forward_pass import ForwardPass, checkpoint_with_pass, running
 from evomoe.model.kept import weights_stay
 from evomoe.model.modality import Modality, modality_of_inputs
@@ -124,8 +125,10 @@ class EvoMoEMixin(Saved):
         return out if return_dict else out.to_tuple()
 
     def _modality(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask, cache) -> Modality:
-        past_length = 0 if cache is None else int(cache.get_seq_length())
         image_tokens, embed = image_token_ids(self.config), self.get_input_embeddings()
+        if compiles_an_answer():
+            return modality_of_inputs(image_tokens, input_ids, inputs_embeds, None, embed, kind=FixedShapes)
+        past_length = 0 if cache is None else int(cache.get_seq_length())
         return modality_of_inputs(image_tokens, input_ids, inputs_embeds, attention_mask, embed, past_length)
 
     def aux_losses(self, forward_pass: ForwardPass) -> dict[str, Tensor]:

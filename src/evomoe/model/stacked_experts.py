@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evomoe.model.experts import Experts, Slots
+from evomoe.model.fixed_shapes import compiles_an_answer
 
 
 class StackedExperts(nn.Module):
@@ -42,6 +43,9 @@ class StackedExperts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """As ``Experts.forward``."""
+        if compiles_an_answer():
+            has_expert_TK = top_k_index < len(self)
+            return self.stacked(hidden_states, top_k_index.where(has_expert_TK, 0), top_k_weights * has_expert_TK)
         y_SD, slots = self.outputs(hidden_states, top_k_index)
         return slots.weighted_sum(y_SD, top_k_weights.to(hidden_states.dtype), hidden_states)
 

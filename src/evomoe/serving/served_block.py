@@ -14,15 +14,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.attached_block import AttachedBlock
 from evomoe.model.block import EvoMoEBlock
-from evomoe.model.modality import Modality, OfRows
+from evomoe.model.fixed_shapes import FixedShapes
 from evomoe.model.sparse_model import EvoMoEMixin
-
-
-class FixedShapes(Modality):
-    """Each network scores every token, and each token takes the scores of its own."""
-
-    def scored_by(self, image: OfRows, text: OfRows, both: bool) -> Tensor:
-        return torch.where(self.is_image_T.unsqueeze(-1), image(None), text(None))
 
 
 class ServedBlock(EvoMoEBlock):

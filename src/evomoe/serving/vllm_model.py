@@ -29,6 +29,7 @@ from evomoe.model.structure import image_token_ids
 from evomoe.serving.served_block import ServedBlock, served_class
 from evomoe.serving.vllm_engine import refusal
 from evomoe.support import hf
+from evomoe.support.processor import for_servers
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 """What vLLM's kernels call the activations of transformers."""
@@ -94,13 +95,7 @@ class ProcessingInfo(MultiModalProcessingInfo):
     """What vLLM asks of a processor before it gives it pictures."""
 
     def get_hf_processor(self, **kwargs: Any) -> Any:
-        processor = super().get_hf_processor(**kwargs)
-        images = getattr(processor, "image_processor", None)
-        if (
-            images is not None and getattr(images, "crop_size", "none is needed") is None
-        ):  # LLaVA's counts tokens by it, with SigLIP's tower too
-            images.crop_size = images.size
-        return processor
+        return for_servers(super().get_hf_processor(**kwargs))
 
 
 @MULTIMODAL_REGISTRY.register_processor(MultiModalProcessor, info=ProcessingInfo, dummy_inputs=MultiModalDummyInputsBuilder)

@@ -52,3 +52,14 @@ def tokenizer_of(processor: Processor) -> Tokenizer:
     """A processor's tokenizer; a tokenizer is its own."""
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     return tokenizer
+
+
+def for_servers(processor: Any) -> Any:
+    """The same processor, told what a server needs to count a picture's tokens before there is one.
+
+    transformers' LLaVA counts them by the size that pictures are cut to, with towers too that cut nothing.
+    """
+    images = getattr(processor, "image_processor", None)
+    if images is not None and getattr(images, "crop_size", "none is needed") is None and not images.do_center_crop:
+        images.crop_size = images.size
+    return processor
