@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from timing import Ratio, compare, machine, saved_bytes, seconds
 from torch import nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from evomoe import upcycle
@@ -264,6 +265,23 @@ def answering(rounds: int) -> Iterator[Ratio]:
     yield compare(f"{label} / encoded for each question", answer(32, True), answer(32, False), rounds)
 
 
+def decoding(rounds: int) -> Iterator[Ratio]:
+    """``generate`` of 32 tokens, batch 1: a language model whose eight FFNs are all sparse (E 4, top-1) against the dense one."""
+    config = LlamaConfig(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, vocab_size=8192)
+    dense = moved(LlamaForCausalLM(config), DEVICE, DTYPE).eval()
+    ids_BS = torch.randint(0, 8000, (1, 16), device=DEVICE)
+    mask_BS = torch.ones_like(ids_BS)
+
+    def answer(model: PreTrainedModel) -> None:
+        generate: Any = model.generate
+        generate(input_ids=ids_BS, attention_mask=mask_BS, max_new_tokens=32, min_new_tokens=32, do_sample=False)
+
+    for router, limit in (("linear", 1.05), ("dtr", 1.30)):
+        sparse = upcycle(deepcopy(dense), router=router, moe_layers="all").eval()
+        label = f"{router}, all of 8 layers sparse / dense (D 512, F 1408), generate, 32 tokens, batch 1"
+        yield compare(label, lambda model=sparse: answer(model), lambda: answer(dense), rounds, limit)
+
+
 def data_check(number: int = 100_000) -> Iterator[str]:
     """CPU time to check records before training, each with one of 4,000 pictures: the records alone, then their labels too."""
     with tempfile.TemporaryDirectory() as name:
@@ -316,6 +334,7 @@ def main() -> None:
         evolution_step,
         gradient_of_all_experts,
         variable_slots,
+        decoding,
         answering,
     ):
         for ratio in benchmark(rounds):

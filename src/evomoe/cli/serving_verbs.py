@@ -78,11 +78,10 @@ def serve_with(engine_options: Sequence[str]) -> Callable[..., None]:
     ) -> None:
         """Serve a model, dense or sparse, by OpenAI's protocol: chat completions with pictures, streaming.
 
-        What stands after `--` are options of the engine itself, as its own command line has them.
-
         Args:
             checkpoint: folder or hub name.
-            engine: transformers answers one request after the other; vllm, which you install yourself, batches them.
+            engine: transformers answers one request after the other; vllm, which you install yourself, batches them. What stands
+                after `--` are the engine's own options.
             host: address to listen at; 127.0.0.1 is this machine alone, 0.0.0.0 every network that it is in.
             port: port to listen at.
             dtype: precision of the weights; auto is the checkpoint's own.
