@@ -11,9 +11,10 @@ from transformers import AutoProcessor
 
 from evomoe import cli, upcycle
 from evomoe.analysis.recording import record_routing
+from evomoe.analysis.token_routing import TokenRouting, other_choices
 from evomoe.model.loading import load_model
-from evomoe.serving.conversation import Conversation
-from evomoe.serving.look import page
+from evomoe.serving.conversation import Conversation, ConversationError
+from evomoe.serving.look import page, page_under_another_picture
 from evomoe.serving.sampling import Sampling
 
 SHORT = Sampling(max_new_tokens=5)
@@ -68,6 +69,44 @@ def test_the_numbers_on_the_page_are_the_model_s(sparse, picture):
     for number, layer in enumerate(data["layers"]):
         counts = torch.bincount(chosen_LTK[number, :-1].flatten(), minlength=4)  # the last token is never given to the model
         assert torch.equal(counts, recording.counts[layer].sum(0))
+
+
+def test_the_same_words_under_another_picture(sparse, workspace, tmp_path):
+    first, second, *_ = sorted((workspace / "images").glob("*.png"))
+    with pytest.raises(ConversationError, match="no answer about a picture yet"):
+        page_under_another_picture(sparse, "mine", str(second))
+    sparse.add_picture(str(first))
+    sparse.say("what is this?", SHORT)
+    before, said = data_of(page(sparse, "mine")), sparse.said
+    now = data_of(page_under_another_picture(sparse, "mine", str(second)))
+    assert now["pictures"] != before["pictures"] and now["name"] == f"mine, the same words under {second.name}"
+    assert [one["text"] for one in now["tokens"]] == [one["text"] for one in before["tokens"]]
+    same = data_of(page_under_another_picture(sparse, "mine", str(first)))
+    assert same["chosen"] == before["chosen"] != now["chosen"] and same["load"] == before["load"]
+    assert same["note"].startswith("0% of the words' choices are others") and sparse.said is said
+    with pytest.raises(ConversationError, match="does not exist"):
+        page_under_another_picture(sparse, "mine", str(tmp_path / "none.png"))
+
+
+def test_words_whose_choices_are_others_are_counted():
+    names, layers, probs = ["expert 1", "expert 2"], [0], torch.rand(1, 3, 2)
+    before = TokenRouting(names, layers, probs, torch.tensor([[[0, 1], [0, 1], [1, 0]]]), 2)
+    after = TokenRouting(names, layers, probs, torch.tensor([[[1, 0], [0, 2], [1, 0]]]), 2)
+    assert other_choices(before, after).tolist() == [[False, True, False]]
+
+
+def test_a_page_says_whether_tokens_differ_in_their_number_of_experts(sparse, picture, workspace):
+    sparse.add_picture(picture)
+    sparse.say("what is this?", SHORT)
+    data = data_of(page(sparse, "mine"))
+    assert data["real"] == 4 and data["varies"] is False
+    variable = upcycle(load_model(workspace / "model"), router="anyexperts", num_experts=8, num_experts_per_tok=3).eval()
+    for block in variable.moe_blocks.values():
+        torch.nn.init.normal_(block.router.importance.outer.weight, std=3.0)
+    talk = Conversation(variable, sparse.processor)
+    talk.add_picture(picture)
+    talk.say("what is this?", SHORT)
+    assert data_of(page(talk, "mine"))["varies"] is True
 
 
 def test_the_page_needs_nothing_else_and_no_text_can_leave_its_place(sparse, picture):

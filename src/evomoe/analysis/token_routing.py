@@ -24,12 +24,14 @@ class TokenRouting:
         layers: decoder layer index of each MoE layer.
         probs_LTE: the router's probabilities, float32.
         chosen_LTK: experts that ran, best first; E or more for a slot without one.
+        num_real: how many of the names are real experts.
     """
 
     names: list[str]
     layers: list[int]
     probs_LTE: Tensor
     chosen_LTK: Tensor
+    num_real: int
 
 
 @torch.no_grad()
@@ -50,7 +52,12 @@ def routing_of_tokens(model: SparseModel, inputs: Mapping[str, Any], ids_T: Tens
     probs_LTE = torch.stack([routing.probs_TE.float().cpu() for routing in routings])
     real = len(next(iter(model.moe_blocks.values())).experts)
     chosen = [routing.index_TK.cpu() for routing in routings]
-    return TokenRouting(expert_names(real, probs_LTE.shape[-1]), layers, probs_LTE, torch.stack(chosen))
+    return TokenRouting(expert_names(real, probs_LTE.shape[-1]), layers, probs_LTE, torch.stack(chosen), real)
+
+
+def other_choices(before: TokenRouting, after: TokenRouting) -> Tensor:
+    """(L, T) bool: whether other experts ran for a token, in whichever order."""
+    return (before.chosen_LTK.sort(-1).values != after.chosen_LTK.sort(-1).values).any(-1)
 
 
 def _longer(name: str, value: Any, S: int, T: int) -> Any:

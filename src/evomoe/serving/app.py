@@ -19,7 +19,7 @@ from evomoe.model.budget import moe_restored, set_experts_per_token
 from evomoe.model.sparse_model import is_sparse
 from evomoe.serving.chat import load_conversations
 from evomoe.serving.conversation import Conversation, ConversationError, Said
-from evomoe.serving.look import page
+from evomoe.serving.look import page, page_under_another_picture
 from evomoe.serving.sampling import Sampling
 from evomoe.serving.transformers_server import check_port
 
@@ -108,6 +108,20 @@ class Models:
             after[name] = own.said
         yield answers, after, pages
 
+    def under_another_picture(self, said: Mapping[str, Said], file: str) -> dict[str, str]:
+        """The pages of the last answers' words under another picture, with the routers as they were trained.
+
+        Raises:
+            ConversationError: nothing was said about a picture yet, or this one does not fit.
+        """
+        pages = {}
+        for name, conversation in self.conversations.items():
+            own = copy.copy(conversation)
+            own.said = said[name]
+            with self._one_at_a_time:
+                pages[name] = page_under_another_picture(own, name, file) if own.is_sparse else ""
+        return pages
+
     def _answer(
         self, own: Conversation, words: str, sampling: Sampling, routers: Routers, pages: dict[str, str], name: str
     ) -> Iterator[str]:
@@ -148,6 +162,7 @@ def build(models: Models) -> gr.Blocks:
                     temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature")
                 with gr.Row():
                     again = gr.Button("Ask the last question again")
+                    other = gr.UploadButton("Another picture under the same words", file_types=["image"])
                     clear = gr.Button("Begin anew")
             with gr.Column(scale=3):
                 views = [gr.HTML(label=name, elem_classes=["routing"]) for name in models.names]
@@ -180,6 +195,16 @@ def build(models: Models) -> gr.Blocks:
                 return
             yield from ask(before["asked"], before["shown"], before["own"], kind, number, temperature)
 
+        def swap(file: str, own: dict[str, Said]):
+            """Shows where the last answer's words go under another picture."""
+            try:
+                pages = models.under_another_picture(own, file)
+            except ConversationError as error:
+                gr.Warning(str(error))
+                return [gr.skip()] * (len(views) + 1)
+            return [*(_frame(pages[name]) for name in models.names), _files(pages)]
+
+        other.upload(swap, [other, said], [*views, saved], api_name="swap")
         settings, outputs = [kind, number, temperature], [talk, said, last, box, *views, saved]
         box.submit(ask, [box, talk, said, *settings], outputs, api_name="ask")
         again.click(ask_again, [last, *settings], outputs, api_name="ask_again")

@@ -4,6 +4,7 @@ The conversation outlives whatever goes wrong in a turn: a turn that cannot be a
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,27 @@ class Conversation:
         answer = self._tokenizer.decode(last.ids_T[length:], skip_special_tokens=True).strip()
         self.said = Said((*turns, Turn("assistant", answer)), pictures, last=last)
         return answer
+
+    def under_another_picture(self, file: str) -> "Conversation":
+        """A copy whose last question was about another picture in place of the last one, with the same words as answer.
+
+        Raises:
+            ConversationError: there is no answer about a picture yet, the other one cannot be read, or it has other tokens.
+        """
+        said = self.said
+        if said.last is None or not said.pictures:
+            raise ConversationError("There is no answer about a picture yet.")
+        other = copy(self)
+        other.said = Said()
+        other.add_picture(file)
+        pictures = (*said.pictures[:-1], *other.said.waiting)
+        inputs = self._inputs(said.turns[:-1], pictures)
+        if not torch.equal(inputs["input_ids"], said.last.inputs["input_ids"]):
+            raise ConversationError(
+                "The words would stand in other places: this picture has another number of tokens. Take one of the same shape."
+            )
+        other.said = replace(said, pictures=pictures, last=replace(said.last, inputs=dict(inputs)))
+        return other
 
     def _inputs(self, turns: tuple[Turn, ...], pictures: tuple[str, ...]) -> Any:
         try:

@@ -4,15 +4,17 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from evomoe.analysis.recording import record_routing
+from evomoe.analysis.routing_load import RoutingLoad
 from evomoe.analysis.token_places import NoPlacesError, Place, token_places
-from evomoe.analysis.token_routing import TokenRouting, routing_of_tokens
+from evomoe.analysis.token_routing import TokenRouting, other_choices, routing_of_tokens
 from evomoe.data.images import open_rgb
 from evomoe.data.records import IMAGE_MARK
 from evomoe.model.sparse_model import is_sparse
@@ -57,8 +59,35 @@ def look(
     return f"{out}: open it in a browser."
 
 
-def page(conversation: Conversation, name: str) -> str:
+def page_under_another_picture(conversation: Conversation, name: str, file: str) -> str:
+    """The page of the same words under another picture, which says how many of their choices are others.
+
+    Raises:
+        ConversationError: there is no answer about a picture yet, or this picture does not fit.
+        ValueError: the model is dense.
+    """
+    other = conversation.under_another_picture(file)
+    model, last, now = conversation.model, conversation.said.last, other.said.last
+    if not is_sparse(model) or last is None or now is None:
+        raise ValueError("There is no answer of a sparse model to look at.")
+    before = routing_of_tokens(model, last.inputs, last.ids_T)
+    with record_routing(model, max_tokens=1) as recording:
+        after = routing_of_tokens(model, now.inputs, now.ids_T)
+    is_word_T = ~torch.isin(last.ids_T, torch.tensor(image_token_ids(model.config)))
+    moved = float(other_choices(before, after)[:, is_word_T].float().mean())
+    other.said = replace(other.said, last=replace(now, load=RoutingLoad.of(model, recording)))
+    return page(
+        other,
+        f"{name}, the same words under {Path(file).name}",
+        f"{moved:.0%} of the words' choices are others than under the picture before.",
+    )
+
+
+def page(conversation: Conversation, name: str, remark: str = "") -> str:
     """The last question and its answer as a page in HTML.
+
+    Args:
+        remark: a sentence more.
 
     Raises:
         ValueError: nothing was said yet, or the model is dense.
@@ -68,7 +97,7 @@ def page(conversation: Conversation, name: str) -> str:
         raise ValueError("There is no answer of a sparse model to look at.")
     routing = routing_of_tokens(model, last.inputs, last.ids_T)
     pictures = [conversation.shape.fit(open_rgb(file)) for file in conversation.said.pictures]
-    image_tokens, asked, note = image_token_ids(model.config), int(last.inputs["input_ids"].shape[1]), ""
+    image_tokens, asked, note = image_token_ids(model.config), int(last.inputs["input_ids"].shape[1]), remark
     places: list[Place | None] = [None] * len(last.ids_T)
     try:  # what a model writes itself, an image token or not, is no part of a picture
         sizes = [(picture.height, picture.width) for picture in pictures]
@@ -76,7 +105,7 @@ def page(conversation: Conversation, name: str) -> str:
             last.ids_T[:asked], image_tokens, len(pictures), last.inputs, conversation.decode, conversation.processor, sizes
         )
     except NoPlacesError as error:
-        note = f"The patches cannot be shown: {error}"
+        note = f"{remark} The patches cannot be shown: {error}".strip()
     data = {
         "name": name,
         "question": conversation.said.turns[-2].text.replace(f"{IMAGE_MARK}\n", ""),
@@ -114,6 +143,8 @@ def _of_routing(routing: TokenRouting) -> dict[str, Any]:
     chosen = routing.chosen_LTK.where(routing.chosen_LTK < E, torch.tensor(255)).to(torch.uint8)
     return {
         "experts": routing.names,
+        "real": routing.num_real,
+        "varies": bool(((routing.chosen_LTK < routing.num_real).sum(-1).unique()).numel() > 1),
         "layers": routing.layers,
         "slots": routing.chosen_LTK.shape[-1],
         "probs": base64.b64encode(probs.numpy().tobytes()).decode(),
