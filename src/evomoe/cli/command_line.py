@@ -24,6 +24,7 @@ from evomoe.cli.verbs import (
     upcycle,
 )
 from evomoe.recipe.options import AttachOptions, MoEOptions
+from evomoe.support.allow_missing import ALLOW_MISSING
 from evomoe.support.errors import with_flags
 from evomoe.support.version import __version__
 
@@ -31,6 +32,9 @@ from evomoe.support.version import __version__
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; errors a user can mend are one line, without a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if "--allow-missing" in arguments:  # of every verb that loads a model, and of the processes that it starts
+        arguments = [argument for argument in arguments if argument != "--allow-missing"]
+        os.environ[ALLOW_MISSING] = "1"
     engine_options: list[str] = []
     if arguments[:1] == ["serve"] and "--" in arguments:
         at = arguments.index("--")

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.model.loaded_weights import load_checked
 from evomoe.model.loading import load_config, takes_pictures
 from evomoe.support import hf
 from evomoe.support.device import moved
@@ -208,9 +209,9 @@ def compose_folder(text: str, vision: str, out: str | Path, seed: int = 0, trust
             if not hasattr(config, "patch_size") and not hasattr(config, "vision_config"):
                 raise ValueError(f"a model of type '{config.model_type}' has no vision tower.")
             image_processor = AutoImageProcessor.from_pretrained(vision, **kwargs)
-            tower = AutoModel.from_pretrained(vision, **kwargs)
+            tower = load_checked(AutoModel, vision, **kwargs)
         with _naming("text", text):
-            language_model = AutoModelForCausalLM.from_pretrained(text, **kwargs)
+            language_model = load_checked(AutoModelForCausalLM, text, **kwargs)
         with _naming("text", f"{text}, with `vision={vision}`"):
             model, processor = compose(language_model, tower, tokenizer, image_processor, seed)
         model.save_pretrained(folder)

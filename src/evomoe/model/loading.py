@@ -14,6 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.families import sparse_config
+from evomoe.model.loaded_weights import load_checked
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import check_convertible
 from evomoe.support import hf
@@ -55,8 +56,18 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
         inside = [file.parent for pattern in ("model", "*/model") for file in Path(source).glob(f"{pattern}/config.json")]
         if inside:
             raise ValueError(f"{source} is the folder of a run, not of a model; name {max(inside)}.")
+    if (Path(source) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{source} holds a LoRA adapter, which would be lost. Merge it first: load the model with peft, and save what "
+            "`merge_and_unload()` gives."
+        )
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        if config.model_type == "llava" and hasattr(config, "mm_vision_tower"):
+            raise ValueError(
+                f"{source} is in LLaVA's own format, which transformers does not read. Take the converted model, such as "
+                "llava-hf/llava-1.5-7b-hf, or convert it with transformers' convert_llava_weights_to_hf.py."
+            )
         if isinstance(config, EvoMoEConfig):
             config.moe  # noqa: B018  (it checks itself)
         return config
@@ -78,11 +89,15 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
 
 
 def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
-    """Loads a model from a folder or hub name; ``dtype`` is "auto" or the name of a torch dtype."""
+    """Loads a model from a folder or hub name; ``dtype`` is "auto" or the name of a torch dtype.
+
+    Raises:
+        ValueError: there is no such model, or its weights are not whole.
+    """
     auto = auto_model(load_config(source, trust_remote_code))
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        return auto.from_pretrained(source, dtype=precision, trust_remote_code=trust_remote_code)
+        return load_checked(auto, source, dtype=precision, trust_remote_code=trust_remote_code)
     except SafetensorError as error:
         raise ValueError(f"{source}: its weights cannot be read ({error}); the file is truncated or damaged.") from error
     except OSError as error:

@@ -1,21 +1,17 @@
 """How a sparse model is saved, pushed to the hub and pickled."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import ModelCard, create_repo, file_exists
 
 from evomoe.model.configuration import EvoMoEConfig
+from evomoe.model.loaded_weights import Checked
 from evomoe.model.model_card import CARD, card_of_folder, model_card
 from evomoe.model.remote_code import has_remote_code, set_remote_code, write_remote_module
 from evomoe.support import hf
 
-if TYPE_CHECKING:
-    from transformers.modeling_utils import PreTrainedModel as _Model
-else:
-    _Model = object  # the family's class stands behind, and is a PreTrainedModel
 
-
-class Saved(_Model):
+class Saved(Checked):
     """What every ``EvoMoE<Base>`` changes of transformers' ``save_pretrained``, ``push_to_hub`` and of pickling."""
 
     config: EvoMoEConfig  # pyrefly: ignore[bad-override-mutable-attribute]: transformers names each family's own in this way

@@ -1,0 +1,77 @@
+"""The weights of a loaded model are those that were in its folder: none is missing, of another shape, or not a number."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.modeling_utils import PreTrainedModel
+
+from evomoe.support.allow_missing import ALLOW_MISSING
+from evomoe.support.text import counted
+
+if TYPE_CHECKING:
+    _Model = PreTrainedModel
+else:
+    _Model = object  # the family's class stands behind, and is a PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+_READ_LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+_CHECKED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Checked(_Model):
+    """An EvoMoE whose ``from_pretrained`` refuses what transformers would fill in with random numbers."""
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As transformers has it.
+
+        Raises:
+            ValueError: weights are missing, of another shape, or not finite.
+        """
+        own: Any = super()
+        model, found = own.from_pretrained(source, *args, **kwargs | _READ_LOADING)
+        check_weights(model, found, str(source))
+        return (model, found) if output_loading_info else model
+
+
+def load_checked(auto: Any, source: Any, **kwargs: Any) -> PreTrainedModel:
+    """Loads a model through an auto class.
+
+    Raises:
+        ValueError: weights are missing, of another shape, or not finite.
+    """
+    model, found = auto.from_pretrained(source, **kwargs | _READ_LOADING)
+    if not isinstance(model, Checked):  # which has checked itself
+        check_weights(model, found, str(source))
+    return model
+
+
+def check_weights(model: PreTrainedModel, found: Mapping[str, Any], source: str) -> None:
+    """Raises ValueError with the first tensor's name if a model's weights are not all from its folder, or not all finite.
+
+    Args:
+        found: transformers' report of loading.
+        source: folder or hub name.
+    """
+    shapes = [
+        f"{name} is {(*there,)}, and the model's is {(*wanted,)}" for name, there, wanted in sorted(found["mismatched_keys"])
+    ]
+    if shapes:
+        raise ValueError(f"{source}: {counted(len(shapes), 'tensor')} of another shape than its config.json says: {shapes[0]}.")
+    if extra := sorted(found["unexpected_keys"]):
+        logger.warning("%s: %s that this model has no place for, e.g. %s.", source, counted(len(extra), "tensor"), extra[0])
+    if (missing := sorted(found["missing_keys"])) and os.environ.get(ALLOW_MISSING) != "1":
+        raise ValueError(
+            f"{source}: {counted(len(missing), 'tensor')} of the model {'is' if len(missing) == 1 else 'are'} not in it, e.g. "
+            f"{missing[0]}; random numbers would stand there. If you know that they do not matter, add `--allow-missing`, or set "
+            f"{ALLOW_MISSING}=1 in Python."
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in _CHECKED and not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+            raise ValueError(
+                f"{source}: {name} has values that are not finite (NaN or infinity); its training diverged, or it is damaged."
+            )

@@ -1,0 +1,121 @@
+"""A model's weights are those of its folder: whatever is missing, of another shape or not a number stops every verb."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from evomoe import cli, upcycle
+from evomoe.model.loading import load_model, load_processor
+from evomoe.support.allow_missing import ALLOW_MISSING
+
+
+@pytest.fixture(autouse=True)
+def nothing_allowed(monkeypatch):
+    monkeypatch.delenv(ALLOW_MISSING, raising=False)
+    yield
+    monkeypatch.delenv(ALLOW_MISSING, raising=False)
+
+
+@pytest.fixture
+def sparse(workspace, tmp_path) -> Path:
+    upcycle(load_model(workspace / "model")).save_pretrained(tmp_path / "sparse")
+    load_processor(workspace / "model").save_pretrained(tmp_path / "sparse")
+    return tmp_path / "sparse"
+
+
+@pytest.fixture
+def dense(workspace, tmp_path) -> Path:
+    return Path(shutil.copytree(workspace / "model", tmp_path / "dense"))
+
+
+def rewrite(folder: Path, change) -> None:
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+
+
+def without(part: str):
+    return lambda weights: {name: tensor for name, tensor in weights.items() if part not in name}
+
+
+def with_one(part: str, make):
+    def change(weights: dict) -> dict:
+        name = next(name for name in weights if part in name)
+        return weights | {name: make(weights[name])}
+
+    return change
+
+
+DENSE = {
+    "a tensor missing": (without("model.layers.1.self_attn.q_proj.weight"), "1 tensor of the model is not in it, e.g. .*q_proj.weight"),
+    "the tower missing": (without("vision_tower"), "tensors of the model are not in it, e.g. .*vision_tower"),
+    "other names": (lambda weights: {f"base_model.model.{n}": t for n, t in weights.items()}, "tensors of the model are not in it"),
+    "another shape": (with_one("down_proj", lambda t: t[:, :-1].contiguous()), r"of another shape than its config.json says: .*down_proj"),
+    "not a number": (with_one("gate_proj", lambda t: t.fill_(float("nan"))), "gate_proj.weight has values that are not finite"),
+    "infinite": (with_one("embed_tokens", lambda t: t.index_fill(0, torch.tensor([3]), float("inf"))), "embed_tokens.* not finite"),
+}  # fmt: skip
+SPARSE = {
+    "no router": (without("router"), "router.* random numbers would stand there"),
+    "no second expert": (without("experts.1."), "experts.1.*random numbers would stand there"),
+    "a layer's mixture missing": (without("layers.2.mlp"), r"layers\.2\.mlp.*random numbers would stand there"),
+    "a router that diverged": (with_one("router", lambda t: t.fill_(float("nan"))), "router.* not finite"),
+}
+
+
+@pytest.mark.parametrize("fault", DENSE)
+def test_a_dense_folder_with_a_fault_is_refused(fault, dense, tmp_path, capsys):
+    change, words = DENSE[fault]
+    rewrite(dense, change)
+    with pytest.raises(ValueError, match=words):
+        load_model(dense)
+    assert cli.main(["upcycle", str(dense), str(tmp_path / "out")]) == 1
+    assert str(dense) in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fault", SPARSE)
+def test_a_sparse_folder_with_a_fault_is_refused_by_transformers_own_call_too(fault, sparse, capsys):
+    change, words = SPARSE[fault]
+    rewrite(sparse, change)
+    for load in (load_model, AutoModelForImageTextToText.from_pretrained):
+        with pytest.raises(ValueError, match=words):
+            load(sparse)
+    assert cli.main(["chat", str(sparse), "--prompt", "what?"]) == 1
+    assert str(sparse) in capsys.readouterr().err
+
+
+def test_a_person_who_knows_better_may_go_on(dense, tmp_path, capsys):
+    rewrite(dense, without("vision_tower.encoder.layers.1."))
+    assert cli.main(["upcycle", str(dense), str(tmp_path / "out")]) == 1
+    assert "--allow-missing" in capsys.readouterr().err
+    assert cli.main(["upcycle", str(dense), str(tmp_path / "out"), "--allow-missing"]) == 0
+    assert load_model(tmp_path / "out").moe_blocks
+
+
+def test_tensors_that_belong_to_nothing_are_named(dense, caplog):
+    rewrite(dense, lambda weights: weights | {"of.another.model": torch.ones(2)})
+    load_model(dense)
+    assert "1 tensor that this model has no place for, e.g. of.another.model" in caplog.text
+
+
+def test_a_whole_model_loads_as_it_did(sparse, dense):
+    load_model(dense)
+    model, found = AutoModelForImageTextToText.from_pretrained(sparse, output_loading_info=True)
+    assert not found["missing_keys"] and model.moe_blocks
+
+
+def test_an_adapter_beside_a_model_is_not_lost_in_silence(dense, tmp_path, capsys):
+    (dense / "adapter_config.json").write_text("{}")
+    assert cli.main(["upcycle", str(dense), str(tmp_path / "out")]) == 1
+    assert "holds a LoRA adapter" in capsys.readouterr().err
+
+
+def test_llava_s_own_format_is_named(dense, capsys):
+    config = json.loads((dense / "config.json").read_text())
+    del config["text_config"], config["vision_config"]
+    (dense / "config.json").write_text(json.dumps(config | {"model_type": "llava", "mm_vision_tower": "openai/clip"}))
+    with pytest.raises(ValueError, match="is in LLaVA's own format"):
+        load_model(dense)
