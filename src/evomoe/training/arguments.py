@@ -64,6 +64,7 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # it would show 0 for a loss that is not a number
         "train_sampling_strategy": "group_by_length",
         "use_cpu": best_device().type == "cpu",
     }

@@ -82,16 +82,32 @@ class RecordOrder(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        passes, offset = divmod(self.seen + self.epoch * self.num_records, self.num_records)
+        return iter(self.of_epoch(self.epoch))
+
+    def of_epoch(self, epoch: int) -> list[int]:
+        """The order of one of the stage's passes."""
+        passes, offset = divmod(self.seen + epoch * self.num_records, self.num_records)
         order = self._shuffled(passes)[offset:] + (self._shuffled(passes + 1)[:offset] if offset else [])
         if self.lengths is None:
-            return iter(order)
-        left = self.taken - self.epoch * self.num_records
+            return order
+        left = self.taken - epoch * self.num_records
         last = left if 0 < left < self.num_records else self.num_records
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * epoch)
         lengths = [self.lengths[number] for number in order[:last]]
         grouped = get_length_grouped_indices(lengths, self.batch_size, generator=generator)
-        return iter([order[place] for place in grouped] + order[last:])
+        return [order[place] for place in grouped] + order[last:]
+
+    def of_step(self, step: int, batch_size: int, accumulation: int) -> list[int]:
+        """The records of one of the stage's optimiser steps, counted from 0.
+
+        Args:
+            batch_size: of a micro-batch, over all processes.
+            accumulation: micro-batches per step.
+        """
+        per_pass = math.ceil(math.ceil(self.num_records / batch_size) / accumulation)
+        epoch, number = divmod(step, per_pass)
+        first = number * batch_size * accumulation
+        return self.of_epoch(epoch)[first : first + batch_size * accumulation]
 
     def _shuffled(self, number: int) -> list[int]:
         """All records, in the order of one pass."""

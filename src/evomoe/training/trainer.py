@@ -14,6 +14,7 @@ from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import EvolutionOptions
 from evomoe.support import hf
 from evomoe.training.callbacks import EvolutionCallback, InterruptCallback, MetricsFile, ProgressBar, RouterCallback
+from evomoe.training.divergence import DivergenceCallback
 from evomoe.training.evolution import ExpertEvolution
 from evomoe.training.label_loss import loss_on_labels
 from evomoe.training.meter import RouterMeter
@@ -57,6 +58,8 @@ class EvoMoETrainer(Trainer):
         if metrics and self.is_world_process_zero():
             self.add_callback(MetricsFile(metrics, stage))
         self.add_callback(ProgressBar(label or stage))
+        self.divergence = DivergenceCallback(self._records_of)
+        self.add_callback(self.divergence)
         self.interrupt = InterruptCallback()
         self.add_callback(self.interrupt)
 
@@ -82,6 +85,8 @@ class EvoMoETrainer(Trainer):
         compiled = self.args.torch_compile and not smoothing  # the hook would make it compile anew at each step
         with nullcontext() if compiled else loss_on_labels(own, inputs["labels"], smoothing):
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if own.training:
+            self.divergence.note(loss)
         if routes:
             self.meter.update(outputs)
         return (loss, outputs) if return_outputs else loss
@@ -131,6 +136,15 @@ class EvoMoETrainer(Trainer):
         if self.interrupt.asked:
             raise KeyboardInterrupt
         return output
+
+    def _records_of(self, step: int) -> list[str]:
+        """The names of a step's records, where their order is known."""
+        records = getattr(self.train_dataset, "records", None)
+        if self.order is None or records is None:
+            return []
+        batch_size = self.args.train_batch_size * self.args.world_size
+        numbers = self.order.of_step(step, batch_size, self.args.gradient_accumulation_steps)
+        return [records[number].where for number in numbers]
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any):
         return self.order or super()._get_train_sampler(*args, **kwargs)
