@@ -5,12 +5,13 @@ import socket
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from evomoe.serving.conversation import Conversation, ConversationError, Said
 from evomoe.serving.sampling import Sampling
 
 gr = pytest.importorskip("gradio")
-from evomoe.serving.app import PIXELS, SHUFFLED, TRAINED, Models, Routers, app, build  # noqa: E402
+from evomoe.serving.app import PIXELS, SHUFFLED, TRAINED, Chip, Models, Routers, app, build  # noqa: E402
 
 CHROMIUM = os.environ.get("EVOMOE_CHROMIUM", "")
 in_a_browser = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: make test-browser")
@@ -57,6 +58,14 @@ def test_interventions_change_the_answer_and_leave_the_model_as_it_was(models, p
     assert '"slots": 2' in pages["mine"] and models.conversations["mine"].model.config.moe.num_experts_per_tok == 1
     with pytest.raises(ConversationError, match="whole number"):
         ask(models, models.nothing_said(), "what?", (), Routers(experts_per_token=1.5))
+
+
+def test_words_are_coloured_while_the_answer_is_written(models, pictures):
+    asked = models.ask(models.nothing_said(), "what is this?", pictures[:1], SHORT, Routers())
+    written = [chips["mine"] for _, after, chips in asked if after is None]
+    assert len({*written}) >= 5 and written[-1].count('class="chip"') == 7  # of eight the last is not routed
+    assert all(later.startswith(earlier) for earlier, later in zip(written, written[1:], strict=False))
+    assert Chip("<b>", 1).html().count("<") == 2 and "&lt;b&gt;" in Chip("<b>", 1).html()
 
 
 def test_what_one_model_cannot_be_asked_is_asked_of_none(models, pictures):
@@ -123,6 +132,10 @@ def test_a_walk_through_the_app(address, pictures, tmp_path):
         before = frame.locator(".patch").nth(2).evaluate("e => e.style.background")
         frame.locator(".patch").nth(2).click()
         assert frame.locator("#table tr").count() == 2 and "patch 3" in frame.locator("#token").inner_text()
+        with visitor.expect_download() as picture:
+            frame.get_by_role("button", name="Save as PNG").click()
+        with Image.open(picture.value.path()) as image:
+            assert image.width == 608 and image.height > 608 and len(image.convert("RGB").getcolors(10**6)) > 20
         frame.locator("#layer").fill("1")
         assert frame.locator("#which").inner_text() == "layer 0"
         frame.locator("#legend button").nth(1).press("Enter")  # by the keyboard
@@ -138,6 +151,9 @@ def test_a_walk_through_the_app(address, pictures, tmp_path):
         assert '<script id="data"' in saved and "expert 2 alone" in saved
         if os.environ.get("EVOMOE_SCREENSHOT"):
             visitor.screenshot(path=os.environ["EVOMOE_SCREENSHOT"])
+        visitor.locator("input[type=file]").last.set_input_files(pictures[1])  # another picture under the same words
+        frame.get_by_text("the same words under").wait_for(timeout=60_000)
+        assert "of the words' choices are others" in frame.locator("#note").inner_text()
         other = browser.new_page()  # another visitor begins with nothing
         other.goto(address)
         other.get_by_placeholder("Ask about").wait_for()

@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from evomoe import cli, upcycle
+from evomoe.analysis.token_routing import routing_of_tokens
 from evomoe.model.loading import load_model
 from evomoe.serving.chat import Chat
 from evomoe.serving.conversation import Conversation, ConversationError
@@ -174,3 +175,20 @@ def test_the_command_writes_the_answer_alone(workspace, picture, capsys, monkeyp
     assert cli.main(["chat", model, "--against", str(workspace / "sparse"), "--max-new-tokens", "6"]) == 0
     out = capsys.readouterr().out
     assert "[model] " in out and "[sparse] " in out
+
+
+def test_each_token_of_the_answer_is_told_with_its_expert_as_it_is_routed(sparse, picture):
+    for block in sparse.model.moe_blocks.values():
+        for parameter in block.router.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    sparse.add_picture(picture)
+    told: list[tuple[str, int]] = []
+    sparse.say("what is this?", Sampling(max_new_tokens=12), on_token=lambda word, expert: told.append((word, expert)))
+    last = sparse.said.last
+    length = last.inputs["input_ids"].shape[1]
+    assert [word for word, _ in told] == [
+        sparse.decode([token]) for token in last.ids_T[length:-1].tolist()
+    ]  # the last is not routed
+    routing = routing_of_tokens(sparse.model, last.inputs, last.ids_T)
+    assert [expert for _, expert in told] == routing.chosen_LTK[:, length:-1, 0].mode(0).values.tolist()
+    assert len({expert for _, expert in told}) > 1

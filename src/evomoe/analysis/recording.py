@@ -93,7 +93,11 @@ class RoutingRecording:
 
 @contextmanager
 def record_routing(
-    model: PreTrainedModel, max_tokens: int = 2048, seed: int = 0, prompts_only: bool = False
+    model: PreTrainedModel,
+    max_tokens: int = 2048,
+    seed: int = 0,
+    prompts_only: bool = False,
+    on_pass: Callable[[Records], Any] = lambda records: None,
 ) -> Iterator[RoutingRecording]:
     """Within the block, every forward pass of the model, also within ``generate``, is taken in.
 
@@ -105,6 +109,7 @@ def record_routing(
         seed: draws the sample.
         prompts_only: leave out the passes of one token per row that ``generate`` makes after the first. In them rows whose answer
             has ended go on until the longest has, and nothing tells these tokens from others.
+        on_pass: is told what each layer did in each pass.
 
     Raises:
         ValueError: the model is not a sparse model that this library can watch.
@@ -114,6 +119,7 @@ def record_routing(
     def note(records: Records) -> None:
         if not prompts_only or next(iter(records.values())).modality.shape[1] > 1:
             recording.add(records)
+        on_pass(records)
 
     with _listening(model, note):
         yield recording

@@ -19,7 +19,7 @@ from evomoe.model.budget import moe_restored, set_experts_per_token
 from evomoe.model.sparse_model import is_sparse
 from evomoe.serving.chat import load_conversations
 from evomoe.serving.conversation import Conversation, ConversationError, Said
-from evomoe.serving.look import page, page_under_another_picture
+from evomoe.serving.look import COLOURS, page, page_under_another_picture
 from evomoe.serving.sampling import Sampling
 from evomoe.serving.transformers_server import check_port
 
@@ -31,6 +31,20 @@ except ImportError as error:
 TRAINED, SHUFFLED = "as trained", "routers shuffled"
 UPLOAD, PIXELS = "20mb", 25_000_000
 """The largest file that may be uploaded, and the most pixels of a picture."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A token of the answer, and the expert, from 0, that came first in most layers."""
+
+    word: str
+    expert: int
+
+    def html(self) -> str:
+        """The word on its expert's colour."""
+        colour = ",".join(map(str, COLOURS[self.expert % len(COLOURS)]))
+        style = f"background:rgba({colour},0.6);color:#000;border-radius:4px;padding:.1rem .25rem;margin:1px;white-space:pre-wrap"
+        return f'<span class="chip" style="{style}" title="expert {self.expert + 1}">{html.escape(self.word)}</span>'
 
 
 @dataclass(frozen=True)
@@ -91,20 +105,24 @@ class Models:
     def ask(
         self, said: Mapping[str, Said], words: str, pictures: list[str], sampling: Sampling, routers: Routers
     ) -> Iterator[tuple[dict[str, str], dict[str, Said] | None, dict[str, str]]]:
-        """Asks all models; yields the answers so far, and at the end what was said and the pages.
+        """Asks all models; yields the answers so far and the words that were routed; at the end what was said and the pages.
 
         Raises:
             ConversationError: one of the models cannot be asked; then nothing was said to any.
         """
         answers, after, pages = dict.fromkeys(self.names, ""), dict(said), {}
+        chips = dict.fromkeys(self.names, "")
         for name, conversation in self.conversations.items():
             own = copy.copy(conversation)  # the model, but what this visitor said
             own.said = said[name]
             for picture in pictures:
                 own.add_picture(picture)
             for piece in self._answer(own, words, sampling, routers, pages, name):
-                answers[name] += piece
-                yield answers, None, {}
+                if isinstance(piece, Chip):
+                    chips[name] += piece.html()
+                else:
+                    answers[name] += piece
+                yield answers, None, chips
             after[name] = own.said
         yield answers, after, pages
 
@@ -124,13 +142,13 @@ class Models:
 
     def _answer(
         self, own: Conversation, words: str, sampling: Sampling, routers: Routers, pages: dict[str, str], name: str
-    ) -> Iterator[str]:
-        pieces: queue.Queue[str | BaseException | None] = queue.Queue()
+    ) -> Iterator["str | Chip"]:
+        pieces: queue.Queue[str | Chip | BaseException | None] = queue.Queue()
 
         def work() -> None:
             try:
                 with self._one_at_a_time, routers.applied(own):
-                    own.say(words, sampling, pieces.put)
+                    own.say(words, sampling, pieces.put, lambda word, expert: pieces.put(Chip(word, expert)))
                     pages[name] = page(own, f"{name}, {routers.kind}") if own.is_sparse else ""
                 pieces.put(None)
             except BaseException as error:
@@ -179,7 +197,10 @@ def build(models: Models) -> gr.Blocks:
                     text = _together(answers)
                     shown_now = [*shown, *question, {"role": "assistant", "content": text}]
                     if after is None:
-                        yield shown_now, gr.skip(), gr.skip(), gr.skip(), *[gr.skip()] * len(views), gr.skip()
+                        written = [
+                            f'<p style="line-height:2">{pages[name]}</p>' if pages[name] else gr.skip() for name in models.names
+                        ]
+                        yield shown_now, gr.skip(), gr.skip(), gr.skip(), *written, gr.skip()
                     else:
                         frames = [_frame(pages[name]) for name in models.names]
                         yield shown_now, after, before, None, *frames, _files(pages)
@@ -250,7 +271,7 @@ def _frame(text: str) -> str:
     """A page inside the app, which can reach nothing of it."""
     if not text:
         return "<p>This model is dense: it has no experts.</p>"
-    return f'<iframe sandbox="allow-scripts" title="Which expert took what" style="width:100%;height:820px;border:0" srcdoc="{html.escape(text)}"></iframe>'
+    return f'<iframe sandbox="allow-scripts allow-downloads" title="Which expert took what" style="width:100%;height:820px;border:0" srcdoc="{html.escape(text)}"></iframe>'
 
 
 def _files(pages: Mapping[str, str]) -> list[str] | None:

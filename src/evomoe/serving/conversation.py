@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
 from evomoe.analysis.evaluation_mode import evaluation_mode
-from evomoe.analysis.recording import record_routing
+from evomoe.analysis.recording import Records, record_routing
 from evomoe.analysis.routing_load import RoutingLoad
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.images import Shape, check_image, open_rgb
@@ -28,6 +28,9 @@ from evomoe.serving.sampling import Sampling
 from evomoe.support.device import best_device, moved, prepare
 from evomoe.support.processor import Processor, tokenizer_of
 from evomoe.support.text import counted
+
+OnText = Callable[[str], Any]
+OnToken = Callable[[str, int], Any]
 
 
 class ConversationError(ValueError):
@@ -124,11 +127,15 @@ class Conversation:
             raise ConversationError(str(error)) from error
         self.said = replace(self.said, waiting=(*self.said.waiting, path))
 
-    def say(self, words: str, sampling: Sampling, on_text: Callable[[str], Any] = lambda text: None) -> str:
+    def say(
+        self, words: str, sampling: Sampling, on_text: OnText = lambda text: None, on_token: OnToken = lambda text, expert: None
+    ) -> str:
         """Asks, and gives the answer.
 
         Args:
             on_text: is told each piece of the answer as it is written.
+            on_token: is told each token of the answer of a sparse model once it has been routed, and the expert, from 0, that came
+                first in most layers.
 
         Raises:
             ConversationError: nothing was said, or there is no room for an answer. The conversation is as it was before.
@@ -147,7 +154,7 @@ class Conversation:
                 f"The conversation has {counted(length, 'token')} with this question, and the model reads {self.context} at most; "
                 "begin a new one."
             )
-        last = self._answer(inputs, room, sampling, on_text)
+        last = self._answer(inputs, room, sampling, on_text, on_token)
         answer = self._tokenizer.decode(last.ids_T[length:], skip_special_tokens=True).strip()
         self.said = Said((*turns, Turn("assistant", answer)), pictures, last=last)
         return answer
@@ -184,8 +191,14 @@ class Conversation:
             raise ConversationError(str(error)) from error
 
     @torch.inference_mode()
-    def _answer(self, inputs: Any, room: int, sampling: Sampling, on_text: Callable[[str], Any]) -> Answered:
+    def _answer(self, inputs: Any, room: int, sampling: Sampling, on_text: OnText, on_token: OnToken) -> Answered:
         pieces = _Pieces(self._tokenizer, on_text)
+
+        def routed(records: Records) -> None:
+            if pieces.answered:  # the first pass is the question's
+                first_L = torch.stack([record.routing.index_TK[-1, 0] for record in records.values()])
+                on_token(self.decode(pieces.answered[-1:]), int(first_L.mode().values))
+
         ends = {
             name: getattr(self.model.generation_config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
         }
@@ -195,7 +208,7 @@ class Conversation:
         load = None
         with evaluation_mode(self.model):
             if is_sparse(self.model):
-                with record_routing(self.model, max_tokens=1) as recording:
+                with record_routing(self.model, max_tokens=1, on_pass=routed) as recording:
                     tokens_BS: Tensor = generate(**inputs, generation_config=settings, streamer=pieces)
                 load = RoutingLoad.of(self.model, recording)
             else:
@@ -209,6 +222,14 @@ class _Pieces(TextStreamer):
     def __init__(self, tokenizer: Any, on_text: Callable[[str], Any]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._on_text = on_text
+        self.answered: list[int] = []
+        self._asked = False
+
+    def put(self, value: Tensor) -> None:
+        """Told of the question's ids first, then of each token."""
+        self.answered += value.flatten().tolist() if self._asked else []
+        self._asked = True
+        super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if text:

@@ -26,6 +26,17 @@ from evomoe.support.files import write_text
 from evomoe.support.names import refuse_existing
 
 TEMPLATE = Path(__file__).with_name("page.html")
+COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (120, 120, 120),
+)
+"""Okabe and Ito's, which the colour-blind can tell."""
 LARGEST_SIDE = 768
 """Pixels of a picture on the page."""
 
@@ -112,6 +123,7 @@ def page(conversation: Conversation, name: str, remark: str = "") -> str:
         "answer": conversation.said.turns[-1].text,
         "note": note,
         "load": last.load.sentence(),
+        "colours": COLOURS,
         "pictures": [_data_url(picture) for picture in pictures],
         "tokens": _tokens(conversation, last.ids_T, asked, image_tokens, places),
         **_of_routing(routing),
