@@ -2,12 +2,14 @@
 
 import io
 import os
+import stat
 import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from evomoe.data.pixels import to_rgb
 from evomoe.recipe.options import ImageAspect, check_image_aspect
 from evomoe.support.processor import Processor
 
@@ -32,20 +34,21 @@ class ImageFolder:
     """
 
     def __init__(self, folder: str | os.PathLike[str], allow_absolute_outside: bool) -> None:
-        self.folder = os.path.realpath(folder)
+        self.folder = os.path.abspath(folder)
         self.allow_absolute_outside = allow_absolute_outside
 
     def resolve(self, path: str) -> str:
-        """Returns the absolute path with all symbolic links followed.
+        """Returns the absolute path. Links that lie in the folder are its owner's, and may lead out of it; the path may not.
 
         Raises:
             BadImageError: The path leaves the folder.
         """
         if "\0" in path:
             raise BadImageError(f"the image path {path!r} holds a null character")
-        resolved = os.path.realpath(os.path.join(self.folder, path))
+        resolved = os.path.normpath(os.path.join(self.folder, path))
         free = os.path.isabs(path) and self.allow_absolute_outside
-        if not free and not Path(resolved).is_relative_to(self.folder):
+        inside = Path(resolved).is_relative_to(self.folder) or Path(resolved).is_relative_to(os.path.realpath(self.folder))
+        if not free and not inside:
             raise BadImageError(f"the image path {path!r} leaves the image folder {self.folder}")
         return resolved
 
@@ -142,9 +145,13 @@ def _open_file(source: str | bytes) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
     try:
+        kind = os.stat(source).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for whoever writes into it
+            raise BadImageError(f"image {source} is not a regular file")
         return open(source, "rb")
     except FileNotFoundError:
-        raise MissingImageError(f"image {source} does not exist") from None
+        leads_to = f" (a link to {os.path.realpath(source)})" if os.path.realpath(source) != os.path.abspath(source) else ""
+        raise MissingImageError(f"image {source} does not exist{leads_to}") from None
     except OSError as error:
         raise BadImageError(f"image {source} cannot be read: {error.strerror}") from error
 
@@ -171,6 +178,6 @@ def _tail(file: BinaryIO) -> bytes:
 
 def _decode(picture: Image.Image, name: str) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(picture))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise BadImageError(f"image {name} cannot be decoded: {error}") from error

@@ -1,5 +1,7 @@
 """Where rows of training data come from: JSON, JSON lines, saved and hub datasets, objects in memory."""
 
+import io
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,6 +51,8 @@ def open_source(data: "str | os.PathLike[str] | Sequence[Any] | datasets.Dataset
 def _open_named(name: str) -> Source:
     path = Path(name)
     suffix = path.suffix.lower()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{name} is not a regular file; write its contents into one, ending in .json or .jsonl.")
     if path.is_file():
         if suffix not in (".json", ".jsonl"):
             raise ValueError(f"{name}: data files end in .json (a list of records) or .jsonl (one record a line)")
@@ -61,10 +65,25 @@ def _open_named(name: str) -> Source:
 
 def _read_json(path: Path) -> list[Any]:
     with _open_text(path) as file:
-        rows = parse_json(file.read(), path.name, first_line=1)
+        text = file.read()
+    try:
+        rows = parse_json(text, path.name, first_line=1)
+    except ValueError:
+        if not _looks_like_lines(text):
+            raise
+        return _read_json_lines(path)
     if not isinstance(rows, list):
         raise ValueError(f"{path.name}: the file must hold a list of records, not {_json_type(rows)}")
     return rows
+
+
+def _looks_like_lines(text: str) -> bool:
+    """Whether a text that is no JSON is JSON lines: its first two lines are objects."""
+    first = [line for line in itertools.islice(io.StringIO(text), 20) if line.strip()][:2]
+    try:
+        return len(first) == 2 and all(isinstance(parse_json(line, ""), dict) for line in first)
+    except ValueError:
+        return False
 
 
 def _read_json_lines(path: Path) -> list[Any]:

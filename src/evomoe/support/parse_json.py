@@ -17,3 +17,11 @@ def parse_json(text: str, name: str, first_line: int = 1, make_object: Callable[
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise ValueError(f"{name}, line {line}, column {error.colno}: broken JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError(f"{name}: broken JSON: lists or objects lie in each other too deeply.") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{name}: broken JSON: {error}") from error
+    except MemoryError as error:
+        raise ValueError(
+            f"{name}: this much JSON does not fit into memory; write JSON lines (.jsonl), one record a line."
+        ) from error
