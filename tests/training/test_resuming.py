@@ -48,13 +48,17 @@ def test_a_half_written_checkpoint_is_not_resumed_from(workspace, kill_at):
     assert folder.last_checkpoint().name == "checkpoint-2"
 
 
-def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_from_there(workspace, monkeypatch):
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_a_cluster_s_end_saves_a_checkpoint_and_the_run_goes_on_from_there(workspace, monkeypatch, number, times):
+    """Sent twice at once, as torchrun does, it is one."""
     recipe = make_recipe(workspace, stages=(2,))
-    original, handler = EvoMoETrainer.training_step, signal.getsignal(signal.SIGINT)
+    original, handler = EvoMoETrainer.training_step, signal.getsignal(number)
 
     def press_ctrl_c(self, *args, **kwargs):
         if self.state.global_step == 2 and not self.interrupt.asked:
-            signal.raise_signal(signal.SIGINT)
+            for _ in range(times):
+                signal.raise_signal(number)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(EvoMoETrainer, "training_step", press_ctrl_c)
@@ -64,7 +68,24 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on_from_there(workspace, mon
     assert folder.last_checkpoint().name == "checkpoint-3" and not folder.model.exists()
     monkeypatch.undo()
     assert run(recipe, resume=True) == folder.model
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
+
+
+def test_a_second_ctrl_c_ends_it_at_once(workspace, monkeypatch):
+    recipe = make_recipe(workspace, stages=(2,))
+    original = EvoMoETrainer.training_step
+
+    def press_twice(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(EvoMoETrainer, "training_step", press_twice)
+    monkeypatch.setattr("evomoe.training.callbacks.AT_ONCE", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe)
+    assert RunFolder(recipe.output).stage(2).last_checkpoint().name == "checkpoint-2"
 
 
 def test_a_run_that_goes_on_if_it_has_begun_is_the_same_recipe_s(workspace):

@@ -4,10 +4,12 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from accelerate.utils import extract_model_from_parallel
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -120,32 +122,50 @@ def _is_json(line: str) -> bool:
     return True
 
 
+AT_ONCE = 2.0
+"""Seconds within which a second signal is the first one, sent twice."""
+
+
 class InterruptCallback(TrainerCallback):
-    """The first Ctrl-C ends training after the current step, with a checkpoint; the second ends it at once."""
+    """The first Ctrl-C, or a cluster's SIGTERM, ends training after the current step, with a checkpoint; the second ends it at once.
+
+    Every process stops after the same step, whichever was told: a checkpoint needs them all.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self._since = False, 0.0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes over Ctrl-C for the duration of the block."""
+        """Takes over both signals for the duration of the block."""
         self.asked = False
-        if threading.current_thread() is not threading.main_thread():  # nobody can press Ctrl-C there
+        if threading.current_thread() is not threading.main_thread():  # nobody can send them there
             yield
             return
-        previous = signal.signal(signal.SIGINT, self._ask)
+        previous = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _ask(self, signum, frame) -> None:
-        if self.asked:
+        # torchrun hands a terminal's Ctrl-C on to processes that have had it already.
+        if self.asked and time.monotonic() - self._since > AT_ONCE:
             raise KeyboardInterrupt
-        self.asked = True
-        tqdm.write("Stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.", file=sys.stderr)
+        if self.asked:
+            return
+        self.asked, self._since = True, time.monotonic()
+        again = "; press Ctrl-C again to stop at once" if signum == signal.SIGINT else ""
+        tqdm.write(f"Stopping after this step and saving a checkpoint{again}.", file=sys.stderr)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            told = torch.tensor(float(self.asked), device=args.device)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            self.asked = bool(told)
         if self.asked:
             control.should_save = control.should_training_stop = True
         return control
