@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from evomoe.model.routers import ROUTERS
 from evomoe.recipe.named_recipes import EVOMOE, RECIPES
 from evomoe.recipe.named_values import parse_named_values
 from evomoe.recipe.options import STAGES, EvolutionOptions, MoEOptions, StageOptions
@@ -130,6 +131,49 @@ def test_what_cannot_work_is_refused(changes, message):
 def test_stage_options_must_be_positive(stage, field, value):
     with pytest.raises(OptionError, match=f"^stage{stage}.{field}: {value} must be a (positive|whole) number"):
         EVOMOE.but(**{f"stage{stage}": StageOptions(**{field: value})})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("learning_rate", 1e30),
+        ("learning_rate", 101.0),
+        ("epochs", 1e18),
+        ("steps", 10**12),
+        ("batch_size", 10**9),
+        ("accumulation", 10**9),
+    ],
+)
+def test_numbers_that_no_run_takes_are_refused(field, value):
+    with pytest.raises(OptionError, match=f"^stage1.{field}: .*(is the most|from . to)"):
+        EVOMOE.but(stage1=StageOptions(**{field: value}))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_experts": 10**6}, {"router_options": {"hypernet_width": 10**9}}, {"router_options": {"cap": math.inf}}]
+)
+def test_mixtures_that_no_machine_holds_are_refused(changes):
+    with pytest.raises(OptionError):
+        router = ROUTERS["dtr"]
+        recipe = EVOMOE.but(**changes)
+        router.read(recipe.moe.router_options, recipe.moe.num_experts)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_grad_norm", math.nan),
+        ("max_grad_norm", -1),
+        ("save_steps", 0),
+        ("save_steps", -1),
+        ("weight_decay", math.inf),
+        ("logging_steps", 0),
+    ],
+)
+def test_numbers_of_the_trainer_that_it_would_take_are_refused(name, value):
+    for changes in ({"trainer": {name: value}}, {"stage2": replace(EVOMOE.stage2, trainer={name: value})}):
+        with pytest.raises(OptionError, match=f"trainer: {name}=.* must be a finite number"):
+            EVOMOE.but(**changes)
 
 
 @pytest.mark.parametrize(("field", "value"), [("steps", -1), ("steps", 2.5), ("batch_size", 2.5), ("accumulation", "2")])

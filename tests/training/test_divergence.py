@@ -15,7 +15,7 @@ from evomoe.training.run import run
 
 def test_a_rate_that_no_model_survives_ends_the_run(workspace):
     recipe = make_recipe(workspace, stages=(1,), steps=6)
-    recipe = recipe.but(stage1=replace(recipe.stage1, learning_rate=1e30))
+    recipe = recipe.but(stage1=replace(recipe.stage1, learning_rate=100.0), trainer={"optim": "sgd", "max_grad_norm": 0.0})
     with pytest.raises(ValueError, match=r"^Training stopped before step \d: the (loss is|gradients are) not finite") as caught:
         run(recipe, report=False)
     assert "Try a lower `learning_rate`" in str(caught.value)

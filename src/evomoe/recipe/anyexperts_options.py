@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from evomoe.recipe.row_options import RouterOptions, RouterWarning
+from evomoe.recipe.row_options import RouterOptions, RouterWarning, check_width
 from evomoe.support.errors import OptionError
 
 SlotKind = Literal["zero", "identity", "constant"]
@@ -155,8 +155,7 @@ class AnyExpertsOptions(Choice, Cap, Slots):
 
     def check(self, num_experts: int) -> None:
         super().check(num_experts)
-        if self.importance_width < 1:
-            raise OptionError("importance_width", f"{self.importance_width} must be at least 1.")
+        check_width("importance_width", self.importance_width)
 
     def check_choice(self, top_k: int, gate_needs_two: bool, num_experts: int) -> None:
         """Makes sure that tokens can have so many slots, and that the gate gives the router a gradient.

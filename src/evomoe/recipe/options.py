@@ -11,6 +11,9 @@ from evomoe.support.errors import OptionError
 ImageAspect = Literal["auto", "pad", "keep"]
 
 
+MOST_EXPERTS, HIGHEST_RATE, MOST_PASSES, MOST_STEPS, MOST_RECORDS = 4096, 100.0, 1e6, 10**9, 10**6
+"""Beyond these no machine holds a mixture, and no run ends or learns."""
+
 STAGES = {0: "align", 1: "warmup", 2: "evolution", 3: "routing"}
 
 
@@ -43,9 +46,23 @@ _FIXED = {
 """TrainingArguments that ``trainer`` refuses: each has an option of its own, of the stage or of the run, or only one good value."""
 
 
-def check_positive(option: str, value: float) -> None:
+_NUMBERS = {
+    "max_grad_norm": (0, False),
+    "weight_decay": (0, False),
+    "warmup_steps": (0, False),
+    "save_steps": (0, True),
+    "logging_steps": (0, True),
+    "save_total_limit": (1, False),
+    "adam_epsilon": (0, True),
+}
+"""TrainingArguments that Hugging Face's Trainer takes at any value: the least, and whether it must be more."""
+
+
+def check_positive(option: str, value: float, high: float = math.inf) -> None:
     if not 0 < value < math.inf:  # false for nan
         raise OptionError(option, f"{value} must be a positive number.")
+    if value > high:
+        raise OptionError(option, f"{value:g} is more than any run takes; {high:g} is the most.")
 
 
 def check_whole(option: str, value: int, low: int, high: float = math.inf, hint: str = "") -> None:
@@ -63,6 +80,13 @@ def check_trainer(option: str, names: dict[str, Any], stages: tuple[int, ...]) -
             raise OptionError(option, f"{name} has an option of its own; use `{_RUN_OPTION_OF[name]}`.")
         if name in _FIXED:
             raise OptionError(option, f"{name} cannot be chosen ({_FIXED[name]}); leave it out.")
+        value = names[name]
+        if name in _NUMBERS and isinstance(value, int | float) and not isinstance(value, bool):
+            low, above = _NUMBERS[name]
+            if not (low < value if above else low <= value) or value == math.inf:  # false for nan
+                raise OptionError(
+                    option, f"{name}={value!r} must be a finite number {'above' if above else 'of at least'} {low}."
+                )
 
 
 def check_on_bad_record(value: str) -> None:
@@ -116,6 +140,7 @@ class MoEOptions:
         check_types(self)
         if self.num_experts < 2:
             raise OptionError("num_experts", f"{self.num_experts} is too few; a mixture needs at least 2.")
+        check_whole("num_experts", self.num_experts, 2, MOST_EXPERTS)
         if not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise OptionError(
                 "num_experts_per_tok",
@@ -242,10 +267,10 @@ class StageOptions:
     def check(self) -> None:
         """Raises OptionError if a value cannot be trained with; the recipe checks ``trainer``, which may be about other options."""
         check_types(self)
-        check_positive("learning_rate", self.learning_rate)
-        check_positive("epochs", self.epochs)
-        check_whole("steps", self.steps, 0, hint="; 0 trains by epochs")
-        check_whole("batch_size", self.batch_size, 1)
-        check_whole("accumulation", self.accumulation, 1)
+        check_positive("learning_rate", self.learning_rate, HIGHEST_RATE)
+        check_positive("epochs", self.epochs, MOST_PASSES)
+        check_whole("steps", self.steps, 0, MOST_STEPS, hint="; 0 trains by epochs")
+        check_whole("batch_size", self.batch_size, 1, MOST_RECORDS)
+        check_whole("accumulation", self.accumulation, 1, MOST_RECORDS)
         if self.seen_records is not None:
             check_whole("seen_records", self.seen_records, 0)

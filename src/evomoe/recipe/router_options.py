@@ -1,11 +1,12 @@
 """The options of the routers, as data: the command line shows them without torch. A router's network is in its own file."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from evomoe.recipe.anyexperts_options import AnyExpertsOptions, SlotKind
 from evomoe.recipe.named_values import NamedValues
-from evomoe.recipe.row_options import RouterOptions
+from evomoe.recipe.row_options import RouterOptions, check_width
 from evomoe.support.errors import OptionError
 
 
@@ -27,10 +28,9 @@ class DTROptions(RouterOptions):
 
     def check(self, num_experts: int) -> None:
         for name in ("hypernet_width", "rank"):
-            if getattr(self, name) < 1:
-                raise OptionError(name, f"{getattr(self, name)} must be at least 1.")
-        if self.cap < 0:
-            raise OptionError("cap", f"{self.cap:g} must not be negative; 0 bounds no logits.")
+            check_width(name, getattr(self, name))
+        if not 0 <= self.cap < math.inf:
+            raise OptionError("cap", f"{self.cap:g} must be finite and not negative; 0 bounds no logits.")
 
 
 @dataclass(frozen=True)

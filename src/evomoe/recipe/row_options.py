@@ -58,6 +58,18 @@ def describe_options(kind: type[RowOptions]) -> str:
     )
 
 
+WIDEST = 16_384
+"""A router's hidden layer wider than that is larger than the experts that it chooses among."""
+
+
+def check_width(option: str, width: int) -> None:
+    """Raises OptionError if a router's hidden layer cannot be so wide."""
+    if width < 1:
+        raise OptionError(option, f"{width} must be at least 1.")
+    if width > WIDEST:
+        raise OptionError(option, f"{width} is wider than the experts that the router would choose among; {WIDEST} is the most.")
+
+
 def read_options(kind: type[AnyOptions], values: Mapping[str, Any], of: str) -> AnyOptions:
     """Makes the options of plain values, as a configuration or the command line has them.
 
