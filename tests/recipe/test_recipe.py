@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from evomoe.model.routers import ROUTERS
 from evomoe.recipe.named_recipes import EVOMOE, RECIPES
@@ -188,6 +190,22 @@ TRAINER_REFUSES = {
     "seed": "use `seed`", "data_seed": "use `seed`", "dataloader_num_workers": "use `workers`", "output_dir": "use `output`",
     "resume_from_checkpoint": "use `resume`", "remove_unused_columns": "leave it out", "eval_strategy": "`evomoe eval`",
 }  # fmt: skip
+
+
+PASSED_ON = ["accelerator_config", "activation_checkpointing", "activation_checkpointing_kwargs", "adam_beta1", "adam_beta2", "adam_epsilon", "average_tokens_across_devices", "bf16", "dataloader_drop_last", "dataloader_in_order", "dataloader_multiprocessing_context", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout", "debug", "deepspeed", "enable_jit_checkpoint", "fp16", "fsdp", "fsdp_config", "full_determinism", "gradient_checkpointing", "gradient_checkpointing_kwargs", "include_num_input_tokens_seen", "label_smoothing_factor", "liger_kernel_config", "log_level", "log_level_replica", "log_on_each_node", "logging_first_step", "logging_steps", "logging_strategy", "lr_scheduler_kwargs", "lr_scheduler_type", "max_grad_norm", "neftune_noise_alpha", "optim", "optim_args", "optim_target_modules", "parallelism_config", "project", "report_to", "restore_callback_states_from_checkpoint", "run_name", "save_on_each_node", "save_steps", "save_strategy", "save_total_limit", "skip_memory_metrics", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id", "train_sampling_strategy", "use_cpu", "use_liger_kernel", "warmup_steps", "weight_decay"]
+
+
+def test_every_argument_of_the_trainer_was_looked_at():
+    """Each is passed on, has an option here, or is refused with a reason: a new one of transformers has to be looked at."""
+    refused = []
+    for name in TrainingArguments.__dataclass_fields__:
+        try:
+            EVOMOE.but(trainer={name: 1})
+        except OptionError as error:
+            assert re.search("has an option of its own|cannot be chosen", str(error)), name
+            refused.append(name)
+    assert sorted(TrainingArguments.__dataclass_fields__.keys() - {*refused} - {*PASSED_ON}) == []
+    assert not {*refused} & {*PASSED_ON}
 
 
 @pytest.mark.parametrize(("name", "remedy"), TRAINER_REFUSES.items())

@@ -39,10 +39,35 @@ _RUN_OPTION_OF = {
 }
 
 
+_EVALUATES, _PUBLISHES = (
+    "`evomoe eval` scores the trained model",
+    "`push_to_hub` of the trained model does, and no token stands in a recipe",
+)
 _FIXED = {
     "remove_unused_columns": "records have no columns that the model does not use",
-    "eval_strategy": "`evomoe eval` scores the trained model",
-}
+    "label_names": "records have labels of one name",
+    "length_column_name": "records know their lengths",
+    "do_train": "the stages train",
+    "auto_find_batch_size": "another batch size takes other records in other steps than the run has planned",
+    "ignore_data_skip": "a run that goes on would see records twice",
+    "save_only_model": "a run could not go on from such a checkpoint",
+    "logging_nan_inf_filter": "a loss that is not a number ends training",
+    "disable_tqdm": "the bar is evomoe's own",
+    "local_rank": "torchrun says it",
+    "use_cache": "training keeps no cache",
+    **dict.fromkeys(
+        (
+            "batch_eval_metrics", "bf16_full_eval", "do_eval", "do_predict", "eval_accumulation_steps", "eval_delay",
+            "eval_do_concat_batches", "eval_on_start", "eval_steps", "eval_strategy", "eval_use_gather_object", "fp16_full_eval",
+            "greater_is_better", "include_for_metrics", "load_best_model_at_end", "metric_for_best_model",
+            "per_device_eval_batch_size", "prediction_loss_only",
+        ),
+        _EVALUATES,
+    ),
+    **dict.fromkeys(
+        ("push_to_hub", "hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_token"), _PUBLISHES
+    ),
+}  # fmt: skip
 """TrainingArguments that ``trainer`` refuses: each has an option of its own, of the stage or of the run, or only one good value."""
 
 
