@@ -21,6 +21,7 @@ from evomoe.cli import main
 from evomoe.cli.listing import TABLES
 from evomoe.cli.terminal import plain_warnings
 from evomoe.recipe.named_recipes import RECIPES
+from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.row_options import RouterWarning
 
 SNAPSHOT = Path(__file__).with_name("cli_surface.txt")
@@ -160,6 +161,17 @@ def test_an_unknown_recipe_names_the_known_ones(capsys):
         capsys.readouterr().err
         == f"evomoe: --recipe: there is no 'moe_llava'; choose from {', '.join(RECIPES)}, or name a recipe.json.\n"
     )
+
+
+def test_a_recipe_s_file_alone_runs_no_remote_code(workspace, capsys):
+    recipe = Recipe(str(workspace / "model"), str(workspace / "data.json"), str(workspace / "out"), trust_remote_code=True)
+    recipe.save(workspace / "recipe.json")
+    arguments = ["train", "--recipe", str(workspace / "recipe.json"), "--dry-run"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "asks to run code from the model's repository. If you trust it, add --trust-remote-code" in capsys.readouterr().err
+    for answer in ("--trust-remote-code", "--no-trust-remote-code"):
+        assert main([*arguments, answer, "--image-root", str(workspace / "images")]) == 0
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -61,6 +61,12 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
             base = Recipe.load(name)
         except (ValueError, OSError) as error:
             refuse(OptionError("recipe", str(error)))
+        if base.trust_remote_code and not {"--trust-remote-code", "--no-trust-remote-code"} & {*arguments}:
+            refuse(
+                OptionError(
+                    "recipe", f"{name} asks to run code from the model's repository. If you trust it, add `--trust-remote-code`."
+                )
+            )
     else:
         base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
 
