@@ -64,7 +64,7 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
         if base.trust_remote_code and not {"--trust-remote-code", "--no-trust-remote-code"} & {*arguments}:
             refuse(
                 OptionError(
-                    "recipe", f"{name} asks to run code from the model's repository. If you trust it, add `--trust-remote-code`."
+                    "recipe", f"{name} asks to run code from the model's repository. If you trust it, add --trust-remote-code."
                 )
             )
     else:
