@@ -87,7 +87,6 @@ def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page,
         "chat",
         "app",
         "look",
-        "serve",
         "evaluate",
         "score",
         "table",
@@ -97,6 +96,8 @@ def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page,
     )
     for verb in verbs:
         monkeypatch.setattr(cli, verb, _stand_in(getattr(cli, verb), taken))
+    serve_with = cli.serve_with
+    monkeypatch.setattr(cli, "serve_with", lambda own: _stand_in(serve_with(own), taken))
     monkeypatch.setattr("evomoe.cli.verbs.check_paths", lambda *args: None)  # the pages' files are examples
     monkeypatch.setattr("evomoe.training.run.run", lambda *args, **kwargs: taken.append("train"), raising=True)
     monkeypatch.setattr("evomoe.training.dry_run.describe", lambda recipe, resume: taken.append("train") or "")

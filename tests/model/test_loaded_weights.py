@@ -90,8 +90,8 @@ def test_a_sparse_folder_with_a_fault_is_refused_by_transformers_own_call_too(fa
 def test_a_person_who_knows_better_may_go_on(dense, tmp_path, capsys):
     rewrite(dense, without("vision_tower.encoder.layers.1."))
     assert cli.main(["upcycle", str(dense), str(tmp_path / "out")]) == 1
-    assert "--allow-missing" in capsys.readouterr().err
-    assert cli.main(["upcycle", str(dense), str(tmp_path / "out"), "--allow-missing"]) == 0
+    assert "--allow-missing-weights" in capsys.readouterr().err
+    assert cli.main(["upcycle", str(dense), str(tmp_path / "out"), "--allow-missing-weights"]) == 0
     assert load_model(tmp_path / "out").moe_blocks
 
 

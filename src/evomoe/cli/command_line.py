@@ -32,8 +32,8 @@ from evomoe.support.version import __version__
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; errors a user can mend are one line, without a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "--allow-missing" in arguments:  # of every verb that loads a model, and of the processes that it starts
-        arguments = [argument for argument in arguments if argument != "--allow-missing"]
+    if "--allow-missing-weights" in arguments:  # of every verb that loads a model, and of the processes that it starts
+        arguments = [argument for argument in arguments if argument != "--allow-missing-weights"]
         os.environ[ALLOW_MISSING] = "1"
     engine_options: list[str] = []
     if arguments[:1] == ["serve"] and "--" in arguments:

@@ -67,7 +67,7 @@ def check_weights(model: PreTrainedModel, found: Mapping[str, Any], source: str)
     if (missing := sorted(found["missing_keys"])) and os.environ.get(ALLOW_MISSING) != "1":
         raise ValueError(
             f"{source}: {counted(len(missing), 'tensor')} of the model {'is' if len(missing) == 1 else 'are'} not in it, e.g. "
-            f"{missing[0]}; random numbers would stand there. If you know that they do not matter, add `--allow-missing`, or set "
+            f"{missing[0]}; random numbers would stand there. If you know that they do not matter, add `--allow-missing-weights`, or set "
             f"{ALLOW_MISSING}=1 in Python."
         )
     for name, parameter in model.named_parameters():

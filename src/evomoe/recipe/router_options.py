@@ -30,7 +30,7 @@ class DTROptions(RouterOptions):
         for name in ("hypernet_width", "rank"):
             check_width(name, getattr(self, name))
         if not 0 <= self.cap < math.inf:
-            raise OptionError("cap", f"{self.cap:g} must be finite and not negative; 0 bounds no logits.")
+            raise OptionError("cap", f"{self.cap:g} must be finite and not be negative; 0 bounds no logits.")
 
 
 @dataclass(frozen=True)
