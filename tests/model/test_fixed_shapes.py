@@ -64,7 +64,11 @@ def graphs_of_a_dense_step() -> int:
     return len(graphs)
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+QUICK = ("dtr", "anyexperts")
+"""Compiling takes seconds: these in each run, the others with the slow tests."""
+
+
+@pytest.mark.parametrize("router", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ROUTERS])
 def test_a_step_is_compiled_whole_as_a_dense_one_and_gives_the_same_scores(router, graphs_of_a_dense_step):
     model, inputs = sparse_llava(router), inputs_for("llava", (1,))
     graphs, compiled = graphs_of(model)

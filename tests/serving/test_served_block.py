@@ -57,7 +57,14 @@ def test_a_served_block_gives_what_the_block_gives(router):
         assert torch.equal(x_BSD, before)
 
 
-@pytest.mark.parametrize("router", [name for name in ROUTERS if name != "shuffled"])
+QUICK = ("dtr", "top_p")
+"""Compiling takes seconds: these in each run, the others with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "router",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ROUTERS if name != "shuffled"],
+)
 def test_a_router_compiles_whole_and_makes_no_shape_of_the_data(router):
     """What surrounds the experts, which a server's kernels run: no graph break, the same code for any share of images."""
     torch.compiler.reset()
