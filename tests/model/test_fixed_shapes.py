@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import inputs_for, make, make_llava
+from tiny.router_options import ROUTER_OPTIONS
 from transformers import StaticCache
 
 from evomoe import upcycle
@@ -11,16 +12,7 @@ from evomoe.model.experts import Experts
 from evomoe.model.fixed_shapes import run_every_expert
 from evomoe.model.routers import ROUTERS
 
-OPTIONS = {
-    "anyexperts": {
-        "num_experts": 8,
-        "num_experts_per_tok": 3,
-        "router_options": {"virtual": "identity", "num_virtual": 2, "rho": 0.4},
-    },
-    "top_p": {"gate": "probability"},
-    "zero_computation": {"num_experts_per_tok": 2},
-    "linear": {"num_experts_per_tok": 2, "shared_expert": True},
-}
+OPTIONS = ROUTER_OPTIONS | {"linear": {"num_experts_per_tok": 2, "shared_expert": True}}
 
 
 def random_routers(model):

@@ -3,23 +3,16 @@
 import pytest
 import torch
 from tiny import make_llava
+from tiny.router_options import ROUTER_OPTIONS
 
 from evomoe import upcycle
 from evomoe.model.forward_pass import ForwardPass, running
 from evomoe.model.modality import Modality
 from evomoe.model.routers import ROUTERS
 from evomoe.serving.served_block import ServedBlock, served_class
-from evomoe.serving.vllm_engine import misfits, refusal
+from evomoe.serving.vllm_engine import refusal
 
-OPTIONS = {
-    "anyexperts": {
-        "num_experts": 8,
-        "num_experts_per_tok": 3,
-        "router_options": {"virtual": "identity", "num_virtual": 2, "rho": 0.4},
-    },
-    "top_p": {"gate": "probability"},
-    "zero_computation": {"num_experts_per_tok": 2},
-}
+OPTIONS = ROUTER_OPTIONS
 
 
 def blocks_of(router: str, **options):
@@ -129,4 +122,3 @@ def test_families_that_vllm_would_get_wrong_are_refused():
     other = upcycle(make_llava()).config
     other.evomoe = other.evomoe | {"base_model_type": "gemma3"}
     assert "the image tokens of gemma3 see each other" in refusal(other)
-    assert misfits() == []

@@ -37,10 +37,6 @@ class Grid:
     end: bool = False
     of_whole: bool = False
 
-    @property
-    def tokens(self) -> int:
-        return self.rows * (self.columns + self.line_ends) + self.end
-
 
 def tile_grids(processor: Any, sizes: Sequence[Size], inputs: Mapping[str, Any], image_tokens: int) -> list[Grid] | None:
     """The grids of a record's pictures, in the order of their tokens; None of a processor that no row is about.

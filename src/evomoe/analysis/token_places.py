@@ -58,7 +58,7 @@ def token_grids(image_tokens: int, pictures: int, inputs: Mapping[str, Any]) -> 
         patches = [(int(height), int(width)) for _, height, width in inputs["image_grid_thw"].tolist()]
     elif isinstance(pixels, Tensor) and (pixels.ndim != 4 or len(pixels) != pictures):
         raise NoPlacesError(
-            "the processor cuts pictures into tiles, and what a token stands for is not known here; docs/families.md names the "
+            "the processor cuts pictures into tiles, and what a token stands for is not known here; docs/chat.md names the "
             "families whose tokens have places."
         )
     else:

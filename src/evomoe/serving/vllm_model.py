@@ -60,6 +60,7 @@ class _EvoMoE(MoEMixin):
     def recursive_replace(self) -> None:
         """As vLLM does, told what it would read off the configuration of a family that was born sparse."""
         blocks, activation = self.blocks, activation_of(self.text_config)
+        self.noting = (blocks[0],)  # found once, not in each step; in a tuple, so that it is no second submodule
         # One tensor for all layers, always at the same address, as captured kernels need it.
         is_image_N = torch.zeros(self.longest, dtype=torch.bool, device=self.device_config.device)
         for block in blocks:
@@ -81,7 +82,7 @@ class _EvoMoE(MoEMixin):
     def forward(self, input_ids: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         """Notes which tokens are images, by the ids: a placeholder that the model itself wrote is one too, as in ``generate``."""
         if input_ids is not None:
-            is_image_N = self.blocks[0].is_image_N[: input_ids.shape[-1]].zero_()
+            is_image_N = self.noting[0].is_image_N[: input_ids.shape[-1]].zero_()
             for token in image_token_ids(self.config):
                 is_image_N |= input_ids.flatten() == token
         return super().forward(input_ids, *args, **kwargs)
