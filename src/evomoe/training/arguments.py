@@ -41,7 +41,7 @@ def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
 
 def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_records: int) -> TrainingArguments:
     """The Trainer's arguments for a stage: the recipe's, then the user's."""
-    options = recipe.stage(stage)
+    options, given = recipe.stage(stage), trainer_options(recipe, stage)
     steps = planned_steps(recipe, stage, num_records)
     arguments: dict[str, Any] = {
         "output_dir": str(folder.checkpoints),
@@ -67,5 +67,12 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
         "logging_nan_inf_filter": False,  # it would show 0 for a loss that is not a number
         "train_sampling_strategy": "group_by_length",
         "use_cpu": best_device().type == "cpu",
+        # A tower's last layers may be of no use to any batch. Only the reentrant kind of recomputation cannot do with this.
+        "ddp_find_unused_parameters": not _recomputes_reentrantly(given),
     }
-    return TrainingArguments(**arguments | trainer_options(recipe, stage))
+    return TrainingArguments(**arguments | given)
+
+
+def _recomputes_reentrantly(options: dict[str, Any]) -> bool:
+    kwargs = options.get("gradient_checkpointing_kwargs")
+    return bool(options.get("gradient_checkpointing")) and isinstance(kwargs, dict) and bool(kwargs.get("use_reentrant"))

@@ -22,6 +22,7 @@ from evomoe.support.processes import is_main_process
 from evomoe.support.text import counted
 from evomoe.training.arguments import training_arguments
 from evomoe.training.checked_run import CheckedRun
+from evomoe.training.every_part import keep_in_every_batch
 from evomoe.training.packing import check_packing, in_one_row, records_to_try
 from evomoe.training.record_order import RecordOrder, seen_records, taken_records
 from evomoe.training.trainable import set_trainable
@@ -61,6 +62,7 @@ def train(
     prepare(arguments.device)
     set_seed(recipe.seed)
     set_trainable(model, recipe.stage(stage).train, run.moe.moe_layers)
+    keep_in_every_batch(model, dataset)
     trainer = EvoMoETrainer(
         model=model,
         args=arguments,

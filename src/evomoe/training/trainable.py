@@ -12,6 +12,8 @@ from evomoe.model.structure import decoder_layers, ffn_names, module_name, part_
 from evomoe.support.errors import OptionError
 
 PARTS = ("text", "projector", "vision", "ffn", "router", "experts")
+PARTS_OF_PICTURES = ("projector", "vision")
+"""Those that a batch without pictures does not need."""
 
 
 def set_trainable(model: PreTrainedModel, what: str, moe_layers: Sequence[int]) -> list[str]:

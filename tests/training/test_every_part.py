@@ -1,0 +1,93 @@
+"""A part that sees pictures has a part in the loss of a batch without any."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from small_runs import changed, make_recipe, under
+from tiny import FAMILIES, inputs_for, make, make_records, write_workspace
+
+from evomoe.support.errors import OptionError
+from evomoe.training.every_part import Looking
+from evomoe.training.run import run
+from evomoe.training.trainable import set_trainable
+
+
+def gradients(model, inputs) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = model(**inputs, labels=inputs["input_ids"]).loss
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_that_a_picture_trains_is_in_the_graph_of_words_alone(family):
+    model = make(family).train()
+    set_trainable(model, "text+projector+vision", ())
+    with_picture, words = inputs_for(family, (1,)), inputs_for(family, (0, 0))
+    _, seen = gradients(model, with_picture)
+    loss_before, before = gradients(model, words)
+    model.register_forward_hook(Looking(model, with_picture), with_kwargs=True)
+    loss, after = gradients(model, words)
+    assert loss == loss_before
+    assert seen.keys() <= after.keys()
+    assert all(torch.equal(gradient, before.get(name, torch.zeros_like(gradient))) for name, gradient in after.items())
+    model.eval()
+    assert not model(**words, labels=words["input_ids"]).loss.isnan()
+
+
+def without_pictures(record: dict) -> dict:
+    turns = [turn | {"value": turn["value"].replace("<image>\n", "")} for turn in record["conversations"]]
+    return {"id": record["id"], "conversations": turns}
+
+
+def test_a_projector_trains_alone_though_batches_have_no_picture(tmp_path):
+    records = make_records(8)
+    workspace = write_workspace(
+        tmp_path, [record if number == 3 else without_pictures(record) for number, record in enumerate(records)]
+    )
+    recipe = make_recipe(workspace, stages=(0,), steps=8)
+    recipe = recipe.but(stage0=replace(recipe.stage0, batch_size=1, accumulation=1))
+    assert under(changed(workspace / "model", run(recipe)), "multi_modal_projector")
+
+
+def test_a_projector_does_not_train_alone_on_words(tmp_path):
+    workspace = write_workspace(tmp_path, [without_pictures(record) for record in make_records(8)])
+    with pytest.raises(OptionError, match="no record has a picture"):
+        run(make_recipe(workspace, stages=(0,)))
+
+
+@pytest.mark.parametrize("train", ["text+projector", "text+projector+vision"])
+def test_two_processes_of_which_one_has_pictures(tmp_path, train):
+    """Each batch is one record, half of them have no picture, and layers are recomputed: in DDP each waits for the other's gradients."""
+    workspace = write_workspace(tmp_path, [r if n % 2 else without_pictures(r) for n, r in enumerate(make_records(8))])
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "evomoe.cli",
+        "train",
+    ]
+    options = {"model": workspace / "model", "data": workspace / "data.json", "image-root": workspace / "images", "stages": 1}
+    options |= {
+        "output": workspace / "run",
+        "stage1.train": train,
+        "stage1.batch-size": 1,
+        "stage1.accumulation": 1,
+        "stage1.steps": 4,
+    }
+    flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    trainer = ["--trainer", "gradient_checkpointing=true", "train_sampling_strategy=random"]
+    done = subprocess.run([*command, *flags, *trainer], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    logged = [json.loads(line) for line in (workspace / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in logged if "loss" in entry] == [1, 2, 3, 4]
