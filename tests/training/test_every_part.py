@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 from small_runs import changed, make_recipe, under
 from tiny import FAMILIES, inputs_for, make, make_records, write_workspace
 
+from evomoe.model.structure import decoder_layers
 from evomoe.support.errors import OptionError
 from evomoe.training.every_part import Looking
 from evomoe.training.run import run
@@ -31,7 +34,7 @@ def test_all_that_a_picture_trains_is_in_the_graph_of_words_alone(family):
     with_picture, words = inputs_for(family, (1,)), inputs_for(family, (0, 0))
     _, seen = gradients(model, with_picture)
     loss_before, before = gradients(model, words)
-    model.register_forward_hook(Looking(model, with_picture), with_kwargs=True)
+    Looking(model, with_picture)
     loss, after = gradients(model, words)
     assert loss == loss_before
     assert seen.keys() <= after.keys()
@@ -91,3 +94,37 @@ def test_two_processes_of_which_one_has_pictures(tmp_path, train):
     assert done.returncode == 0, done.stderr[-3000:]
     logged = [json.loads(line) for line in (workspace / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in logged if "loss" in entry] == [1, 2, 3, 4]
+
+
+def sharded_worker(rank: int, folder: str) -> None:
+    """One process has a picture, the other words alone; all modules are sharded, so that both must run each of them."""
+    from torch.distributed.fsdp import fully_shard
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", timedelta(seconds=60), rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = make("llava").train()
+    set_trainable(model, "text+projector", ())
+    picture, words = inputs_for("llava", (1,)), inputs_for("llava", (0,))
+    Looking(model, picture)
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    for module in (*decoder_layers(model), model.model.multi_modal_projector, model):
+        fully_shard(module, mesh=mesh)
+    inputs = words if rank else picture
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    gradient = model.model.multi_modal_projector.linear_1.weight.grad.full_tensor()
+    torch.save(gradient, Path(folder) / f"{rank}.pt")
+    del model
+    torch.distributed.destroy_process_group()
+
+
+def test_sharded_processes_of_which_one_has_pictures(tmp_path):
+    torch.multiprocessing.spawn(sharded_worker, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    model = make("llava").train()
+    set_trainable(model, "text+projector", ())
+    _, expected = gradients(model, inputs_for("llava", (1,)))
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found, expected["model.multi_modal_projector.linear_1.weight"] / 2)

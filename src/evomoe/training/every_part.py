@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_utils import PreTrainedModel
@@ -31,7 +32,7 @@ def keep_in_every_batch(model: PreTrainedModel, dataset: ConversationDataset) ->
         return
     spare = _record_with_picture(dataset)
     if spare:
-        model.register_forward_hook(Looking(model, spare), with_kwargs=True)
+        Looking(model, spare)
     elif trained <= seeing:
         raise OptionError("data", "no record has a picture, and the parts of the model that see pictures are all that trains.")
 
@@ -47,32 +48,44 @@ def _record_with_picture(dataset: ConversationDataset) -> dict[str, Tensor]:
 
 
 class Looking:
-    """After a training pass without pictures: looks at a spare one, and adds nothing of it to the loss.
+    """Lets a model look at a spare picture in each training pass that has none, and adds nothing of it to the loss.
+
+    It looks before the pass: processes that share a sharded model must come to its parts in the same order.
 
     Args:
+        model: that trains.
         spare: inputs of one record with a picture.
     """
 
     def __init__(self, model: PreTrainedModel, spare: Mapping[str, Tensor]) -> None:
-        # Where pictures enter by attention, the layers that attend to them are left out too: the whole model must run.
-        self._look: Any = getattr(model.base_model, "get_image_features", model.forward)
-        known = inspect.signature(self._look).parameters
+        known = inspect.signature(_look(model)).parameters
         self._spare = {name: value for name, value in spare.items() if name in known}
+        self._nothing: Tensor | None = None
+        model.register_forward_pre_hook(self._before, with_kwargs=True)
+        model.register_forward_hook(self._after)
 
-    def __call__(self, model: nn.Module, _: tuple[Any, ...], inputs: dict[str, Any], outputs: Any) -> Any:
+    def _before(self, model: Any, _: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
         given = [name for name, value in inputs.items() if value is not None]
         if not model.training or "labels" not in given or any(map(_is_of_pictures, given)):
-            return None
-        own: Any = model
+            return
         spare = {
-            name: value.to(own.device, own.dtype if value.is_floating_point() else value.dtype)
+            name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
             for name, value in self._spare.items()
         }
-        seen = self._look(**spare)
+        seen = _look(model)(**spare)
         leaves = tree_leaves(dict(seen) if isinstance(seen, ModelOutput) else seen)
         features = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-        outputs["loss"] = outputs["loss"] + 0 * sum(feature.float().sum() for feature in features)
+        self._nothing = 0 * torch.stack([feature.float().sum() for feature in features]).sum()
+
+    def _after(self, _: nn.Module, __: tuple[Any, ...], outputs: Any) -> Any:
+        if self._nothing is not None:
+            outputs["loss"], self._nothing = outputs["loss"] + self._nothing, None
         return outputs
+
+
+def _look(model: PreTrainedModel) -> Any:
+    """What sees pictures. Where they enter by attention, layers of the decoder attend to them, and the whole model must run."""
+    return getattr(model.base_model, "get_image_features", model.forward)
 
 
 def _is_of_pictures(name: str) -> bool:
