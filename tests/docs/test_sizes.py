@@ -36,13 +36,14 @@ ANYEXPERTS_FILES = (
     "model/aux_losses/importance.py",
 )
 
-BESIDE = 365
+BESIDE = 378
 """Code lines of what the core leans on: folders, several processes, models that were sparse before, options as data, gradients."""
 BESIDE_FILES = (
     "model/router_gradient.py",
     "conversion/upcycled_folder.py",
     "model/saving.py",
     "training/sharding.py",
+    "model/aux_losses/over_processes.py",
     "model/stacked_experts.py",
     "model/attached_block.py",
     "recipe/router_options.py",

@@ -87,7 +87,7 @@ def test_contrastive_is_log_E_for_equal_experts_and_low_for_experts_with_outputs
 @pytest.mark.parametrize("name", AUX_LOSSES)
 def test_a_loss_of_very_few_tokens_is_finite(name, T):
     record = record_of(torch.full((T, E), 0.25))
-    routing = replace(record.routing, importance_T=torch.zeros(T), excess=torch.tensor(0.1))
+    routing = replace(record.routing, importance_T=torch.zeros(T), excess_T=torch.full((T,), 0.1))
     assert AUX_LOSSES[name](replace(record, routing=routing)).isfinite()
 
 
@@ -99,7 +99,7 @@ def test_importance_by_hand():
 
 def test_budget_by_hand():
     record = record_of(torch.full((2, E), 0.25))
-    routing = replace(record.routing, excess=torch.tensor(-0.5))
+    routing = replace(record.routing, excess_T=torch.tensor([-0.75, -0.25]))
     assert AUX_LOSSES["budget"](replace(record, routing=routing)) == 0.25
 
 

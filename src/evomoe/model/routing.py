@@ -33,7 +33,7 @@ class Routing:
         weight_TK: what each chosen expert's output is multiplied by, float32.
         importance_T: how much each token matters, before the sigmoid, float32, of a router that estimates it.
         input_scale_T1: what the experts' inputs are multiplied by, float32, of a router that does so.
-        excess: how far the mean number of real experts is from the budget, as a share of it, of a router that has a budget.
+        excess_T: how far a token's number of real experts is from the budget, as a share of it, of a router that has a budget.
         weight_TE: in training, what each expert's output would be multiplied by if it were chosen, with a gradient for its
             probability alone; None of a router that cannot learn from experts that it did not choose.
     """
@@ -44,7 +44,7 @@ class Routing:
     weight_TK: Tensor
     importance_T: Tensor | None = None
     input_scale_T1: Tensor | None = None
-    excess: Tensor | None = None
+    excess_T: Tensor | None = None
     weight_TE: Tensor | None = None
 
     @property

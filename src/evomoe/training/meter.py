@@ -49,20 +49,32 @@ class RouterMeter:
             )
 
     def drain(self) -> dict[str, float]:
-        """The values since the last call, which are then forgotten: ``aux/<loss>``, ``load/<modality>/expert<n>`` or ``virtual<n>``, ``effective_experts``.
+        """The values of all processes since the last call, which are then forgotten. Every process must call.
+
+        They are ``aux/<loss>``, ``load/<modality>/expert<n>`` or ``virtual<n>``, ``effective_experts``.
 
         Where slots go to no real expert, also ``experts/<modality>``: real experts per token and layer.
         """
         logs = {f"aux/{name}": torch.stack(values).mean().item() for name, values in self.losses.items()}
         if self.counts_2E is not None:
-            counts_2E = self.counts_2E.cpu()
+            counts_2E, self.tokens_2, slots = self._of_all_processes()
             names = [name.replace(" ", "") for name in expert_names(self.real_experts, counts_2E.shape[1])]
             for kind, share_E in zip(MODALITIES, balance.load(counts_2E), strict=True):
                 logs |= {f"load/{kind}/{name}": share.item() for name, share in zip(names, share_E, strict=True)}
             real_2 = counts_2E[:, : self.real_experts].sum(1)
-            if int(real_2.sum()) < self.slots and self.tokens_2 is not None:
+            if int(real_2.sum()) < slots and self.tokens_2 is not None:
                 counted = zip(MODALITIES, real_2.tolist(), self.tokens_2.tolist(), strict=True)
                 logs |= {f"experts/{kind}": real / tokens for kind, real, tokens in counted if tokens}
             logs["effective_experts"] = balance.effective_experts(balance.load(counts_2E[:, : self.real_experts].sum(0))).item()
         self.losses, self.counts_2E, self.tokens_2, self.slots = {}, None, None, 0
         return logs
+
+    def _of_all_processes(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """The counts, tokens and slots, each added up over the processes, on the CPU."""
+        assert self.counts_2E is not None and self.tokens_2 is not None
+        counted = [self.counts_2E, self.tokens_2, self.counts_2E.new_tensor([self.slots])]
+        if torch.distributed.is_initialized():
+            for count in counted:
+                torch.distributed.all_reduce(count)
+        counts_2E, tokens_2, slots_1 = (count.cpu() for count in counted)
+        return counts_2E, tokens_2, int(slots_1)

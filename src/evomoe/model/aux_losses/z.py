@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
+from evomoe.model.aux_losses.over_processes import mean
 from evomoe.model.routing import LayerRecord
 
 
 def z(record: LayerRecord) -> Tensor:
     """``mean over tokens of (log sum_e exp logit_e)^2`` of one layer: ``log(E)^2`` when all logits are 0; 0 of no tokens."""
-    squares_T = record.routing.logits_TE.logsumexp(-1).square()
-    return squares_T.sum() / max(1, len(squares_T))
+    return mean(record.routing.logits_TE.logsumexp(-1).square())

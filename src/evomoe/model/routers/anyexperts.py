@@ -103,7 +103,7 @@ class AnyExpertsRouter(VirtualRouter[AnyExpertsOptions]):
     """A variable number of experts for every token. ``num_experts_per_tok`` is how many real ones they are to have on average."""
 
     Options = AnyExpertsOptions
-    gives = ("importance_T", "input_scale_T1", "excess")
+    gives = ("importance_T", "input_scale_T1", "excess_T")
     adjustable = ("k_min", "k_max", "span", "budget", "rho", "min_real", "cap_scope", "alpha_f", "lam", "over", "output_scale")
     float32 = ("bias.value_N",)
 
@@ -176,9 +176,9 @@ class AnyExpertsRouter(VirtualRouter[AnyExpertsOptions]):
         soft_T, slots_T = self._slots_of(routing.importance_T, top_k)
         soft_T = soft_T + (slots_T - soft_T).detach()
         is_real_TK = routing.index_TK < self.num_experts
-        excess = (soft_T * is_real_TK.sum(-1) / slots_T).mean() / self.target(top_k) - 1
+        excess_T = soft_T * is_real_TK.sum(-1) / slots_T / self.target(top_k) - 1
         probs_TN = routing.probs_TE / routing.probs_TE.sum(-1, keepdim=True)
-        return replace(routing, probs=probs_TN, excess=excess)
+        return replace(routing, probs=probs_TN, excess_T=excess_T)
 
     def hide(self, logits_TN: Tensor, dropout: float, top_k: int) -> Tensor:
         """Only real experts are hidden."""
