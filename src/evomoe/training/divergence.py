@@ -34,7 +34,8 @@ class DivergenceCallback(TrainerCallback):
         finite = [torch.stack(losses).isfinite().all()] if losses else []
         if not args.fp16:  # whose scaler leaves out a step with infinite gradients, and goes on
             gradients = [getattr(p.grad, "_local_tensor", p.grad) for p in model.parameters() if p.grad is not None]
-            finite += [norm.isfinite() for norm in torch._foreach_norm(gradients)]
+            # DeepSpeed has used and dropped them by now: there the loss of the next step tells.
+            finite += [norm.isfinite() for norm in torch._foreach_norm(gradients)] if gradients else []
         if finite and not bool(torch.stack([one.to(finite[0].device) for one in finite]).all()):
             what = "loss is" if losses and not bool(finite[0]) else "gradients are"
             raise ValueError(_sentence(what, state.global_step, self.records_of_step(state.global_step), args.output_dir))

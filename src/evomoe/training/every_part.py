@@ -48,9 +48,10 @@ def _record_with_picture(dataset: ConversationDataset) -> dict[str, Tensor]:
 
 
 class Looking:
-    """Lets a model look at a spare picture in each training pass that has none, and adds nothing of it to the loss.
+    """Lets a model look at a spare picture in each training pass that has none, and adds nothing of it to the words' embeddings.
 
-    It looks before the pass: processes that share a sharded model must come to its parts in the same order.
+    It looks where the model would look at pictures of its own, after it has embedded the words: processes that share a sharded model
+    must come to its parts in the same order, forward and backward.
 
     Args:
         model: that trains.
@@ -60,14 +61,19 @@ class Looking:
     def __init__(self, model: PreTrainedModel, spare: Mapping[str, Tensor]) -> None:
         known = inspect.signature(_look(model)).parameters
         self._spare = {name: value for name, value in spare.items() if name in known}
-        self._nothing: Tensor | None = None
-        model.register_forward_pre_hook(self._before, with_kwargs=True)
-        model.register_forward_hook(self._after)
+        self._looking_in: PreTrainedModel | None = None
+        model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        model.get_input_embeddings().register_forward_hook(self._embedded)
 
-    def _before(self, model: Any, _: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
+    def _begin(self, model: Any, _: tuple[Any, ...], inputs: Mapping[str, Any]) -> None:
         given = [name for name, value in inputs.items() if value is not None]
-        if not model.training or "labels" not in given or any(map(_is_of_pictures, given)):
-            return
+        looks = model.training and "labels" in given and not any(map(_is_of_pictures, given))
+        self._looking_in = model if looks else None
+
+    def _embedded(self, _: nn.Module, __: tuple[Any, ...], embedded_BSD: Tensor) -> Tensor:
+        if self._looking_in is None:
+            return embedded_BSD
+        model, self._looking_in = self._looking_in, None
         spare = {
             name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
             for name, value in self._spare.items()
@@ -75,12 +81,8 @@ class Looking:
         seen = _look(model)(**spare)
         leaves = tree_leaves(dict(seen) if isinstance(seen, ModelOutput) else seen)
         features = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-        self._nothing = 0 * torch.stack([feature.float().sum() for feature in features]).sum()
-
-    def _after(self, _: nn.Module, __: tuple[Any, ...], outputs: Any) -> Any:
-        if self._nothing is not None:
-            outputs["loss"], self._nothing = outputs["loss"] + self._nothing, None
-        return outputs
+        nothing = 0 * torch.stack([feature.float().sum() for feature in features]).sum()
+        return embedded_BSD + nothing.to(embedded_BSD.dtype)
 
 
 def _look(model: PreTrainedModel) -> Any:
