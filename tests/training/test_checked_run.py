@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_runs import make_recipe
@@ -12,6 +13,7 @@ from evomoe.data.conversations import ConversationDataset
 from evomoe.model.loading import load_model, load_processor
 from evomoe.recipe.options import MoEOptions, StageOptions
 from evomoe.support.errors import OptionError
+from evomoe.training.arguments import check_sharding
 from evomoe.training.checked_run import check_run
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
@@ -177,3 +179,12 @@ def test_a_sparse_model_learns_from_whom_the_recipe_says(workspace):
     trained = load_model(run(recipe, report=False))
     assert trained.config.moe.of_training() == {"router_gradient": "chosen", "gradient_experts": 2}
     assert trained.config.moe.router == "linear"
+
+
+def test_ways_to_share_a_model_out_that_would_not_do_so_are_refused(workspace):
+    sharded = make_recipe(workspace).but(trainer={"fsdp": True})
+    with pytest.raises(OptionError, match="on a CPU every process would hold the whole model"):
+        check_run(sharded)
+    config = SimpleNamespace(is_zero3=lambda: True)
+    with pytest.raises(ValueError, match="ZeRO stage 2"):
+        check_sharding(SimpleNamespace(fsdp=None, use_cpu=False, hf_deepspeed_config=config))

@@ -23,6 +23,7 @@ from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder, check_paths, results_folder
 from evomoe.support.errors import OptionError, with_flags
 from evomoe.support.names import refuse_existing, refuse_missing
+from evomoe.support.processes import is_main_process
 
 Flat = tyro.conf.arg(name="")
 ModelName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -96,7 +97,9 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
         folder = RunFolder(options.output)
         hide_loading_bars()
         with when_interrupted(lambda: RESUME if folder.can_resume() else "The same command starts anew."):
-            print(f"Trained model: {run(options, resume)}\nReport: {folder.report}")
+            trained = run(options, resume)
+        if is_main_process():
+            print(f"Trained model: {trained}\nReport: {folder.report}")
 
     train.__annotations__["options"] = flat(type(shown))
     return train

@@ -30,6 +30,8 @@ def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
         if name not in TrainingArguments.__dataclass_fields__:
             nearest = get_close_matches(name, TrainingArguments.__dataclass_fields__, 1)
             raise ValueError(f"TrainingArguments has no '{name}'" + (f"; did you mean '{nearest[0]}'?" if nearest else "."))
+        if name == "fsdp" and value is True:  # which the Trainer takes, though its type says otherwise
+            continue
         accepted = (types[name], *get_args(types[name]))
         is_number = float in accepted and int not in accepted and type(value) is int  # JSON's 1 will do for 1.0
         try:
@@ -70,7 +72,21 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
         # A tower's last layers may be of no use to any batch. Only the reentrant kind of recomputation cannot do with this.
         "ddp_find_unused_parameters": not _recomputes_reentrantly(given),
     }
-    return TrainingArguments(**arguments | given)
+    made = TrainingArguments(**arguments | given)
+    check_sharding(made)
+    return made
+
+
+def check_sharding(arguments: TrainingArguments) -> None:
+    """Raises ValueError for ways to share a model out that would not do so, or would come to a halt."""
+    if arguments.fsdp and arguments.use_cpu:
+        raise ValueError("fsdp: on a CPU every process would hold the whole model. Leave it out, or train on GPUs.")
+    deepspeed = getattr(arguments, "hf_deepspeed_config", None)
+    if deepspeed is not None and deepspeed.is_zero3():
+        raise ValueError(
+            "deepspeed: under ZeRO-3, processes whose records have no picture would wait for the others for ever, and Stage III would "
+            "find no whole FFN. Take ZeRO stage 2, or FSDP2 with fsdp=true."
+        )
 
 
 def _recomputes_reentrantly(options: dict[str, Any]) -> bool:

@@ -198,7 +198,7 @@ class ExpertEvolution:
         return [parameter for ffn in self.ffns.values() for parameter in ffn.parameters()]
 
     def is_sharded(self) -> bool:
-        """Whether each process holds only a part of every parameter (FSDP2, ZeRO-3)."""
+        """Whether each process holds only a part of every parameter (FSDP2)."""
         return any(map(sharding.is_sharded, self._parameters()))
 
     def local_values(self) -> Tensors:
