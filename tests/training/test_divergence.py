@@ -30,7 +30,7 @@ def test_the_records_of_the_step_and_the_last_checkpoint_are_named(workspace, mo
     def poisoned(self, number):
         seen.append(number)
         item = get(self, number)
-        if len(seen) == 8 * 2 + 2 and "pixel_values" in item:  # the second record of the third step
+        if len(seen) == 1 + 8 * 2 + 2 and "pixel_values" in item:  # the second record of the third step; one was looked at before
             item["pixel_values"] = item["pixel_values"] * math.nan
         return item
 
@@ -40,7 +40,7 @@ def test_the_records_of_the_step_and_the_last_checkpoint_are_named(workspace, mo
     message = str(caught.value)
     assert all(
         f"record {number} " in message or f"record {number}," in message or f"record {number} (" in message
-        for number in seen[16:21]
+        for number in seen[17:22]
     )
     assert " and 3 more records. The last good checkpoint: " in message and "checkpoint-2." in message
 
