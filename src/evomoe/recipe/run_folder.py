@@ -1,16 +1,20 @@
 """A run's folder: the names of what lies in it, and whether a run may start or go on there. Needs neither torch nor transformers."""
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from evomoe.recipe.checkpoint import checkpoints, newest_whole, step_of
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.errors import OptionError
 from evomoe.support.names import check_folder, check_output_folder, refuse_missing, split_name
 from evomoe.support.processes import is_main_process
+
+logger = logging.getLogger(__name__)
 
 Resume = bool | Literal["if begun", "known"]
 """Whether a run goes on in its folder.
@@ -57,18 +61,31 @@ class StageFolder:
         return self.path / "seconds.txt"
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end."""
-        whole = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-        return max(whole, key=_step, default=None)
+        """The newest checkpoint that is whole."""
+        return newest_whole(self.checkpoints)[0]
 
     def last_step(self) -> int:
-        """The step of the newest checkpoint; 0 without one."""
+        """The step of the newest checkpoint that is whole; 0 without one."""
         checkpoint = self.last_checkpoint()
-        return _step(checkpoint) if checkpoint else 0
+        return step_of(checkpoint) if checkpoint else 0
 
+    def resume_from(self) -> Path | None:
+        """The checkpoint that training goes on from, with a warning of newer ones that are not whole; None if there are none at all.
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+        Raises:
+            ValueError: there are some, and none is whole.
+        """
+        checkpoint, faults = newest_whole(self.checkpoints)
+        if faults and checkpoint is None:
+            raise ValueError(
+                f"{self.checkpoints}: no checkpoint is whole ({'; '.join(faults)}). Put whole ones back, or remove this folder to begin "
+                "the stage anew."
+            )
+        if faults and checkpoint:
+            logger.warning(
+                "%s: not whole, and left aside: %s. Going on from %s.", self.checkpoints, "; ".join(faults), checkpoint.name
+            )
+        return checkpoint
 
 
 class RunFolder:
@@ -114,7 +131,7 @@ class RunFolder:
 
     def can_resume(self) -> bool:
         """Whether there is a checkpoint or a finished stage."""
-        return any(folder.model.is_dir() or folder.last_checkpoint() for folder in map(self.stage, STAGES))
+        return any(folder.model.is_dir() or checkpoints(folder.checkpoints) for folder in map(self.stage, STAGES))
 
     def check(self, recipe: Recipe, resume: Resume) -> None:
         """Makes sure that a run may use the folder.
