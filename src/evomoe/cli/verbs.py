@@ -96,7 +96,9 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
         folder = RunFolder(options.output)
         hide_loading_bars()
         with when_interrupted(lambda: RESUME if folder.can_resume() else "The same command starts anew."):
-            print(f"Trained model: {run(options, resume)}\nReport: {folder.report}")
+            print(f"Trained model: {run(options, resume)}")
+        if folder.report.is_file():
+            print(f"Report: {folder.report}")
 
     train.__annotations__["options"] = flat(type(shown))
     return train

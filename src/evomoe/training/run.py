@@ -68,7 +68,10 @@ def run(
                 STAGES[stage](checked, source, own, datasets[stage])
         source = own.model
     if report and is_main_process():
-        report_run(checked, Path(source), datasets[recipe.stages[-1]])
+        try:
+            report_run(checked, Path(source), datasets[recipe.stages[-1]])
+        except Exception as error:  # a trained model is worth more than its report
+            logger.warning("%s is whole, but its report could not be written (%s); `resume=True` tries again.", source, error)
     return Path(source)
 
 

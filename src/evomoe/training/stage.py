@@ -47,7 +47,7 @@ def train(
         run: what the stage belongs to.
         dataset: what it trains on.
         finish: called with the trainer after training, before the model is written.
-        card: makes the model card, after training.
+        card: makes the model card; tried before training too, so that what is wrong with it is known then.
         trainer_fields: for ``EvoMoETrainer``.
     """
     recipe, processor = run.recipe, dataset.processor
@@ -80,6 +80,8 @@ def train(
         trainer.data_collator = Collator(processor, packing="one row" if in_one_row(model) else "rows")
     if is_sparse(model):  # which the trainer has put on its device
         model.pack_experts()
+    if card:
+        card()
     checkpoint = _resume_from(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if finish:
@@ -95,13 +97,21 @@ def train(
         if trainer.is_world_process_zero():
             processor.save_pretrained(partial)
             if card:
-                write_text(partial / CARD, card())
+                _write_card(partial / CARD, card)
             (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.json says the same
             same_permissions(partial)
             sync(partial)
             os.replace(partial, folder.model)
             remove(folder.checkpoints)
     trainer.accelerator.wait_for_everyone()
+
+
+def _write_card(path: Path, card: Callable[[], str]) -> None:
+    """A trained model is worth more than its card."""
+    try:
+        write_text(path, card())
+    except Exception as error:
+        logger.warning("%s: the model is written without a model card: %s", path.parent, error)
 
 
 def _resume_from(folder: StageFolder) -> Path | None:
