@@ -3,14 +3,19 @@
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from evomoe.recipe.checkpoint import checkpoints, newest_whole, step_of
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.errors import OptionError
+from evomoe.support.files import naming
 from evomoe.support.names import check_folder, check_output_folder, refuse_missing, split_name
 from evomoe.support.processes import is_main_process
 
@@ -22,6 +27,10 @@ Resume = bool | Literal["if begun", "known"]
 False: it starts. True: it goes on with the same recipe's run. "if begun": it goes on where one has begun, and starts in any other
 folder, which may hold other files. "known" is "if begun" of a caller who knows that what has begun there is this run.
 """
+
+
+PATIENCE = 10.0
+"""Seconds to wait for a lock: a killed command's own processes, such as those that read pictures, end a little later."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,16 @@ class RunFolder:
         return self.path / "recipe.json"
 
     @property
+    def identity(self) -> Path:
+        """What the run is beside its recipe: content of weights and data, processes."""
+        return self.path / "identity.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the command that is at work here."""
+        return self.path / ".lock"
+
+    @property
     def metrics(self) -> Path:
         """Every value that the stages logged, a JSON object a line."""
         return self.path / "metrics.jsonl"
@@ -148,7 +167,9 @@ class RunFolder:
             return
         output = self.path
         check_output_folder(output)
-        if resume == "known" or not output.is_dir() or not any(output.iterdir()):
+        begun = {self.lock.name, self.identity.name, f"{self.identity.name}.partial", f"{self.recipe.name}.partial"}
+        # These alone are left by a command that was killed before it had written its recipe.
+        if resume == "known" or not output.is_dir() or {path.name for path in output.iterdir()} <= begun:
             return
         if not self.has_begun():
             if resume == "if begun" and not self.can_resume():
@@ -170,6 +191,28 @@ class RunFolder:
             anew = "It has no checkpoint yet: leave out `resume` to start anew."
             remedy = "Name another folder." if self.can_resume() else anew
             raise OptionError("output", f"{self.path} holds a run of another recipe ({'; '.join(changed)}). {remedy}")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder belongs to this command alone. The system lets go of it when the process ends, however that happens.
+
+        Raises:
+            OptionError: another command is at work in it.
+        """
+        if self.lock.is_symlink():
+            self.lock.unlink()
+        lock = FileLock(self.lock)
+        with naming(self.lock):
+            try:
+                lock.acquire(timeout=PATIENCE)
+            except Timeout:
+                raise OptionError(
+                    "output", f"another command is at work in {self.path}; wait until it has ended, or name another folder."
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def clear(self) -> None:
         """Removes what a run left that got to no checkpoint, so that the folder can be used anew."""

@@ -86,6 +86,7 @@ def _partial(path: Path) -> Iterator[Path]:
                 mode = partial.stat().st_mode
             yield partial
             partial.chmod(mode)  # safetensors writes for the user alone
+            sync_file(partial)
             os.replace(partial, path)
         except BaseException:
             with suppress(OSError):
@@ -125,13 +126,18 @@ def same_permissions(folder: Path) -> None:
 def sync(folder: Path, below: bool = True) -> None:
     """Waits until a folder's names, and all files below it, are on the disk."""
     for path in [*folder.rglob("*"), folder] if below else [folder]:
-        if os.name == "nt" and path.is_dir():  # where folders cannot be opened
-            continue
-        opened = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+        sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Waits until a file's content, or a folder's names, are on the disk."""
+    if os.name == "nt" and path.is_dir():  # where folders cannot be opened
+        return
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 class ShardWriter:
