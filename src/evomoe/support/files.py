@@ -28,13 +28,15 @@ _OF_TORCH = ("PytorchStreamWriter", "inline_container")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def _number(error: BaseException) -> int | None:
-    """The number of what the system refused, in errors of Python's own and in those of libraries, which have other classes."""
+def _refused(error: BaseException) -> tuple[int, str]:
+    """What the system refused, by number and in words, in errors of Python's own and in those of libraries; 0 for other errors."""
     if isinstance(error, OSError):
-        return error.errno
+        return error.errno or -1, error.strerror or str(error)
     if found := _NUMBERED.search(str(error)):  # safetensors and tokenizers
-        return int(found[1])
-    return errno.ENOSPC if any(part in str(error) for part in _OF_TORCH) else None
+        return int(found[1]), os.strerror(int(found[1]))
+    if any(part in str(error) for part in _OF_TORCH):  # which does not say why
+        return errno.ENOSPC, "there is no room for all of it, or it is larger than files may be"
+    return 0, ""
 
 
 @contextmanager
@@ -49,10 +51,10 @@ def naming(path: str | Path, advice: str = ROOM, only: Collection[int] = ()) -> 
     except DiskError:  # a file within has named itself
         raise
     except Exception as error:
-        number = _number(error)
-        if number not in only if only else not (number or isinstance(error, OSError)):
+        number, reason = _refused(error)
+        if number == 0 or (only and number not in only):
             raise
-        raise DiskError(f"{path}: {os.strerror(number) if number else error}. {advice}") from error
+        raise DiskError(f"{path}: {reason}. {advice}") from error
 
 
 def room_for(path: str | Path, advice: str = ROOM) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from evomoe.data.conversations import ConversationDataset
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import Resume
 from evomoe.support.errors import OptionError
-from evomoe.support.files import naming, write_text
+from evomoe.support.files import naming, remove, write_text
 from evomoe.support.processes import is_main_process
 from evomoe.support.text import counted
 from evomoe.training.checked_run import CheckedRun, check_run, load_data
@@ -85,6 +85,8 @@ def _train(checked: CheckedRun, label: str, datasets: Mapping[int, ConversationD
             own.path.mkdir(parents=True, exist_ok=True)
             with _timed(own.seconds):
                 STAGES[stage](checked, source, own, datasets[stage])
+        elif is_main_process():
+            remove(own.checkpoints)  # it may have been killed just when it was done
         source = own.model
     if report and is_main_process():
         try:
