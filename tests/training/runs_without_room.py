@@ -1,6 +1,6 @@
 """Runs two stages under limits on the size of files, each a byte below that of a file which a run leaves; prints what they said.
 
-Arguments: a folder, and how many limits to try, spread over all.
+Needs the folder of all tests on Python's path. Arguments: a folder, and how many limits to try, spread over all.
 """
 
 import json
@@ -9,7 +9,6 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from small_runs import changed, make_recipe
 from tiny import write_workspace
 

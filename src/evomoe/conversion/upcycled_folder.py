@@ -88,6 +88,11 @@ def _write(model: PreTrainedModel, conversion: Conversion, folder: Path) -> None
     prefix = module_name(model, conversion.layers)
     ffns = {index: f"{prefix}.{index}.{conversion.names[index]}." for index in conversion.moe.moe_layers}
     tied = hf.names_not_saved(model)
+    config = conversion.config
+    config.architectures, config.dtype = [conversion.sparse_class.__name__], model.dtype
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
     with ShardWriter(folder) as shards:
         for name, tensor in model.state_dict().items():
             if name not in tied and not name.startswith(tuple(ffns.values())):
@@ -98,8 +103,3 @@ def _write(model: PreTrainedModel, conversion: Conversion, folder: Path) -> None
             shards.flush(SMALL)
             conversion.layers[block.layer].set_submodule(conversion.names[block.layer], nn.Identity())
             del block
-    config = conversion.config
-    config.architectures, config.dtype = [conversion.sparse_class.__name__], model.dtype
-    config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)

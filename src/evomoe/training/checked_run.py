@@ -1,7 +1,10 @@
 """A recipe that was checked against its model, before weights are loaded or anything is written: made once, handed on."""
 
+import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
@@ -12,6 +15,7 @@ from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.records import load_records
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
+from evomoe.model.generation_settings import load_settings
 from evomoe.model.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
 from evomoe.model.routing import GATES
 from evomoe.model.sparse_model import SparseModel, is_sparse
@@ -97,6 +101,7 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
         _check_trained_parts(recipe, stage, sparse if stage == 3 else dense, sparse.config.moe)
     processor = load_processor(recipe.model, recipe.trust_remote_code)
     ChatTemplate(processor)
+    _check_savable(recipe.model, {"configuration": dense.config, "mixture": sparse.config, "processor": processor})
     return CheckedRun(recipe, dense, sparse, processor)
 
 
@@ -209,6 +214,20 @@ def _check_trained_parts(recipe: Recipe, stage: int, model: PreTrainedModel, moe
             ways.append(f"`stage{stage}.train={of_text}`")
         remedy = f": give {' or '.join(ways)}" if ways else ""
         raise OptionError(error.option, f"{error.message} It is text-only{remedy}.") from error
+
+
+def _check_savable(model: str, parts: Mapping[str, Any]) -> None:
+    """Raises ValueError if something that each checkpoint and the trained model hold, beside weights, cannot be saved."""
+    parts = {**parts, "generation settings": load_settings(model)}
+    for name, part in parts.items():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                if part is not None:
+                    part.save_pretrained(folder)
+            except OSError:  # no fault of the model's
+                raise
+            except Exception as error:
+                raise ValueError(f"{model}: its {name} cannot be saved, so no checkpoint could be: {foreign(error)}") from error
 
 
 def _check_init_options(recipe: Recipe, moe: MoEConfig) -> None:
