@@ -19,6 +19,7 @@ from evomoe.model.generation_settings import load_settings
 from evomoe.model.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
 from evomoe.model.routing import GATES
 from evomoe.model.sparse_model import SparseModel, is_sparse
+from evomoe.model.structure import decoder_layers, ffn_names
 from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.placement import moe_layers, parse_placement
 from evomoe.recipe.recipe import Recipe
@@ -95,7 +96,7 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
     if 2 in recipe.stages:
         check_rule(recipe.evolution)
     if 3 in recipe.stages and sparse is not dense:
-        _check_init_options(recipe, sparse.config.moe)
+        _check_init_options(recipe, dense, sparse.config.moe)
     for stage in recipe.stages:
         _check_training_arguments(recipe, stage)
         _check_trained_parts(recipe, stage, sparse if stage == 3 else dense, sparse.config.moe)
@@ -230,10 +231,12 @@ def _check_savable(model: str, parts: Mapping[str, Any]) -> None:
                 raise ValueError(f"{model}: its {name} cannot be saved, so no checkpoint could be: {foreign(error)}") from error
 
 
-def _check_init_options(recipe: Recipe, moe: MoEConfig) -> None:
+def _check_init_options(recipe: Recipe, dense: PreTrainedModel, moe: MoEConfig) -> None:
     initialiser = INITS[recipe.expert_init]
     needed = initialiser.Options.from_stage2
     given = not needed or needed in recipe.init_options
     options = initialiser.read(recipe.init_options, recipe.expert_init, given)
     if given:
-        options.check_fits(moe.moe_layers, moe.num_experts)
+        names, layers = ffn_names(dense), decoder_layers(dense)
+        ffns = {index: layers[index].get_submodule(names[index]) for index in moe.moe_layers}
+        options.check_fits(ffns, moe.num_experts)
