@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from evomoe.evaluation import Question
-from evomoe.evaluation.answers import AnswerFile, fingerprint, key_of
+from evomoe.evaluation.answers import AnswerFile, key_of
+from evomoe.support.content import fingerprint
 
 QUESTIONS = [Question(str(i), f"question {i}") for i in range(4)]
 PROMPTS = [f"prompt {i}" for i in range(4)]

@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from datetime import date
 from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, metadata_load
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from tiny import make_language_model, make_llava, make_processor
 from transformers import AutoModelForImageTextToText
 
@@ -22,6 +26,7 @@ from evomoe.model.model_card import CARD, model_card
 from evomoe.model.remote_code import REMOTE_MODULE
 
 MOE = MoEConfig(base_model_type="llava", moe_layers=[0, 2])
+CONFIG = sparse_config(make_llava().config, MOE)
 
 
 def load_elsewhere(folder, tmp_path, options: str = "", hide_evomoe: bool = False) -> subprocess.CompletedProcess:
@@ -151,3 +156,36 @@ def test_an_unreadable_card_of_the_dense_model_costs_nothing_but_the_licence(tmp
     (tmp_path / "dense" / CARD).write_bytes(b"---\n" + header + b"\n---\n# dense\n")
     upcycle_folder(str(tmp_path / "dense"), tmp_path / "sparse")
     assert "that of the base model" in (tmp_path / "sparse" / CARD).read_text() and "README.md cannot be read" in caplog.text
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), max_size=12)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.dates() | NAMES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3)
+)  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=60)
+@given(st.dictionaries(st.sampled_from(["license", "model-index", "tags", "datasets"]), VALUES) | VALUES)
+@example({"license": ["mit", "apache-2.0"]})
+@example({"license": 2})
+@example({"license": date(2024, 1, 1)})
+@example({"license": []})
+def test_whatever_the_dense_model_s_card_says_there_is_a_card(tmp_path, header):
+    (tmp_path / CARD).write_text(f"---\n{yaml.safe_dump(header, allow_unicode=True)}---\n# dense\n", encoding="utf-8")
+    written = model_card(CONFIG, "EvoMoELlava", str(tmp_path))
+    named = header.get("license") if isinstance(header, dict) else None
+    expected = (
+        named
+        if isinstance(named, str) or (named and isinstance(named, list) and all(isinstance(n, str) for n in named))
+        else None
+    )
+    (tmp_path / "written.md").write_text(written, encoding="utf-8")
+    assert (metadata_load(tmp_path / "written.md") or {}).get("license") == expected
+
+
+@pytest.mark.parametrize(
+    "header", [b"license: 2023-13-45", b"license: !!python/object:os.system {}", b"- a list", b"a: &a [*a]", b"[" * 3000]
+)
+def test_a_header_that_yaml_refuses_is_no_licence(tmp_path, header, caplog):
+    (tmp_path / CARD).write_bytes(b"---\n" + header + b"\n---\n")
+    assert "that of the base model" in model_card(CONFIG, "EvoMoELlava", str(tmp_path))

@@ -165,3 +165,15 @@ def test_a_bias_moves_with_every_step_also_after_a_kill(workspace, kill_at):
     del kill_at["routing"]
     again = [tensor for name, tensor in weights(run(killed, resume=True)).items() if name.endswith("bias.value_N")]
     assert all(torch.equal(one, other) for one, other in zip(biases, again, strict=True))
+
+
+def test_what_a_kill_left_of_checkpoints_is_removed_when_the_run_goes_on(workspace, monkeypatch):
+    """A stage whose model had its name already, killed before its checkpoints were removed."""
+    recipe = make_recipe(workspace, stages=(2, 3), steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("evomoe.training.stage.remove", lambda path: None)
+        run(recipe, report=False)
+    folder = RunFolder(recipe.output)
+    assert all(folder.stage(stage).checkpoints.is_dir() for stage in (2, 3))
+    run(recipe, resume=True, report=False)
+    assert not any(folder.stage(stage).checkpoints.exists() for stage in (2, 3))

@@ -76,7 +76,9 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
         base = replace(base, moe=replace(base.moe, router_options={}))
     shown = typed_recipe(base, router)
 
-    def train(options: Any = shown, recipe: str = name, dry_run: bool = False, resume: bool = False) -> None:
+    def train(
+        options: Any = shown, recipe: str = name, dry_run: bool = False, resume: bool = False, resume_anyway: bool = False
+    ) -> None:
         """Train a dense VLM into an EvoMoE on your own data, in stages.
 
         Args:
@@ -84,22 +86,25 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
             recipe: where the defaults come from: a name, see `evomoe list recipes`, or the recipe.json of another run.
             dry_run: print what would train, parameter counts and steps; load no weights.
             resume: go on with the unfinished run in the output folder.
+            resume_anyway: the same, also if weights, data or the number of processes have changed since it began.
         """
         options = plain_recipe(options, base, arguments)
-        check_paths(options, resume)
+        check_paths(options, resume or resume_anyway)
         if dry_run:
             from evomoe.training.dry_run import describe
 
-            print(with_flags(describe(options, resume)))
+            print(with_flags(describe(options, resume, resume_anyway)))
             return
         from evomoe.training.run import run
 
         folder = RunFolder(options.output)
         hide_loading_bars()
         with when_interrupted(lambda: RESUME if folder.can_resume() else "The same command starts anew."):
-            trained = run(options, resume)
+            trained = run(options, resume, resume_anyway=resume_anyway)
         if is_main_process():
-            print(f"Trained model: {trained}\nReport: {folder.report}")
+            print(f"Trained model: {trained}")
+            if folder.report.is_file():
+                print(f"Report: {folder.report}")
 
     train.__annotations__["options"] = flat(type(shown))
     return train

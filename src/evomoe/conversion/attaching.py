@@ -165,10 +165,10 @@ def attach_folder(
             if error.option not in moe.router_options:
                 raise
             raise OptionError(f"router_options.{error.option}", error.message) from error
-        model.save_pretrained(folder, remote_code=remote_code)
-        load_processor(source, trust_remote_code).save_pretrained(folder)
         own, counts = model.config.moe, count_parameters(model)
+        load_processor(source, trust_remote_code).save_pretrained(folder)
         write_text(folder / CARD, model_card(model.config, type(model).__name__, source, parameter_facts(counts)))
+        model.save_pretrained(folder, remote_code=remote_code)
     router = next(iter(model.moe_blocks.values())).router
     assert isinstance(router, AnyExpertsRouter)
     low, high = router.slots(own.num_experts_per_tok)

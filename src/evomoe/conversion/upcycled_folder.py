@@ -65,14 +65,15 @@ def upcycle_folder(
             moe_fields,
         )
         set_remote_code(conversion.config, remote_code)
-        _write(model, conversion, folder)
-        if remote_code:
-            write_remote_module(folder)
-        load_processor(dense, trust_remote_code).save_pretrained(folder)
         sparse, moe = empty_model(conversion.config), conversion.moe
         counts, warning = count_parameters(sparse), large_router(sparse)
         card = model_card(conversion.config, conversion.sparse_class.__name__, dense, parameter_facts(counts))
+        # What is small comes first: what is wrong with it is known before the weights are written.
+        load_processor(dense, trust_remote_code).save_pretrained(folder)
         write_text(folder / CARD, card)
+        if remote_code:
+            write_remote_module(folder)
+        _write(model, conversion, folder)
     return (
         f"{out}: {conversion.sparse_class.__name__}, {moe.num_experts} experts in layers {', '.join(map(str, moe.moe_layers))}, router "
         f"{moe.router}; {readable(before)} dense parameters became {readable(counts.total)}, of which "
@@ -87,6 +88,11 @@ def _write(model: PreTrainedModel, conversion: Conversion, folder: Path) -> None
     prefix = module_name(model, conversion.layers)
     ffns = {index: f"{prefix}.{index}.{conversion.names[index]}." for index in conversion.moe.moe_layers}
     tied = hf.names_not_saved(model)
+    config = conversion.config
+    config.architectures, config.dtype = [conversion.sparse_class.__name__], model.dtype
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
     with ShardWriter(folder) as shards:
         for name, tensor in model.state_dict().items():
             if name not in tied and not name.startswith(tuple(ffns.values())):
@@ -97,8 +103,3 @@ def _write(model: PreTrainedModel, conversion: Conversion, folder: Path) -> None
             shards.flush(SMALL)
             conversion.layers[block.layer].set_submodule(conversion.names[block.layer], nn.Identity())
             del block
-    config = conversion.config
-    config.architectures, config.dtype = [conversion.sparse_class.__name__], model.dtype
-    config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)

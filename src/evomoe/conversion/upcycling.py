@@ -107,7 +107,8 @@ class Conversion:
         self.moe = MoEConfig.for_model(model.config, placement, **made_by, **moe_fields)
         self.config, self.sparse_class = sparse_form(model, self.moe)
         self.init_options, self.seed = init_options or {}, seed
-        INITS[expert_init].read(self.init_options, expert_init)
+        ffns = {index: self.layers[index].get_submodule(self.names[index]) for index in self.moe.moe_layers}
+        INITS[expert_init].read(self.init_options, expert_init).check_fits(ffns, self.moe.num_experts)
 
     def blocks(self) -> Iterator[EvoMoEBlock]:
         """The MoE layers, in order; each is made when asked for and holds the dense FFN as its first expert.

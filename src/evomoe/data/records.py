@@ -1,10 +1,12 @@
 """Training records: read from any source, checked before training starts, without decoding a picture."""
 
+import contextlib
 import copy
 import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from PIL import Image
@@ -70,6 +72,19 @@ class Records(Sequence[Record]):
         self._source = source
         self._images = images
         self._kept = kept
+
+    @property
+    def rows(self) -> Sequence[Any]:
+        """All rows as they stand in the source, bad ones too."""
+        return self._source.rows
+
+    def picture_files(self) -> list[Path]:
+        """The files that the rows name, each once, whether they are there or not."""
+        found = set()
+        for row in self.rows:
+            with contextlib.suppress(BadRecordError, BadImageError, AttributeError):
+                found |= {self._images.resolve(image) for image in _images_of(row) if isinstance(image, str)}
+        return sorted(map(Path, found))
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -6,7 +6,7 @@ The lines are LLaVA's: ``question_id``, ``prompt``, ``text``, ``answer_id``, ``m
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +20,6 @@ _KEY_LENGTH = 12
 def key_of(settings: Mapping[str, Any]) -> str:
     """A short name for all that the answers depend on."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
-
-
-def digest(parts: Iterable[str]) -> str:
-    """One hash of many texts."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(part.encode("utf-8", "surrogatepass") + b"\0")
-    return total.hexdigest()
-
-
-def fingerprint(checkpoint: str | Path) -> dict[str, str]:
-    """Hashes of the files of a model's folder that its answers depend on: weights, configuration, processor.
-
-    The whole files count, not their dates, so that a copied folder is the same model and an overwritten one is another.
-    A model of the hub is named by its commit.
-    """
-    if not Path(checkpoint).is_dir():
-        from transformers.utils.hub import cached_file, extract_commit_hash
-
-        file = cached_file(str(checkpoint), "config.json")
-        return {"hub": str(checkpoint), "commit": str(extract_commit_hash(file, None))}
-    files = sorted(path for path in Path(checkpoint).iterdir() if path.is_file() and path.suffix in _MODEL_FILES)
-    return {path.name: _hash(path) for path in files}
-
-
-_MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py"}
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 class AnswerFile:

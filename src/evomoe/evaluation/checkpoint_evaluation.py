@@ -11,7 +11,7 @@ from typing import Any
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.data.images import Shape
-from evomoe.evaluation.answers import AnswerFile, digest, fingerprint
+from evomoe.evaluation.answers import AnswerFile
 from evomoe.evaluation.benchmark import Result
 from evomoe.evaluation.benchmarks import BENCHMARKS
 from evomoe.evaluation.evaluation_options import EvaluationOptions
@@ -20,6 +20,7 @@ from evomoe.evaluation.prepared import Prepared, prepare
 from evomoe.evaluation.processes import device_of, this_process
 from evomoe.evaluation.reports import report
 from evomoe.model.loading import load_config, load_model, load_processor, takes_pictures
+from evomoe.support.content import fingerprint, text_hash
 from evomoe.support.device import moved
 from evomoe.support.device import prepare as prepare_device
 from evomoe.support.files import write_text
@@ -196,7 +197,7 @@ class CheckpointEvaluation:
         pictures = (" ".join(known[picture.key] for picture in asked.pictures) for asked in one.prompts.asked)
         identities = (question.id for question in one.questions)
         return self._alike() | {
-            "prompts": digest(text for asked in zip(identities, one.prompts.texts, pictures, strict=True) for text in asked),
+            "prompts": text_hash(text for asked in zip(identities, one.prompts.texts, pictures, strict=True) for text in asked),
             "generation": {**GREEDY, "max_new_tokens": one.benchmark.max_new_tokens},
         }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.model.generation_settings import load_settings, make_model_savable
 from evomoe.support.allow_missing import ALLOW_MISSING
 from evomoe.support.text import counted
 
@@ -35,6 +36,7 @@ class Checked(_Model):
         own: Any = super()
         model, found = own.from_pretrained(source, *args, **kwargs | _READ_LOADING)
         check_weights(model, found, str(source))
+        make_model_savable(model, str(source))
         return (model, found) if output_loading_info else model
 
 
@@ -44,9 +46,11 @@ def load_checked(auto: Any, source: Any, **kwargs: Any) -> PreTrainedModel:
     Raises:
         ValueError: weights are missing, of another shape, or not finite.
     """
+    load_settings(source)  # whose errors do not name the file
     model, found = auto.from_pretrained(source, **kwargs | _READ_LOADING)
     if not isinstance(model, Checked):  # which has checked itself
         check_weights(model, found, str(source))
+        make_model_savable(model, str(source))
     return model
 
 

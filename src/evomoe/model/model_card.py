@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData, metadata_load
 
 from evomoe.model.configuration import MODEL_TYPE, EvoMoEConfig
 from evomoe.model.structure import image_token_ids
@@ -53,7 +53,7 @@ def model_card(
         datasets: names of what it was trained on.
     """
     moe, is_text_only = config.moe, not image_token_ids(config)
-    licence = _licence(base_model)
+    licence: Any = _licence(base_model)  # the hub takes several too, which the header's class does not say
     on_hub = bool(base_model) and not Path(base_model).exists()
     header = ModelCardData(
         base_model=base_model if on_hub else None,
@@ -71,7 +71,10 @@ def model_card(
         ("experts made by", moe.origin),
         ("router, gate", f"{moe.router}, {moe.gate}"),
         *facts,
-        ("licence", licence or "that of the base model"),
+        (
+            "licence",
+            " ".join((", ".join(licence) if isinstance(licence, list) else licence or "").split()) or "that of the base model",
+        ),
     ]
     auto = "AutoModelForCausalLM" if is_text_only else "AutoModelForImageTextToText"
     body = [
@@ -86,13 +89,18 @@ def model_card(
     return f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"
 
 
-def _licence(base_model: str) -> Any:
-    """The licence that a base model's card names; None if its folder has no card that can be read, or it lies on the hub."""
+def _licence(base_model: str) -> str | list[str] | None:
+    """The licence that a base model's card names, or the licences; None if it names none, or none that is a name."""
     card = Path(base_model) / CARD
     if not base_model or not card.is_file():
         return None
     try:
-        return ModelCard.load(card).data.get("license")
-    except (ValueError, OSError, yaml.YAMLError) as error:
+        licence = (metadata_load(card) or {}).get("license")
+    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
         logger.warning("%s cannot be read, so the model card names no licence: %s", card, error)
         return None
+    names = licence if isinstance(licence, list) else [licence]
+    if licence is None or (names and all(isinstance(name, str) for name in names)):
+        return licence
+    logger.warning("%s names a licence that is no name (%.80r), so the model card names none.", card, licence)
+    return None

@@ -1,12 +1,16 @@
 """The options of the initialisers that a recipe must know of before torch is loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from evomoe.recipe.evolved_file import check_evolved
 from evomoe.recipe.row_options import InitOptions
 from evomoe.support.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -29,29 +33,8 @@ class EvolvedOptions(InitOptions):
                 "experts", f"name the file that Stage II wrote, evolved_experts.safetensors; {got}: `init_options=experts=FILE`."
             )
 
-    def check_fits(self, moe_layers: Sequence[int], num_experts: int) -> None:
-        """Makes sure, by its tensors' names alone, that a file of evolved experts is for these layers and so many experts.
-
-        Raises:
-            ValueError: it is not; the message names the file.
-        """
-        if isinstance(self.experts, Mapping):
-            return
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.experts, framework="numpy") as file:
-                names = [name.split(".") for name in file.keys()]  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{self.experts} cannot be read as safetensors ({error}).") from error
-        held = {(int(name[1]), int(name[3])) for name in names if [*name[0:3:2]] == ["layers", "experts"]}
-        for layer in moe_layers:
-            evolved_experts = sorted(n for of_layer, n in held if of_layer == layer)
-            if evolved_experts != list(range(1, num_experts)):
-                raise ValueError(
-                    f"{self.experts} has {len(evolved_experts)} evolved experts for layer {layer}, but num_experts {num_experts} "
-                    f"needs {num_experts - 1}: it was made for other MoE layers, another number of experts or another model."
-                )
+    def check_fits(self, ffns: Mapping[int, "nn.Module"], num_experts: int) -> None:
+        check_evolved(self.experts, ffns, num_experts)
 
 
 INIT_OPTIONS: dict[str, type[InitOptions]] = {"evolved": EvolvedOptions}

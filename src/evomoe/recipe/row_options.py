@@ -1,11 +1,14 @@
 """The options of a row of a table, such as those of a router: a dataclass for each. Needs neither torch nor transformers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 from evomoe.recipe.value_types import unsuited
 from evomoe.support.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class InitOptions(RowOptions):
     def check(self, given: bool = True) -> None:
         """Raises OptionError if a value is out of its range; ``given`` is whether what Stage II gives is there already."""
 
-    def check_fits(self, moe_layers: Sequence[int], num_experts: int) -> None:
-        """Raises ValueError if what an option names was made for other layers, or for another number of experts."""
+    def check_fits(self, ffns: Mapping[int, "nn.Module"], num_experts: int) -> None:
+        """Raises ValueError if what an option names does not fit to the FFNs of the MoE layers, which may be without weights."""
 
 
 AnyOptions = TypeVar("AnyOptions", bound=RowOptions)

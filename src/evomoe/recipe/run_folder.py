@@ -1,16 +1,25 @@
 """A run's folder: the names of what lies in it, and whether a run may start or go on there. Needs neither torch nor transformers."""
 
 import json
+import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
+from evomoe.recipe.checkpoint import checkpoints, newest_whole, step_of
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.errors import OptionError
+from evomoe.support.files import naming
 from evomoe.support.names import check_folder, check_output_folder, refuse_missing, split_name
 from evomoe.support.processes import is_main_process
+
+logger = logging.getLogger(__name__)
 
 Resume = bool | Literal["if begun", "known"]
 """Whether a run goes on in its folder.
@@ -18,6 +27,10 @@ Resume = bool | Literal["if begun", "known"]
 False: it starts. True: it goes on with the same recipe's run. "if begun": it goes on where one has begun, and starts in any other
 folder, which may hold other files. "known" is "if begun" of a caller who knows that what has begun there is this run.
 """
+
+
+PATIENCE = 10.0
+"""Seconds to wait for a lock: a killed command's own processes, such as those that read pictures, end a little later."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +70,31 @@ class StageFolder:
         return self.path / "seconds.txt"
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end."""
-        whole = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-        return max(whole, key=_step, default=None)
+        """The newest checkpoint that is whole."""
+        return newest_whole(self.checkpoints)[0]
 
     def last_step(self) -> int:
-        """The step of the newest checkpoint; 0 without one."""
+        """The step of the newest checkpoint that is whole; 0 without one."""
         checkpoint = self.last_checkpoint()
-        return _step(checkpoint) if checkpoint else 0
+        return step_of(checkpoint) if checkpoint else 0
 
+    def resume_from(self) -> Path | None:
+        """The checkpoint that training goes on from, with a warning of newer ones that are not whole; None if there are none at all.
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+        Raises:
+            ValueError: there are some, and none is whole.
+        """
+        checkpoint, faults = newest_whole(self.checkpoints)
+        if faults and checkpoint is None:
+            raise ValueError(
+                f"{self.checkpoints}: no checkpoint is whole ({'; '.join(faults)}). Put whole ones back, or remove this folder to begin "
+                "the stage anew."
+            )
+        if faults and checkpoint:
+            logger.warning(
+                "%s: not whole, and left aside: %s. Going on from %s.", self.checkpoints, "; ".join(faults), checkpoint.name
+            )
+        return checkpoint
 
 
 class RunFolder:
@@ -84,6 +110,16 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.json"
+
+    @property
+    def identity(self) -> Path:
+        """What the run is beside its recipe: content of weights and data, processes."""
+        return self.path / "identity.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the command that is at work here."""
+        return self.path / ".lock"
 
     @property
     def metrics(self) -> Path:
@@ -114,7 +150,7 @@ class RunFolder:
 
     def can_resume(self) -> bool:
         """Whether there is a checkpoint or a finished stage."""
-        return any(folder.model.is_dir() or folder.last_checkpoint() for folder in map(self.stage, STAGES))
+        return any(folder.model.is_dir() or checkpoints(folder.checkpoints) for folder in map(self.stage, STAGES))
 
     def check(self, recipe: Recipe, resume: Resume) -> None:
         """Makes sure that a run may use the folder.
@@ -131,7 +167,9 @@ class RunFolder:
             return
         output = self.path
         check_output_folder(output)
-        if resume == "known" or not output.is_dir() or not any(output.iterdir()):
+        begun = {self.lock.name, self.identity.name, f"{self.identity.name}.partial", f"{self.recipe.name}.partial"}
+        # These alone are left by a command that was killed before it had written its recipe.
+        if resume == "known" or not output.is_dir() or {path.name for path in output.iterdir()} <= begun:
             return
         if not self.has_begun():
             if resume == "if begun" and not self.can_resume():
@@ -153,6 +191,28 @@ class RunFolder:
             anew = "It has no checkpoint yet: leave out `resume` to start anew."
             remedy = "Name another folder." if self.can_resume() else anew
             raise OptionError("output", f"{self.path} holds a run of another recipe ({'; '.join(changed)}). {remedy}")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder belongs to this command alone. The system lets go of it when the process ends, however that happens.
+
+        Raises:
+            OptionError: another command is at work in it.
+        """
+        if self.lock.is_symlink():
+            self.lock.unlink()
+        lock = FileLock(self.lock)
+        with naming(self.lock):
+            try:
+                lock.acquire(timeout=PATIENCE)
+            except Timeout:
+                raise OptionError(
+                    "output", f"another command is at work in {self.path}; wait until it has ended, or name another folder."
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def clear(self) -> None:
         """Removes what a run left that got to no checkpoint, so that the folder can be used anew."""

@@ -1,10 +1,12 @@
 """Writing files and folders so that what has the right name is whole."""
 
+import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,39 +16,130 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ROOM = "It was not written: make room, or name another place."
+
+
+class DiskError(OSError):
+    """A file could not be read or written; the message names it and says what to do."""
+
+
+_NUMBERED = re.compile(r"\(os error (\d+)\)")
+_OF_TORCH = ("PytorchStreamWriter", "inline_container")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _refused(error: BaseException) -> tuple[int, str]:
+    """What the system refused, by number and in words, in errors of Python's own and in those of libraries; 0 for other errors."""
+    if isinstance(error, OSError):
+        return error.errno or -1, error.strerror or str(error)
+    if found := _NUMBERED.search(str(error)):  # safetensors and tokenizers
+        return int(found[1]), os.strerror(int(found[1]))
+    if any(part in str(error) for part in _OF_TORCH):  # which does not say why
+        return errno.ENOSPC, "there is no room for all of it, or it is larger than files may be"
+    return 0, ""
+
+
 @contextmanager
-def naming(path: str | Path, advice: str) -> Iterator[None]:
-    """Lets the error of a disk that is full, or closed to us, name the file and say what to do."""
+def naming(path: str | Path, advice: str = ROOM, only: Collection[int] = ()) -> Iterator[None]:
+    """Lets the error of a disk that is full, or closed to us, name the file and say what to do.
+
+    Args:
+        only: the numbers of the system's errors that are meant, where a block does more than write; by default all.
+    """
     try:
         yield
-    except OSError as error:
-        raise OSError(f"{path}: {error.strerror or error}. {advice}") from error
+    except DiskError:  # a file within has named itself
+        raise
+    except Exception as error:
+        number, reason = _refused(error)
+        if number == 0 or (only and number not in only):
+            raise
+        raise DiskError(f"{path}: {reason}. {advice}") from error
+
+
+def room_for(path: str | Path, advice: str = ROOM) -> AbstractContextManager[None]:
+    """As ``naming``, for a block that does more than write: the errors of a full disk, of a quota, and of a limit on files alone."""
+    return naming(path, advice, _FULL)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a folder with all in it, or a link, never what a link leads to. There may be none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def fresh_folder(path: Path) -> Path:
+    """An empty folder in place of whatever has its name."""
+    remove(path)
+    path.mkdir(parents=True)
+    return path
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A new file beside ``path``, which gets its name when the block ends without an error and is removed otherwise."""
+    partial = path.with_name(path.name + ".partial")
+    with naming(path):
+        try:
+            remove(partial)  # a link of that name would lead elsewhere
+            with partial.open("x"):
+                mode = partial.stat().st_mode
+            yield partial
+            partial.chmod(mode)  # safetensors writes for the user alone
+            sync_file(partial)
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                remove(partial)
+            raise
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes a text file under a temporary name first.
 
     Raises:
-        OSError: it cannot be written; what had its name before is still there.
+        DiskError: it cannot be written; what had its name before is still there.
     """
-    partial = Path(path).with_name(Path(path).name + ".partial")
-    with naming(path, "It was not written: make room, or name another place, and start the same command again."):
-        try:
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-        except OSError:
-            with suppress(OSError):  # there may be none
-                partial.unlink()
-            raise
+    with _partial(Path(path)) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file under a temporary name first."""
+    """Writes a safetensors file under a temporary name first.
+
+    Raises:
+        DiskError: it cannot be written; what had its name before is still there.
+    """
     from safetensors.torch import save_file
 
-    partial = path.with_name(path.name + ".partial")
-    save_file(dict(tensors), partial, metadata=dict(metadata or {}))
-    os.replace(partial, path)
+    with _partial(path) as partial:
+        save_file(dict(tensors), partial, metadata=dict(metadata or {}))
+
+
+def same_permissions(folder: Path) -> None:
+    """Lets whoever may read a folder's texts read its weights, which safetensors writes for the user alone."""
+    texts = [file for file in folder.glob("*.json")]
+    for file in folder.glob("*.safetensors") if texts else ():
+        file.chmod(texts[0].stat().st_mode)
+
+
+def sync(folder: Path, below: bool = True) -> None:
+    """Waits until a folder's names, and all files below it, are on the disk."""
+    for path in [*folder.rglob("*"), folder] if below else [folder]:
+        sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Waits until a file's content, or a folder's names, are on the disk."""
+    if os.name == "nt" and path.is_dir():  # where folders cannot be opened
+        return
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 class ShardWriter:
@@ -106,12 +199,12 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = fresh_folder(path.with_name(path.name + ".partial"))
+        try:
+            yield partial
+            same_permissions(partial)
+            os.replace(partial, path)
+        finally:
+            remove(partial)

@@ -16,6 +16,8 @@ SEEN_IN = {
     "transformers.modeling_utils.PreTrainedModel._init_weights": "5.23.0",
     "transformers.modeling_utils.PreTrainedModel._set_gradient_checkpointing": "5.23.0",
     "transformers.trainer.Trainer._get_train_sampler": "5.23.0",
+    "transformers.trainer.Trainer._save_checkpoint": "5.23.0",
+    "transformers.trainer.Trainer._get_output_dir": "5.23.0",
     "transformers.trainer.Trainer._issue_warnings_after_load": "5.23.0",
     "transformers.models.llava.processing_llava.LlavaProcessor._get_num_multimodal_tokens": "5.23.0",
 }

@@ -6,3 +6,8 @@ import os
 def is_main_process() -> bool:
     """Whether this process writes the files that all processes share."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def process_count() -> int:
+    """How many processes share the run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -18,6 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import decoder_layers, ffn_names
 from evomoe.recipe.options import EvolutionOptions
+from evomoe.support.files import naming, write_text
 from evomoe.training.collapse import relative_distances
 from evomoe.training.evolution import ExpertEvolution
 from evomoe.training.meter import RouterMeter
@@ -105,12 +106,10 @@ class MetricsFile(TrainerCallback):
         lines = self.path.read_text(encoding="utf-8").splitlines()
         entries = [json.loads(line) for line in lines if _is_json(line)]  # a killed run may leave half a line
         kept = [entry for entry in entries if entry["stage"] != self.stage or entry["step"] <= state.global_step]
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": state.global_step, **(logs or {})}) + "\n")
 
 

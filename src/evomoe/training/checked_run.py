@@ -1,7 +1,10 @@
 """A recipe that was checked against its model, before weights are loaded or anything is written: made once, handed on."""
 
+import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
@@ -12,9 +15,11 @@ from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.records import load_records
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
+from evomoe.model.generation_settings import load_settings
 from evomoe.model.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
 from evomoe.model.routing import GATES
 from evomoe.model.sparse_model import SparseModel, is_sparse
+from evomoe.model.structure import decoder_layers, ffn_names
 from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.placement import moe_layers, parse_placement
 from evomoe.recipe.recipe import Recipe
@@ -91,12 +96,13 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
     if 2 in recipe.stages:
         check_rule(recipe.evolution)
     if 3 in recipe.stages and sparse is not dense:
-        _check_init_options(recipe, sparse.config.moe)
+        _check_init_options(recipe, dense, sparse.config.moe)
     for stage in recipe.stages:
         _check_training_arguments(recipe, stage)
         _check_trained_parts(recipe, stage, sparse if stage == 3 else dense, sparse.config.moe)
     processor = load_processor(recipe.model, recipe.trust_remote_code)
     ChatTemplate(processor)
+    _check_savable(recipe.model, {"configuration": dense.config, "mixture": sparse.config, "processor": processor})
     return CheckedRun(recipe, dense, sparse, processor)
 
 
@@ -211,10 +217,26 @@ def _check_trained_parts(recipe: Recipe, stage: int, model: PreTrainedModel, moe
         raise OptionError(error.option, f"{error.message} It is text-only{remedy}.") from error
 
 
-def _check_init_options(recipe: Recipe, moe: MoEConfig) -> None:
+def _check_savable(model: str, parts: Mapping[str, Any]) -> None:
+    """Raises ValueError if something that each checkpoint and the trained model hold, beside weights, cannot be saved."""
+    parts = {**parts, "generation settings": load_settings(model)}
+    for name, part in parts.items():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                if part is not None:
+                    part.save_pretrained(folder)
+            except OSError:  # no fault of the model's
+                raise
+            except Exception as error:
+                raise ValueError(f"{model}: its {name} cannot be saved, so no checkpoint could be: {foreign(error)}") from error
+
+
+def _check_init_options(recipe: Recipe, dense: PreTrainedModel, moe: MoEConfig) -> None:
     initialiser = INITS[recipe.expert_init]
     needed = initialiser.Options.from_stage2
     given = not needed or needed in recipe.init_options
     options = initialiser.read(recipe.init_options, recipe.expert_init, given)
     if given:
-        options.check_fits(moe.moe_layers, moe.num_experts)
+        names, layers = ffn_names(dense), decoder_layers(dense)
+        ffns = {index: layers[index].get_submodule(names[index]) for index in moe.moe_layers}
+        options.check_fits(ffns, moe.num_experts)

@@ -9,15 +9,17 @@ from evomoe.support.device import best_device, device_name
 from evomoe.support.text import counted, readable
 from evomoe.training.arguments import trainer_options
 from evomoe.training.checked_run import CheckedRun, check_run, load_data
+from evomoe.training.identity import same_run
 from evomoe.training.record_order import planned_steps
 
 
-def describe(recipe: Recipe, resume: Resume = False) -> str:
+def describe(recipe: Recipe, resume: Resume = False, resume_anyway: bool = False) -> str:
     """Checks recipe, model and data, and tells for every stage what trains, over how many records and steps.
 
     Raises:
         ValueError: what the run itself would refuse before training.
     """
+    resume = True if resume_anyway else resume
     run = check_run(recipe, resume)
     recipe, dense, moe = run.recipe, run.dense, run.moe
     num_layers = text_config(dense.config).num_hidden_layers
@@ -29,7 +31,10 @@ def describe(recipe: Recipe, resume: Resume = False) -> str:
     ]
     if 2 in recipe.stages:
         lines.append(f"Evolution: rule {recipe.evolution.rule}, beta {[list(r) for r in recipe.evolution.beta_ranges]}")
-    for stage, dataset in load_data(recipe, run.processor).items():
+    datasets = load_data(recipe, run.processor)
+    if resume:
+        same_run(run, datasets, resume_anyway)
+    for stage, dataset in datasets.items():
         data, options = recipe.data_of(stage), trainer_options(recipe, stage)
         model, names = run.model_of(stage), run.trained_names(stage)
         counts, settings = count_parameters(model, names), recipe.stage(stage)

@@ -5,7 +5,6 @@ answers new records best.
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from evomoe.recipe.recipe import Recipe
+from evomoe.support.processes import process_count
 
 
 def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
@@ -38,17 +38,13 @@ def seen_records(recipe: Recipe, stage: int, num_records: int) -> int:
 
 def _steps_per_pass(recipe: Recipe, stage: int, num_records: int) -> int:
     options = recipe.stage(stage)
-    batches = math.ceil(num_records / (options.batch_size * _processes()))
+    batches = math.ceil(num_records / (options.batch_size * process_count()))
     return math.ceil(batches / options.accumulation)
 
 
 def _records_per_step(recipe: Recipe, stage: int) -> int:
     options = recipe.stage(stage)
-    return options.batch_size * options.accumulation * _processes()
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return options.batch_size * options.accumulation * process_count()
 
 
 class RecordOrder(Sampler[int]):

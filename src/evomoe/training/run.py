@@ -1,19 +1,21 @@
 """The stages of a run, in the paper's order, from one folder on disk to the next."""
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from evomoe.data.conversations import ConversationDataset
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import Resume
 from evomoe.support.errors import OptionError
-from evomoe.support.files import write_text
+from evomoe.support.files import naming, remove, write_text
 from evomoe.support.processes import is_main_process
 from evomoe.support.text import counted
 from evomoe.training.checked_run import CheckedRun, check_run, load_data
+from evomoe.training.identity import same_run
 from evomoe.training.report import report_run
 from evomoe.training.stages import stage0_align, stage1_warmup, stage2_evolution, stage3_routing
 
@@ -33,6 +35,7 @@ def run(
     report: bool = True,
     label: str = "",
     datasets: Mapping[int, ConversationDataset] | None = None,
+    resume_anyway: bool = False,
 ) -> Path:
     """Runs the recipe's stages one after the other, skipping those that are done.
 
@@ -44,6 +47,7 @@ def run(
         report: write report.md with pictures at the end.
         label: what the progress bars are called (default: as their stage).
         datasets: the checked data of each stage, if they are in memory already.
+        resume_anyway: go on also if weights, data or the number of processes are others than when the run began.
 
     Returns:
         The folder of the last stage's model.
@@ -54,11 +58,26 @@ def run(
     """
     if not isinstance(recipe, Recipe):
         raise OptionError("recipe", f"{recipe!r} must be a Recipe; `Recipe.load` reads one from its file.")
+    resume = True if resume_anyway else resume
     checked = check_run(recipe, resume)
     recipe, folder = checked.recipe, checked.folder
-    datasets = datasets or load_data(recipe, checked.processor)
-    if is_main_process():
-        _begin(checked, resume, datasets)
+    with ExitStack() as held:
+        if is_main_process() and folder.path.is_dir():
+            held.enter_context(folder.locked())
+        datasets = datasets or load_data(recipe, checked.processor)
+        if is_main_process():
+            if not folder.path.is_dir():
+                with naming(folder.path, "Name another `output`."):
+                    folder.path.mkdir(parents=True)
+                held.enter_context(folder.locked())
+            folder.check(recipe, resume)  # again: another command may have begun meanwhile
+            _begin(checked, resume, datasets, resume_anyway)
+        return _train(checked, label, datasets, report)
+
+
+def _train(checked: CheckedRun, label: str, datasets: Mapping[int, ConversationDataset], report: bool) -> Path:
+    """The stages that are not done yet, and the report."""
+    recipe, folder = checked.recipe, checked.folder
     source: Path | str = recipe.model
     for stage in recipe.stages:
         own = folder.stage(stage, label)
@@ -66,18 +85,29 @@ def run(
             own.path.mkdir(parents=True, exist_ok=True)
             with _timed(own.seconds):
                 STAGES[stage](checked, source, own, datasets[stage])
+        elif is_main_process():
+            remove(own.checkpoints)  # it may have been killed just when it was done
         source = own.model
     if report and is_main_process():
-        report_run(checked, Path(source), datasets[recipe.stages[-1]])
+        try:
+            report_run(checked, Path(source), datasets[recipe.stages[-1]])
+        except Exception as error:  # a trained model is worth more than its report
+            logger.warning("%s is whole, but its report could not be written (%s); `resume=True` tries again.", source, error)
     return Path(source)
 
 
-def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, ConversationDataset]) -> None:
-    """Writes what lies in the folder from the start: the recipe, and which records are left out."""
+def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, ConversationDataset], anyway: bool) -> None:
+    """Writes what lies in the folder from the start: what the run is, the recipe, and which records are left out.
+
+    Raises:
+        OptionError: weights, data or processes are others than when the run began.
+    """
     folder = checked.folder
-    folder.path.mkdir(parents=True, exist_ok=True)
     if resume is True and not folder.has_begun():
         logger.warning("There is no run in %s yet: this one begins at the beginning.", folder.path)
+    if resume != "known":  # whose caller knows that it is the same
+        now = same_run(checked, datasets, anyway)
+        write_text(folder.identity, json.dumps(now, indent=1) + "\n")
     if not resume or not folder.has_begun():
         folder.clear()
     checked.recipe.save(folder.recipe)
@@ -91,8 +121,15 @@ def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, Conversat
 def _timed(path: Path) -> Iterator[None]:
     """Adds the seconds that the block takes, also when it is interrupted, to those in a file."""
     begin, before = time.monotonic(), float(path.read_text()) if path.is_file() else 0.0
-    try:
-        yield
-    finally:
+
+    def write() -> None:
         if is_main_process():
             write_text(path, f"{before + time.monotonic() - begin:.1f}\n")
+
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # on a full disk what failed first is to be told
+            write()
+        raise
+    write()

@@ -2,10 +2,11 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
@@ -17,7 +18,7 @@ from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import prepare
-from evomoe.support.files import write_text
+from evomoe.support.files import remove, room_for, same_permissions, sync, write_text
 from evomoe.support.processes import is_main_process
 from evomoe.support.text import counted
 from evomoe.training.arguments import training_arguments
@@ -47,7 +48,7 @@ def train(
         run: what the stage belongs to.
         dataset: what it trains on.
         finish: called with the trainer after training, before the model is written.
-        card: makes the model card, after training.
+        card: makes the model card; tried before training too, so that what is wrong with it is known then.
         trainer_fields: for ``EvoMoETrainer``.
     """
     recipe, processor = run.recipe, dataset.processor
@@ -81,20 +82,56 @@ def train(
         trainer.data_collator = Collator(processor, packing="one row" if in_one_row(model) else "rows")
     if is_sparse(model):  # which the trainer has put on its device
         model.pack_experts()
-    checkpoint = folder.last_checkpoint()
+    if card:
+        card()
+    checkpoint = _resume_from(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if finish:
         finish(trainer)
     partial = folder.path / "model.partial"
-    trainer.save_model(str(partial))
-    if trainer.is_world_process_zero():
-        processor.save_pretrained(partial)
-        if card:
-            write_text(partial / CARD, card())
-        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.json says the same
-        os.replace(partial, folder.model)
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    with room_for(
+        folder.model, "It was not written, and the last checkpoint is whole. Make room, then go on with `resume=True`."
+    ):
+        if trainer.is_world_process_zero():
+            remove(partial)
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_model(str(partial))
+        if trainer.is_world_process_zero():
+            processor.save_pretrained(partial)
+            if card:
+                _write_card(partial / CARD, card)
+            (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; recipe.json says the same
+            same_permissions(partial)
+            sync(partial)
+            os.replace(partial, folder.model)
+            remove(folder.checkpoints)
     trainer.accelerator.wait_for_everyone()
+
+
+def _write_card(path: Path, card: Callable[[], str]) -> None:
+    """A trained model is worth more than its card."""
+    try:
+        write_text(path, card())
+    except Exception as error:
+        logger.warning("%s: the model is written without a model card: %s", path.parent, error)
+
+
+def _resume_from(folder: StageFolder) -> Path | None:
+    """The checkpoint that all processes go on from. One of them looks: the files are large.
+
+    Raises:
+        ValueError: there are checkpoints, and none is whole.
+    """
+    found: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            found[0] = folder.resume_from()
+        except ValueError as error:
+            found[1] = error
+    checkpoint, error = broadcast_object_list(found)
+    if error is not None:
+        raise error
+    return checkpoint
 
 
 def _order(recipe: Recipe, stage: int, dataset: ConversationDataset, arguments: TrainingArguments) -> RecordOrder | None:

@@ -11,6 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from evomoe.model.sparse_model import is_sparse
+from evomoe.recipe.checkpoint import writing
 from evomoe.recipe.options import EvolutionOptions
 from evomoe.support import hf
 from evomoe.training.callbacks import EvolutionCallback, InterruptCallback, MetricsFile, ProgressBar, RouterCallback
@@ -47,6 +48,7 @@ class EvoMoETrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.order = order
+        self._work: Path | None = None  # where a checkpoint lies while it is written
         self.label_smoother = None  # it takes the labels away from the model, and does not shift those of a VLM
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
@@ -98,12 +100,28 @@ class EvoMoETrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        # Before the Trainer writes trainer_state.json, which marks a checkpoint as whole.
         if self.evolution and self.evolution.experts and output_dir and _internal_call:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             self.evolution.experts.save(output_dir, write=self.args.should_save)
         with self._native_names() if _internal_call else nullcontext():
             super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """As the Trainer does, under another name until all processes have written their part."""
+        assert self.args.output_dir is not None
+        folder, writes = Path(self.args.output_dir), self.is_world_process_zero()
+        self._work = folder / "partial"
+        try:
+            with writing(folder, self.state.global_step, self.args.save_total_limit) if writes else nullcontext():
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+        finally:
+            self._work = None
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._work) if self._work else super()._get_output_dir(trial)
 
     @contextmanager
     def _native_names(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from evomoe.conversion.expert_init.replicate import replicate
+from evomoe.recipe.evolved_file import check_evolved
 from evomoe.recipe.init_options import EvolvedOptions
 
 
@@ -19,26 +20,16 @@ def evolved(ffn: nn.Module, num_experts: int, layer: int, generator: torch.Gener
     Raises:
         ValueError: the file does not fit the model.
     """
-    options.check_fits([layer], num_experts)
+    check_evolved(options.experts, {layer: ffn}, num_experts, whole=False)
     if isinstance(options.experts, Mapping):
-        tensors, source = options.experts, "the tensors given"
+        tensors = options.experts
     else:
-        source, prefix = str(options.experts), f"layers.{layer}."
+        prefix = f"layers.{layer}."
         with safe_open(options.experts, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
     modules = replicate(ffn, num_experts, layer, generator)
     with torch.no_grad():
         for n, expert in enumerate(modules[1:], start=1):
             for name, parameter in expert.named_parameters():
-                key = f"layers.{layer}.experts.{n}.{name}"
-                if key not in tensors:
-                    raise ValueError(
-                        f"{source} has no tensor '{key}': it was made for other MoE layers, fewer experts or another model."
-                    )
-                if tensors[key].shape != parameter.shape:
-                    raise ValueError(
-                        f"{source}: '{key}' has shape {tuple(tensors[key].shape)}, this model needs {tuple(parameter.shape)}. "
-                        "The experts belong to another model."
-                    )
-                parameter.copy_(tensors[key])
+                parameter.copy_(tensors[f"layers.{layer}.experts.{n}.{name}"])
     return modules

@@ -1,0 +1,169 @@
+"""Whether a run that goes on is the run that began: what its recipe cannot say, the content of weights and data and the processes.
+
+Files that were not touched since are not read again. Of a picture its size, its beginning and its end count.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Subset
+
+from evomoe.conversion.expert_init import option_from_stage2
+from evomoe.data.conversations import ConversationDataset
+from evomoe.data.records import Records
+from evomoe.recipe.recipe import Recipe
+from evomoe.support.content import file_hash, fingerprint, text_hash
+from evomoe.support.errors import OptionError
+from evomoe.support.parse_json import parse_json
+from evomoe.support.processes import process_count
+from evomoe.support.text import counted
+from evomoe.training.checked_run import CheckedRun
+
+logger = logging.getLogger(__name__)
+
+Identity = dict[str, Any]
+"""What can be written as JSON; ``identity.json`` in the run's folder."""
+
+_ENDS = 2**14
+
+
+def same_run(run: CheckedRun, datasets: Mapping[int, ConversationDataset], anyway: bool = False) -> Identity:
+    """What the run is now, which is what it was when it began.
+
+    Args:
+        anyway: let it be another one, with a warning.
+
+    Raises:
+        OptionError: it is another one, and there is something that it would go on from.
+    """
+    folder = run.folder
+    began = parse_json(folder.identity.read_text(encoding="utf-8"), str(folder.identity)) if folder.identity.is_file() else {}
+    before = began if folder.has_begun() and folder.can_resume() else {}
+    now = _identity(run.recipe, datasets, before)
+    if changed := _changes(before, now):
+        said = f"{folder.path} holds a run that is not quite this one: {'; '.join(changed)}."
+        if not anyway:
+            raise OptionError(
+                "output", f"{said} Put back what it was, name another folder, or go on all the same: `resume_anyway`."
+            )
+        logger.warning("%s It goes on all the same.", said)
+    return now | ({"changes": [*before.get("changes", []), *changed]} if changed or before.get("changes") else {})
+
+
+def _identity(recipe: Recipe, datasets: Mapping[int, ConversationDataset], before: Identity) -> Identity:
+    """What the run is now.
+
+    Args:
+        before: what it was when it began; whatever has the same dates is taken from there.
+    """
+    known = before.get("data", {})
+    data = {recipe.data_of(stage): dataset for stage, dataset in datasets.items()}
+    experts = recipe.init_options.get(option_from_stage2(recipe.expert_init), "")
+    return {
+        "processes": process_count(),
+        "model": _model(recipe.model, before.get("model", {})),
+        "experts": file_hash(experts) if 3 in recipe.stages and isinstance(experts, str) and Path(experts).is_file() else "",
+        "data": {name: _data(dataset, known.get(name, {})) for name, dataset in data.items()},
+    }
+
+
+def _changes(before: Identity, now: Identity) -> list[str]:
+    """In which a run differs from what it was when it began, in words; what was not written down then is not compared."""
+    found = []
+    if before.get("processes", now["processes"]) != now["processes"]:
+        found.append(f"it had {_processes(before['processes'])} and has {now['processes']} now")
+    then, today = before.get("model", now["model"])["files"], now["model"]["files"]
+    if others := sorted(name for name in then.keys() | today.keys() if then.get(name) != today.get(name)):
+        more = f" and {counted(len(others) - 1, 'more file')}" if len(others) > 1 else ""
+        found.append(f"the model it started from has another {others[0]}{more}")
+    if before.get("experts", now["experts"]) != now["experts"]:
+        found.append("its file of experts has other content")
+    for name, data in now["data"].items():
+        if name in before.get("data", {}):
+            found += [f"{name} {change}" for change in _data_changes(before["data"][name], data)]
+    return found
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'' if count == 1 else 'es'}"
+
+
+def _model(model: str, before: Identity) -> Identity:
+    seen = _seen(sorted(path for path in Path(model).iterdir() if path.is_file())) if Path(model).is_dir() else ""
+    if seen and seen == before.get("seen"):
+        return before
+    return {"seen": seen, "files": fingerprint(model)}
+
+
+def _seen(files: Iterable[Path]) -> str:
+    """Names, sizes and dates of files, as one hash; a file that is not there has none."""
+    found = []
+    for path in files:
+        state = path.stat() if path.is_file() else None
+        found.append(f"{path} {state and (state.st_size, state.st_mtime_ns)}")
+    return text_hash(found)
+
+
+def _data(dataset: ConversationDataset, before: Identity) -> Identity:
+    """The rows as they stand in the source, good and bad ones, and the picture files that they name."""
+    records: Any = dataset.records
+    while isinstance(records, Subset):
+        records = records.dataset
+    if not isinstance(records, Records):  # made by the caller, not read from anywhere
+        return {}
+    in_order, in_any_order, count = hashlib.blake2b(), 0, 0
+    for row in records.rows:
+        of_row = hashlib.blake2b(_text(row).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        in_order.update(of_row)
+        in_any_order, count = (in_any_order + int.from_bytes(of_row)) % 2**128, count + 1
+    files = records.picture_files()
+    seen = _seen(files)
+    pictures = (
+        before["pictures"] if seen == before.get("seen") else {"files": len(files), "content": text_hash(map(_ends, files))}
+    )
+    return {
+        "records": count, "in order": in_order.hexdigest()[:32], "in any order": f"{in_any_order:032x}", "seen": seen, "pictures": pictures,
+    }  # fmt: skip
+
+
+def _data_changes(before: Identity, now: Identity) -> list[str]:
+    found = []
+    if not (before and now):
+        return found
+    if before["records"] != now["records"]:
+        found.append(f"had {counted(before['records'], 'record')} and has {now['records']:,} now")
+    elif before["in any order"] != now["in any order"]:
+        found.append("has other records")
+    elif before["in order"] != now["in order"]:
+        found.append("has its records in another order")
+    elif before["pictures"] != now["pictures"]:
+        found.append("names pictures that have changed")
+    return found
+
+
+def _text(row: Any) -> str:
+    try:
+        return json.dumps(row, sort_keys=True, default=_of_no_json)
+    except RecursionError:
+        return "lies in itself too deeply"
+
+
+def _of_no_json(value: Any) -> str:
+    if isinstance(value, Image.Image):
+        return f"{value.mode} {value.size} {hashlib.blake2b(value.tobytes()).hexdigest()}"
+    return hashlib.blake2b(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+
+def _ends(path: Path) -> str:
+    if not path.is_file():
+        return "none"
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        first = file.read(_ENDS)
+        file.seek(max(_ENDS, size - _ENDS))
+        return f"{size} {hashlib.blake2b(first + file.read(_ENDS)).hexdigest()}"
