@@ -36,11 +36,15 @@ class Turn:
 
     Attributes:
         role: "system", "user" or "assistant".
-        text: What is said, with "<image>" where the pictures stand.
+        text: What is said, with "<image>" where the pictures stand; in an answer it is a word like others.
+        thinking: The reasoning that an answer is given with.
+        learned: Whether an answer has labels.
     """
 
     role: str
     text: str
+    thinking: str = ""
+    learned: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class CheckpointEvaluation:
     """
 
     def __init__(self, checkpoint: str | Path, names: Sequence[str], options: EvaluationOptions) -> None:
-        self.checkpoint, self.names, self.options = checkpoint, names, options
+        self.checkpoint, self.names, self.options = checkpoint, names, options.of(checkpoint)
         self.folder = options.folder(checkpoint)
         if not takes_pictures(load_config(checkpoint, options.trust_remote_code)):
             raise ValueError(f"{', '.join(names)} needs a model that takes pictures; {checkpoint} is text-only.")
@@ -212,6 +212,7 @@ class CheckpointEvaluation:
             "data": one.data.read,
             "limit": self.options.limit,
             "first_prompt": one.prompts.texts[0],
+            "template_options": one.prompts.template.options,
             "answers": answers.path.name,
             "submission": [str(path.relative_to(folder)) for path in submitted],
             "settings": settings,

@@ -1,7 +1,7 @@
 """Greedy answers of any VLM to a benchmark's questions: in batches of similar length, padded on the left."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.data.chat_template import ChatTemplate
+from evomoe.data.chat_template import ChatTemplate, not_thinking, with_end, without_thinking
 from evomoe.data.images import BadImageError, Shape
 from evomoe.data.records import IMAGE_MARK, Record, Turn
 from evomoe.evaluation.benchmark import Benchmark, Question, Result
@@ -73,9 +73,11 @@ class Prompts(Dataset[Batch]):
         batch_size: conversations per batch.
         image_aspect: what becomes of the pictures' shape, see ``evomoe.data.images.Shape``.
         keep: hold the prepared batches in memory, for several models in turn.
+        template_options: arguments of the chat template; see ``not_thinking``.
 
     Raises:
-        ValueError: the processor has no chat template, or the template loses a question.
+        OptionError: the template reads no such argument.
+        ValueError: the processor has no chat template, or the template loses a question or begins each answer with thinking.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class Prompts(Dataset[Batch]):
         batch_size: int = 128,
         image_aspect: ImageAspect = "auto",
         keep: bool = False,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.asked, self.processor = list(asked), processor
-        self.template = ChatTemplate(processor)
+        self.template = ChatTemplate(processor, not_thinking(processor, template_options or {}))
         tokenizer = self.template.tokenizer
         if tokenizer.pad_token is None:  # the attention mask hides the padding, so any token will do
             tokenizer.pad_token = tokenizer.eos_token
@@ -190,6 +193,7 @@ class Answerer:
         self.model.eval()
         # Whatever else a checkpoint's own settings say of generation, every model is asked in the same way.
         ends = {name: getattr(settings, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ends["eos_token_id"] = with_end(ends["eos_token_id"], prompts.template.end_id)
         self.model.generation_config = GenerationConfig(**ends)
         once = self._encode_once
         try:
@@ -222,7 +226,7 @@ class Answerer:
                 "go on with a smaller `batch_size`."
             ) from error
         texts = prompts.processor.batch_decode(tokens_BS[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [without_thinking(text).strip() for text in texts]
 
 
 def evaluate(

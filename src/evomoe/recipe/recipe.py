@@ -50,6 +50,7 @@ class Recipe:
         image_aspect: "pad" pads pictures to a square first, as LLaVA-1.5 does; "keep" does not; "auto" pads where the processor
             would crop them.
         on_bad_record: "stop" before training, or "skip" and list.
+        template_options: arguments of the model's chat template, as name=value, e.g. enable_thinking=false.
         dtype: precision of the loaded weights: float32, bfloat16 or auto. Mixed precision is ``trainer`` bf16=true.
         workers: processes that decode images; 0 decodes in the main process.
         seed: of data order, router weights and dropout.
@@ -79,6 +80,7 @@ class Recipe:
     max_pixels: int = 89_478_485
     image_aspect: ImageAspect = "auto"
     on_bad_record: Literal["stop", "skip"] = "stop"
+    template_options: NamedValues = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     workers: int = 0
     seed: int = 0
@@ -175,6 +177,7 @@ class Recipe:
                 values["moe"]["router_gradient"] = "chosen"
             for stage in STAGES:  # before stages went on where others had stopped
                 values.get(f"stage{stage}", {}).setdefault("seen_records", 0)
+            values.setdefault("template_options", {})  # before templates had any
             missing = {f.name for f in dataclasses.fields(cls)} - set(values)
             if missing:
                 raise TypeError(f"it lacks {', '.join(sorted(missing))}")

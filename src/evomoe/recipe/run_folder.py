@@ -173,13 +173,25 @@ def results_folder(verb: str, checkpoint: str | Path, output: str | None = None)
 
 def stage1_model(checkpoint: str | Path) -> str | None:
     """The dense model that the stages after Stage I began with, for a checkpoint in a run's folder; None if it is not there."""
-    run = RunFolder(Path(checkpoint).resolve().parent.parent)
-    try:
-        recipe = Recipe.load(run.recipe)
-    except (OSError, ValueError):  # no run's folder, or a run of another version
+    run, recipe = _run_of(checkpoint)
+    if recipe is None:
         return None
     found = run.stage(1).model if 1 in recipe.stages else Path(recipe.model)
     return str(found) if found.is_dir() else None
+
+
+def template_options_of(checkpoint: str | Path) -> dict[str, Any]:
+    """The arguments of the chat template that a checkpoint in a run's folder was trained with; none for any other."""
+    _, recipe = _run_of(checkpoint)
+    return dict(recipe.template_options) if recipe else {}
+
+
+def _run_of(checkpoint: str | Path) -> tuple[RunFolder, Recipe | None]:
+    run = RunFolder(Path(checkpoint).resolve().parent.parent)
+    try:
+        return run, Recipe.load(run.recipe)
+    except (OSError, ValueError):  # no run's folder, or a run of another version
+        return run, None
 
 
 def check_paths(recipe: Recipe, resume: Resume) -> None:

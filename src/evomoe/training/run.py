@@ -81,6 +81,8 @@ def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, Conversat
     if not resume or not folder.has_begun():
         folder.clear()
     checked.recipe.save(folder.recipe)
+    for note in dict.fromkeys(note for loaded in datasets.values() for note in loaded.notes):
+        logger.warning("%s", note)
     skipped = [message for loaded in dict.fromkeys(datasets.values()) for message in loaded.skipped]
     if skipped:
         write_text(folder.skipped_records, "\n".join(skipped) + "\n")

@@ -73,7 +73,8 @@ def _label(benchmarks: Sequence[str]) -> str:
 def score_shuffles(checkpoint: str, name: str, options: FigureOptions) -> ShuffleScores:
     """The mean score over the benchmarks with the checkpoint's own routers, and with each of eight shuffles."""
     processor = load_processor(checkpoint, options.trust_remote_code)
-    prepared = [prepare(BENCHMARKS[benchmark], processor, options.evaluation()) for benchmark in options.benchmarks]
+    evaluation = options.evaluation().of(checkpoint)
+    prepared = [prepare(BENCHMARKS[benchmark], processor, evaluation) for benchmark in options.benchmarks]
 
     def score(model: PreTrainedModel) -> float:
         results = [
