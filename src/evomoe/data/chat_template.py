@@ -88,7 +88,8 @@ class ChatTemplate:
         self._special = pieces_pattern(list(added))
         placeholders = {str(getattr(processor, name, "") or "") for name in ("image_token", "video_token", "audio_token")}
         control = [token for token, special in added.items() if special] + sorted(placeholders)
-        self._control = re.compile("|".join(map(re.escape, filter(None, control))) or "(?!)")
+        # One character is a character, whatever a tokenizer pads with.
+        self._control = re.compile("|".join(re.escape(token) for token in control if len(token) > 1) or "(?!)")
         self._structured = self._accepts(messages_of(_PROBE))
         if not self._structured and not self._accepts(self._plain_messages(_PROBE)):
             reason = f": {foreign(self._fault)}" if self._fault else ""

@@ -76,7 +76,8 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         self.on_bad_record = on_bad_record
         self._shape = Shape(processor, image_aspect)
         self._template = ChatTemplate(processor, template_options)
-        self.notes, self.end_id = self._template.notes(), self._template.end_id
+        self.notes = [*getattr(records, "notes", ()), *self._template.notes()]
+        self.end_id = self._template.end_id
         self._tokenizer = self._template.tokenizer
         if not self._tokenizer.is_fast:
             raise ValueError(f"{type(self._tokenizer).__name__} is a slow tokenizer; labels need a fast one")

@@ -12,9 +12,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from evomoe.data.pixels import to_rgb
 from evomoe.recipe.options import ImageAspect, check_image_aspect
 from evomoe.support.processor import Processor
+from evomoe.support.text import shortened
 
 _END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 _TAIL_BYTES = 1024
+_SHOWN = 300
+"""Characters of a path in a message: what is longer is no path, but a picture in base64."""
 
 
 class BadImageError(ValueError):
@@ -44,12 +47,12 @@ class ImageFolder:
             BadImageError: The path leaves the folder.
         """
         if "\0" in path:
-            raise BadImageError(f"the image path {path!r} holds a null character")
+            raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} holds a null character")
         resolved = os.path.normpath(os.path.join(self.folder, path))
         free = os.path.isabs(path) and self.allow_absolute_outside
         inside = Path(resolved).is_relative_to(self.folder) or Path(resolved).is_relative_to(os.path.realpath(self.folder))
         if not free and not inside:
-            raise BadImageError(f"the image path {path!r} leaves the image folder {self.folder}")
+            raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} leaves the image folder {self.folder}")
         return resolved
 
 
@@ -138,22 +141,23 @@ class Shape:
 
 
 def _name(source: str | bytes) -> str:
-    return source if isinstance(source, str) else "in the image column"
+    return shortened(source, _SHOWN) if isinstance(source, str) else "in the image column"
 
 
 def _open_file(source: str | bytes) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
+    name = _name(source)
     try:
         kind = os.stat(source).st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for whoever writes into it
-            raise BadImageError(f"image {source} is not a regular file")
+            raise BadImageError(f"image {name} is not a regular file")
         return open(source, "rb")
     except FileNotFoundError:
         leads_to = f" (a link to {os.path.realpath(source)})" if os.path.realpath(source) != os.path.abspath(source) else ""
-        raise MissingImageError(f"image {source} does not exist{leads_to}") from None
+        raise MissingImageError(f"image {name} does not exist{leads_to}") from None
     except OSError as error:
-        raise BadImageError(f"image {source} cannot be read: {error.strerror}") from error
+        raise BadImageError(f"image {name} cannot be read: {error.strerror}") from error
 
 
 def _open_header(file: BinaryIO, name: str) -> Image.Image:

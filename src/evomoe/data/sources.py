@@ -1,5 +1,6 @@
 """Where rows of training data come from: JSON, JSON lines, saved and hub datasets, objects in memory."""
 
+import copy
 import io
 import itertools
 import os
@@ -9,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from evomoe.data.row import FIELDS, is_refused
 from evomoe.support.names import not_on_hub, refuse_missing, split_name
 from evomoe.support.parse_json import parse_json
 from evomoe.support.text import kind_of
 
 if TYPE_CHECKING:
     import datasets
-
-
-_COLUMNS = ("id", "image", "images", "conversations", "messages")
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,13 @@ class Source:
         name: The file or dataset, for messages.
         rows: The rows, in order; pictures of a datasets column stay encoded.
         folder: The folder that relative picture paths start from.
+        unread: Columns that nobody reads, which the rows do not have.
     """
 
     name: str
     rows: Sequence[Any]
     folder: str
+    unread: tuple[str, ...] = ()
 
 
 def open_source(data: "str | os.PathLike[str] | Sequence[Any] | datasets.Dataset") -> Source:
@@ -139,11 +140,15 @@ def _from_dataset(dataset: object, name: str) -> Source:
         raise ValueError(
             f"{name}: expected a datasets.Dataset (one split, not streamed) or a list of records, not {type(dataset).__name__}"
         )
-    columns: Any = dataset.select_columns([column for column in dataset.column_names if column in _COLUMNS])
+    kept = [column for column in dataset.column_names if column in FIELDS or is_refused(column)]
+    columns: Any = dataset.select_columns(kept)
     encoded = datasets.Image(decode=False)
     for column, feature in columns.features.items():
-        if isinstance(feature, datasets.Image):
-            columns = columns.cast_column(column, encoded)
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+        if isinstance(getattr(feature, "feature", None), datasets.Image):
             columns = columns.cast_column(column, datasets.List(encoded))
-    return Source(name, columns.with_format(None), os.getcwd())
+        elif hasattr(feature, "decode"):  # pictures, and what is refused
+            undecoded = copy.copy(feature)
+            undecoded.decode = False
+            columns = columns.cast_column(column, undecoded)
+    unread = tuple(column for column in dataset.column_names if column not in kept)
+    return Source(name, columns.with_format(None), os.getcwd(), unread)
