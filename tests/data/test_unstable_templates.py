@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spoken import answers, record
 
-from evomoe.data.chat_template import ChatTemplate, not_thinking, without_thinking
+from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.conversations import ConversationDataset, LabelMismatchError
 from evomoe.data.records import BadRecordError, Record, Turn
+from evomoe.data.thinking import not_thinking, without_thinking
 from evomoe.support.errors import OptionError
 
 _LOOP = "{% for m in messages %}{% if m.role == 'assistant' %}ANSWER{% else %}<|turn|>{{ m.role }}\n{{ m.content }}</s>\n{% endif %}{% endfor %}"

@@ -20,10 +20,6 @@ Message = dict[str, Any]
 _PROBE = (Turn("user", "ping"), Turn("assistant", "pong"))
 _SECONDS, _MEMORY, _LONGEST = 10.0, 2 * 10**9, 10**8
 """What a rendering may take: time, bytes, and the characters that it may have."""
-_OPENED = re.compile(r"[<\[◁]\|?(/?)(?:\w+:)?think(?:ing)?\|?[>\]▷]", re.IGNORECASE)
-"""The marks of models that think before they answer: <think>, </think>, [THINK], <seed:think> and the like."""
-NO_THINKING = ({}, {"enable_thinking": False}, {"thinking": False})
-"""Arguments by which templates leave thinking out, in the order in which they are tried."""
 
 
 class LabelMismatchError(BadRecordError):
@@ -243,7 +239,7 @@ class ChatTemplate:
         try:
             return self._bounded(messages, add_generation_prompt)
         except Exception as error:
-            reason = foreign(error) or type(error).__name__
+            reason = foreign(error)
             raise BadRecordError(f"{record.where}: the chat template refuses the conversation: {reason}") from error
 
     def _located(
@@ -296,42 +292,10 @@ class ChatTemplate:
                 raise BadRecordError(f"{where} holds {token[0]!r}, which the model reads as a control token; write it otherwise")
 
 
-def not_thinking(processor: Processor, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The template's arguments with which an answer does not begin inside of thinking, unless ``options`` ask for that.
-
-    Raises:
-        OptionError: the template reads no such argument.
-        ValueError: the template begins each answer with thinking.
-    """
-    given = dict(options)
-    if any(value for name, value in given.items() if "think" in name):
-        return given
-    for more in NO_THINKING:
-        with suppress(OptionError):
-            template = ChatTemplate(processor, more | given)
-            if not _is_thinking(template.question(Record("a question", (), _PROBE[:1]))):
-                return template.options
-    ChatTemplate(processor, given)  # for its own refusal
-    raise ValueError(
-        "the chat template begins each answer inside of thinking; if you want that, ask for it: `template_options=enable_thinking=true`."
-    )
-
-
 def with_end(ends: int | list[int] | None, end_id: int | None) -> int | list[int] | None:
     """The tokens at which generation stops, with the one that ends an answer."""
     known = [] if ends is None else ends if isinstance(ends, list) else [ends]
     return ends if end_id is None or end_id in known else end_id if not known else [*known, end_id]
-
-
-def without_thinking(answer: str) -> str:
-    """What a model answered after it thought."""
-    closed = [found for found in _OPENED.finditer(answer) if found[1]]
-    return answer[closed[-1].end() :] if closed else answer
-
-
-def _is_thinking(question: str) -> bool:
-    marks = list(_OPENED.finditer(question))
-    return bool(marks) and not marks[-1][1]
 
 
 def _check_options(template: object, options: Mapping[str, Any]) -> None:

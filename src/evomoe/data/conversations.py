@@ -18,7 +18,7 @@ from evomoe.data.records import BadRecordError, Record, bad_summary
 from evomoe.data.survey import Surveyed, cut_fault, read_pictures, survey
 from evomoe.recipe.options import ImageAspect, check_on_bad_record
 from evomoe.support.errors import OptionError
-from evomoe.support.processor import Processor, tokenizer_of
+from evomoe.support.processor import Processor, cannot_process, tokenizer_of
 
 __all__ = ["Collator", "ConversationDataset", "LabelMismatchError", "messages_of"]
 
@@ -167,6 +167,19 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         return survey(self.records, self.processor, self._template, self._shape, self.max_length)
 
     def _encode(self, record: Record) -> dict[str, torch.Tensor]:
+        """An item.
+
+        Raises:
+            BadRecordError: The record is bad, or a part of the processor fails at it, in whatever way.
+        """
+        try:
+            return self._encoded(record)
+        except BadRecordError:
+            raise
+        except Exception as error:
+            raise BadRecordError(cannot_process(record.where, self.processor, error)) from error
+
+    def _encoded(self, record: Record) -> dict[str, torch.Tensor]:
         rendered = self._template.render(record)
         batch = self._process(record, rendered.text)
         replacements = batch.pop("text_replacement_offsets", [None if record.images else ()])[0]
@@ -183,11 +196,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
             options["images"] = [read_pictures(record, lambda image: self._shape.fit(open_rgb(image)))]
             if _reports_replacements(self.processor):
                 options["return_text_replacement_offsets"] = True
-        try:
-            return self.processor(text=[text], return_tensors="pt", **options)
-        except (ValueError, TypeError, LookupError, ArithmeticError, OSError) as error:
-            name = type(self.processor).__name__
-            raise BadRecordError(f"{record.where}: {name} cannot process it: {error}") from error
+        return self.processor(text=[text], return_tensors="pt", **options)
 
     def _check_cut(self, record: Record, labels: list[int], of_image: list[bool]) -> None:
         first_label = next(i for i, label in enumerate(labels) if label != IGNORED)

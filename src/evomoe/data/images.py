@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from evomoe.data.pixels import to_rgb
 from evomoe.recipe.options import ImageAspect, check_image_aspect
+from evomoe.support.errors import foreign
 from evomoe.support.processor import Processor
 from evomoe.support.text import shortened
 
@@ -170,8 +171,8 @@ def _open_header(file: BinaryIO, name: str) -> Image.Image:
         raise BadImageError(f"image {name} is not a picture in a format that Pillow knows") from None
     except Image.DecompressionBombError as error:
         raise BadImageError(f"image {name} is too large: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadImageError(f"image {name} has a broken header: {error}") from error
+    except Exception as error:  # each format has its own ways to fail
+        raise BadImageError(f"image {name} has a broken header: {foreign(error)}") from error
 
 
 def _tail(file: BinaryIO) -> bytes:
@@ -183,5 +184,5 @@ def _tail(file: BinaryIO) -> bytes:
 def _decode(picture: Image.Image, name: str) -> Image.Image:
     try:
         return to_rgb(ImageOps.exif_transpose(picture))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"image {name} cannot be decoded: {error}") from error
+    except Exception as error:
+        raise BadImageError(f"image {name} cannot be decoded: {foreign(error)}") from error

@@ -173,6 +173,9 @@ def bad_summary(name: str, bad: Sequence[str], total: int, remedy: str = "") -> 
         total: How many records there are.
         remedy: What to do about it, if it is known better than "repair them".
     """
+    reasons = {message.partition(": ")[2] for message in bad}
+    if len(bad) == total > 1 and len(reasons) == 1:
+        return f"{name}: all {counted(total, 'record')} are bad: {reasons.pop()}" + (f"\n{remedy}" if remedy else "")
     more, them = len(bad) - _LISTED, "it" if len(bad) == 1 else "them"
     return "\n".join(
         [

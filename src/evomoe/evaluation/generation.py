@@ -12,14 +12,15 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.data.chat_template import ChatTemplate, not_thinking, with_end, without_thinking
+from evomoe.data.chat_template import ChatTemplate, with_end
 from evomoe.data.images import BadImageError, Shape
 from evomoe.data.records import IMAGE_MARK, Record, Turn
+from evomoe.data.thinking import not_thinking, without_thinking
 from evomoe.evaluation.benchmark import Benchmark, Question, Result
 from evomoe.evaluation.encode_once import EncodeOnce
 from evomoe.evaluation.pictures import Picture
 from evomoe.recipe.options import ImageAspect
-from evomoe.support.processor import Processor
+from evomoe.support.processor import Processor, cannot_process
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 
@@ -136,10 +137,23 @@ class Prompts(Dataset[Batch]):
         options |= self.template.special_tokens(texts[0])
         if pictures:
             options["images"] = [[self._open(self.asked[i], picture) for picture in self.asked[i].pictures] for i in positions]
-        batch = Batch(positions, pictures, self.processor(text=texts, **options))
+        batch = Batch(positions, pictures, self._processed(positions, texts, options))
         if self.keep:
             self._kept[index] = _copy(batch)
         return batch
+
+    def _processed(self, positions: Sequence[int], texts: list[str], options: dict[str, Any]) -> Any:
+        """The model's inputs; raises ValueError, with the conversation's name, for whatever the processor raises."""
+        try:
+            return self.processor(text=texts, **options)
+        except Exception as error:
+            if len(texts) == 1:
+                raise ValueError(cannot_process(self.asked[positions[0]].where, self.processor, error)) from error
+            for number, position in enumerate(positions):
+                images = {"images": options["images"][number : number + 1]} if "images" in options else {}
+                self._processed([position], texts[number : number + 1], options | images)
+            where = ", ".join(self.asked[position].where for position in positions)
+            raise ValueError(cannot_process(where, self.processor, error)) from error
 
     def _open(self, asked: Asked, picture: Picture) -> Image.Image:
         if self._latest is None or self._latest[0] != picture.key:
