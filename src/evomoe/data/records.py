@@ -15,7 +15,7 @@ from evomoe.data.images import BadImageError, ImageFolder, MissingImageError, ch
 from evomoe.data.row import FIELDS, Picture, read_row, value_of
 from evomoe.data.sources import Source, open_source
 from evomoe.data.turns import IMAGE_MARK, BadRecordError, Record, Turn
-from evomoe.recipe.options import check_on_bad_record
+from evomoe.recipe.options import PictureCheck, check_choice, check_on_bad_record
 from evomoe.support.names import check_folder
 from evomoe.support.text import counted, shortened
 
@@ -71,6 +71,7 @@ def load_records(
     image_root: str | os.PathLike[str] | None = None,
     on_bad_record: Literal["stop", "skip"] = "stop",
     max_pixels: int | None = None,
+    check_pictures: PictureCheck = "header",
 ) -> Records:
     """Opens training data and checks every record, without decoding the pictures.
 
@@ -86,6 +87,8 @@ def load_records(
         on_bad_record: "stop" raises after all records are checked; "skip" leaves bad records out and lists them.
         max_pixels: The largest picture allowed, in pixels; by default Pillow's limit against decompression bombs.
             Pillow itself refuses pictures of more than twice its limit.
+        check_pictures: "header" looks at each picture's header and at whether its file is whole, as far as its format says;
+            "decode" decodes every picture, which takes as long as a pass over the data.
 
     Raises:
         BadRecordError: There are bad records under "stop", or no good one at all.
@@ -93,11 +96,13 @@ def load_records(
         ValueError: The data cannot be opened.
     """
     check_on_bad_record(on_bad_record)
+    check_choice("check_pictures", check_pictures, PictureCheck)
     if image_root is not None:
         check_folder("image_root", os.fspath(image_root))
     source = open_source(data)
     images = ImageFolder(source.folder if image_root is None else image_root, image_root is None)
-    check = _ImageCheck(images, (Image.MAX_IMAGE_PIXELS or 2**63) if max_pixels is None else max_pixels)
+    limit = (Image.MAX_IMAGE_PIXELS or 2**63) if max_pixels is None else max_pixels
+    check = _ImageCheck(images, limit, check_pictures == "decode")
     kept, bad, unread = [], [], Counter[str]()
     rows = tqdm(source.rows, f"checking {source.name}", unit="record", disable=len(source.rows) < _PROGRESS_FROM)
     for number, row in enumerate(rows):
@@ -128,9 +133,9 @@ def _unread_note(name: str, unread: Counter[str]) -> str:
 class _ImageCheck:
     """Checks each distinct picture file once."""
 
-    def __init__(self, images: ImageFolder, max_pixels: int) -> None:
+    def __init__(self, images: ImageFolder, max_pixels: int, decode: bool) -> None:
         self._images = images
-        self._max_pixels = max_pixels
+        self._max_pixels, self._decode = max_pixels, decode
         self._verdicts: dict[str, str | None] = {}
         self._missing = 0
 
@@ -146,13 +151,13 @@ class _ImageCheck:
             if (verdict := self._verdicts[image]) is not None:
                 raise BadImageError(verdict)
         elif isinstance(image, bytes):
-            check_image(image, self._max_pixels)
+            check_image(image, self._max_pixels, self._decode)
         elif isinstance(image, Image.Image) and image.width * image.height > self._max_pixels:
             raise BadImageError(f"a picture has {image.width} x {image.height} pixels, more than {self._max_pixels:,}")
 
     def _verdict(self, path: str) -> str | None:
         try:
-            check_image(self._images.resolve(path), self._max_pixels)
+            check_image(self._images.resolve(path), self._max_pixels, self._decode)
         except BadImageError as error:
             self._missing += isinstance(error, MissingImageError)
             return str(error)

@@ -11,6 +11,11 @@ class BadRecordError(ValueError):
     """A record that cannot be trained on; the message names it."""
 
 
+def plain_error(error: BadRecordError) -> str:
+    """An error's message; of one that a DataLoader's worker raised, without the traceback that torch puts before it."""
+    return str(error).rpartition(f"{BadRecordError.__name__}: ")[2].strip().rstrip(".")
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One turn of a conversation.

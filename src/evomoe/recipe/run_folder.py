@@ -99,6 +99,11 @@ class RunFolder:
         """The bad records that were left out."""
         return self.path / "skipped_records.txt"
 
+    @property
+    def changes(self) -> Path:
+        """What a run that went on did otherwise than before."""
+        return self.path / "changes.txt"
+
     def stage(self, number: int, label: str = "") -> StageFolder:
         """The folder of a stage, e.g. ``stage2_evolution``."""
         return StageFolder(self.path / f"stage{number}_{STAGES[number]}", label)
@@ -156,7 +161,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what a run left that got to no checkpoint, so that the folder can be used anew."""
-        for file in (self.metrics, self.skipped_records):
+        for file in (self.metrics, self.skipped_records, self.changes):
             file.unlink(missing_ok=True)
         for stage in STAGES:
             shutil.rmtree(self.stage(stage).path, ignore_errors=True)

@@ -112,7 +112,7 @@ def load_data(recipe: Recipe, processor: Processor, keep: bool = False) -> dict[
     """
 
     def load(data: str) -> ConversationDataset:
-        records = load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
+        records = load_records(data, recipe.image_root, recipe.on_bad_record, recipe.max_pixels, recipe.check_pictures)
         dataset = ConversationDataset(
             records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect, keep, recipe.template_options
         )
