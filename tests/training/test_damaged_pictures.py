@@ -65,7 +65,7 @@ def test_the_command_line_says_one_sentence(damaged):
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    (last,) = (line for line in done.stderr.splitlines() if line.startswith("evomoe: "))
     assert (
         last.startswith("evomoe: data.json, record 17 (id '17'): image ")
         and "--check-pictures decode" in last

@@ -1,8 +1,8 @@
 """Renders a conversation with the processor's own chat template and finds every answer in the text."""
 
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ Message = dict[str, Any]
 
 _PROBE = (Turn("user", "ping"), Turn("assistant", "pong"))
 _SECONDS, _MEMORY, _LONGEST = 10.0, 2 * 10**9, 10**8
-"""What a rendering may take: time, bytes, and the characters that it may have."""
+"""What a record's renderings may take: time, bytes, and the characters that each may have."""
+_REFUSES = "the chat template refuses"
 
 
 class LabelMismatchError(BadRecordError):
@@ -100,7 +101,8 @@ class ChatTemplate:
             BadRecordError: The template refuses the conversation.
             LabelMismatchError: The template loses or rewrites a turn, or loses a picture.
         """
-        return self._located(record)[0]
+        with self._bounded(record):
+            return self._located(record)[0]
 
     def question(self, record: Record) -> str:
         """Renders a record that ends with a question, up to where the assistant is to answer.
@@ -108,7 +110,8 @@ class ChatTemplate:
         Raises:
             BadRecordError, LabelMismatchError: As `text` does.
         """
-        return self._located(record, add_generation_prompt=True)[0]
+        with self._bounded(record):
+            return self._located(record, add_generation_prompt=True)[0]
 
     def special_tokens(self, text: str) -> dict[str, bool]:
         """What to tell the processor of special tokens: a template that writes the first one itself must not get a second."""
@@ -125,6 +128,10 @@ class ChatTemplate:
             BadRecordError: As `text` does.
             LabelMismatchError: As `text` does.
         """
+        with self._bounded(record):
+            return self._with_answers(record)
+
+    def _with_answers(self, record: Record) -> RenderedConversation:
         text, spans, thoughts, marks = self._located(record)
         places = {piece.turn: number for number, piece in enumerate(marks.pieces)}
         answers = [number for number, turn in enumerate(record.turns) if turn.role == "assistant"]
@@ -212,7 +219,10 @@ class ChatTemplate:
     def _accepts(self, messages: list[Message]) -> bool:
         self._fault: Exception | None = None
         try:
-            text = self._bounded(messages)
+            with time_limit(_SECONDS), memory_limit(_MEMORY):
+                text = self._applied(messages)
+        except (TimeoutError, MemoryError) as error:
+            raise ValueError(f"{_REFUSES} a question and its answer: {foreign(error)}") from error
         except Exception as error:  # a template may do whatever it likes
             self._fault = error
             return False
@@ -228,19 +238,25 @@ class ChatTemplate:
     def _plain_text(self, turn: Turn) -> str:
         return turn.text if turn.role == "assistant" else turn.text.replace(IMAGE_MARK, self.image_token)
 
-    def _bounded(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        with time_limit(_SECONDS), memory_limit(_MEMORY):
-            text = self._apply(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self.options)
+    @contextmanager
+    def _bounded(self, record: Record) -> Iterator[None]:
+        try:
+            with time_limit(_SECONDS), memory_limit(_MEMORY):
+                yield
+        except (TimeoutError, MemoryError) as error:
+            raise BadRecordError(f"{record.where}: {_REFUSES} the conversation: {foreign(error)}") from error
+
+    def _applied(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        text = self._apply(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self.options)
         if len(text) > _LONGEST:
             raise ValueError(f"it writes {len(text):,} characters; the limit is {_LONGEST:,}")
         return text
 
     def _rendered(self, record: Record, messages: list[Message], add_generation_prompt: bool = False) -> str:
         try:
-            return self._bounded(messages, add_generation_prompt)
+            return self._applied(messages, add_generation_prompt)
         except Exception as error:
-            reason = foreign(error)
-            raise BadRecordError(f"{record.where}: the chat template refuses the conversation: {reason}") from error
+            raise BadRecordError(f"{record.where}: {_REFUSES} the conversation: {foreign(error)}") from error
 
     def _located(
         self, record: Record, add_generation_prompt: bool = False, check_images: bool = True

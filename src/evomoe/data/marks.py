@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 _FIRST, _LAST = 0xF0000, 0x10FFFD
 """Characters for private use: no template knows them, and none is white space that one would strip."""
+_PRIVATE = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 _THOUGHT = re.compile(r"\s*(?=\S).*</think>\s*", re.DOTALL)
 """What an answer holds of thinking, which templates render in a way of their own, or leave out."""
 
@@ -53,11 +54,11 @@ class Marks:
     """
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        used = {sign for piece in pieces for sign in piece.before + piece.words + piece.after if ord(sign) >= _FIRST}
+        used = {sign for piece in pieces for sign in _PRIVATE.findall(piece.before + piece.words + piece.after)}
         free = (sign for sign in map(chr, range(_FIRST, _LAST)) if sign not in used)
         self.pieces = list(pieces)
         self._marks = [(next(free), next(free), next(free)) for _ in pieces]
-        self._all = re.compile(f"[{''.join(mark for marks in self._marks for mark in marks)}]") if pieces else None
+        self._all = {ord(mark): None for marks in self._marks for mark in marks}
 
     def put(self, number: int) -> str:
         """A piece's text with its marks: where thinking begins, where the words begin, where they end."""
@@ -70,7 +71,7 @@ class Marks:
 
     def taken_out(self, text: str) -> str:
         """A rendering without marks."""
-        return self._all.sub("", text) if self._all else text
+        return text.translate(self._all)
 
     def found(self, text: str) -> tuple[list[Span | None], list[int | None]]:
         """For each piece, where its words stand in the rendering without marks, and where what is shown of its thinking begins.
@@ -78,7 +79,8 @@ class Marks:
         None for a piece without words, and for one whose words the rendering does not have, has twice, or not in their order.
         """
         places: dict[str, int] = {}
-        for number, found in enumerate(self._all.finditer(text) if self._all else ()):
+        marks = (found for found in _PRIVATE.finditer(text) if ord(found[0]) in self._all)
+        for number, found in enumerate(marks):
             places[found[0]] = -1 if found[0] in places else found.start() - number
         plain = self.taken_out(text)
         spans: list[Span | None] = []

@@ -23,6 +23,7 @@ from evomoe.model.loading import load_config, load_model, load_processor, takes_
 from evomoe.support.device import moved
 from evomoe.support.device import prepare as prepare_device
 from evomoe.support.files import write_text
+from evomoe.support.parse_json import read_json
 from evomoe.support.text import counted
 from evomoe.support.version import __version__
 
@@ -136,7 +137,7 @@ class CheckpointEvaluation:
             files = [] if name in self.names else (self.folder / name).glob(f"result-{self.options.protocol}-*.json")
             for path in sorted(files, key=lambda file: file.stat().st_mtime_ns):
                 try:
-                    written = json.loads(path.read_text(encoding="utf-8"))
+                    written = read_json(path)
                     if {key: written["settings"][key] for key in self._alike()} != self._alike():
                         continue
                     if written["limit"] != self.options.limit:

@@ -31,6 +31,7 @@ from evomoe.recipe.placement import parse_placement
 from evomoe.recipe.value_types import check_names, check_types
 from evomoe.support.errors import OptionError, within
 from evomoe.support.files import write_text
+from evomoe.support.parse_json import read_json
 
 _OF_BAD_RECORDS = ("on_bad_record", "check_pictures")
 
@@ -178,7 +179,7 @@ class Recipe:
         """
         path = Path(path) / "recipe.json" if Path(path).is_dir() else path
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
             if "router_gradient" not in values.get("moe", {"router_gradient": ""}):  # before there was a choice
                 values["moe"]["router_gradient"] = "chosen"
             for stage in STAGES:  # before stages went on where others had stopped
@@ -192,7 +193,7 @@ class Recipe:
             for name, part in parts.items():
                 values[name] = part(**_tuples(values[name]))
             return cls(**_tuples(values))
-        except (TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no recipe of this version: {error}.") from error
         except OptionError as error:
             raise OptionError(error.option, f"{error.message} It stands in {path}.") from error

@@ -1,6 +1,5 @@
 """A run's folder: the names of what lies in it, and whether a run may start or go on there. Needs neither torch nor transformers."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.errors import OptionError
 from evomoe.support.names import check_folder, check_output_folder, refuse_missing, split_name
+from evomoe.support.parse_json import parse_json
 from evomoe.support.processes import is_main_process
 
 Resume = bool | Literal["if begun", "known"]
@@ -111,7 +111,7 @@ class RunFolder:
     def logged(self) -> list[dict[str, Any]]:
         """What was logged so far."""
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
-        return [json.loads(line) for line in lines]
+        return [parse_json(line, str(self.metrics), number) for number, line in enumerate(lines, 1)]
 
     def has_begun(self) -> bool:
         """Whether a run has begun here."""

@@ -16,7 +16,10 @@ def kind_of(value: object) -> str:
 
 def shortened(value: object, length: int = 80) -> str:
     """A value for a message, without the middle of what is longer, such as a picture in base64."""
-    text = str(value)
+    try:
+        text = str(value)
+    except RecursionError:
+        text = f"{kind_of(value)} of great depth"
     half = length // 2
     return text if len(text) <= length else f"{text[:half]}...{text[-half:]} ({len(text):,} characters)"
 

@@ -59,7 +59,8 @@ class EvoMoETrainer(Trainer):
         self.add_callback(RouterCallback(self.meter))
         if metrics and self.is_world_process_zero():
             self.add_callback(MetricsFile(metrics, stage))
-        self.add_callback(ProgressBar(label or stage))
+        self.progress = ProgressBar(label or stage)
+        self.add_callback(self.progress)
         self.divergence = DivergenceCallback(self._records_of)
         self.add_callback(self.divergence)
         self.interrupt = InterruptCallback()
@@ -154,6 +155,8 @@ class EvoMoETrainer(Trainer):
                 f"{plain_error(error)}.{saved} Repair it, or leave it out: `on_bad_record=skip`. `check_pictures=decode` finds all such "
                 "records before training."
             ) from None
+        finally:
+            self.progress.close()
 
     def _records_of(self, step: int) -> list[str]:
         """The names of a step's records, where their order is known."""
