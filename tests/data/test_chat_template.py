@@ -5,6 +5,7 @@ import torch
 from spoken import END, answers, record
 from transformers import LlavaProcessor
 
+from evomoe.data.chat_template import with_end
 from evomoe.data.conversations import ConversationDataset, LabelMismatchError
 from evomoe.data.records import BadRecordError
 
@@ -64,27 +65,17 @@ def test_template_that_strips_is_fine(make_processor):
         (
             "part['text']",
             "part['text'] | upper | replace('PONG', 'pong') | replace('PING', 'ping')",
-            "loses or rewrites",
+            "loses, repeats or rewrites",
         ),
         ("for message in messages", "for message in messages[-2:]", r"text of turn 0 \(system\): 'be brief'"),
         (
             "for message in messages",
             "for message in messages if message['role'] != 'system'",
-            r"loses or rewrites the text of turn 0 \(system\)",
+            r"loses, repeats or rewrites the text of turn 0 \(system\)",
         ),
         ("<image>", "", "has 0 <image> for 2 images"),
-        (
-            "<|turn|>{{ message['role'] }}",
-            "<|turn|>{{ message['role'] }}{% if loop.last %} last{% endif %}",
-            "renders the first 2 turns as ' last.*use a template that leaves earlier turns as they are",
-        ),
-        (
-            "assistant\n{% endif %}",
-            "assistant\nthink{% endif %}",
-            "renders the first 2 turns as 'think' .* but as 'a shape",
-        ),
     ],
-    ids=["rewrites", "drops turns", "drops the system turn", "drops pictures", "changes history", "other prompt"],
+    ids=["rewrites", "drops turns", "drops the system turn", "drops pictures"],
 )
 def test_unsuitable_template_is_an_error_at_once(make_processor, cases, old, new, message):
     processor = change(make_processor, old, new)
@@ -96,7 +87,7 @@ def test_unsuitable_template_is_an_error_at_once(make_processor, cases, old, new
 def test_lost_turn_is_found_even_if_another_says_the_same(make_processor):
     processor = change(make_processor, "for message in messages", "for message in messages[:2] + messages[3:]")
     twice = record(("user", "again"), ("assistant", "one"), ("user", "again"), ("assistant", "two"))
-    with pytest.raises(LabelMismatchError, match=r"loses or rewrites the text of turn 2 \(user\): 'again'"):
+    with pytest.raises(LabelMismatchError, match=r"loses, repeats or rewrites the text of turn 2 \(user\): 'again'"):
         ConversationDataset([twice], processor)
 
 
@@ -108,7 +99,7 @@ def test_answer_in_the_wrong_place_is_an_error(make_processor):
         "{% if messages[-1]['role'] == 'assistant' %}A{% endif %}"
     )
     ask = record(("user", "ping"), ("assistant", "pong"), ("user", ""), ("assistant", "again"))
-    with pytest.raises(LabelMismatchError, match="renders the first"):
+    with pytest.raises(LabelMismatchError, match=r"loses, repeats or rewrites the text of turn 1 \(assistant\)"):
         ConversationDataset([ask], make_processor(template=template))
 
 
@@ -131,8 +122,38 @@ def test_template_that_refuses_or_is_missing(make_processor, cases):
         ConversationDataset([cases["no image"]], processor)
 
 
-def test_template_without_end_of_turn_is_warned_of(make_processor, cases, caplog):
-    ConversationDataset([cases["no image"]], make_processor())
-    assert not caplog.records
-    ConversationDataset([cases["no image"]], make_processor(template=PLAIN.replace("+ eos_token", "+ '\n'")))
-    assert "will not learn where to stop" in caplog.text
+@pytest.mark.parametrize("after", ["", " ", "\n", "\n\n### Next\n"], ids=["nothing", "a blank", "a line", "words"])
+def test_where_the_template_has_no_end_the_last_answer_gets_one(make_processor, after):
+    turns = (("user", "hello"), ("assistant", "one"), ("user", "and"), ("assistant", "two"))
+    processor = make_processor(template=PLAIN.replace("eos_token", repr(after)))
+    dataset = ConversationDataset([record(*turns)], processor)
+    assert answers(dataset[0], processor.tokenizer).endswith("two" + after.rstrip() + "</s>")
+    assert answers(dataset[0], processor.tokenizer).count("</s>") == 1
+    assert dataset[0]["labels"][-1] == dataset.end_id == processor.tokenizer.eos_token_id
+    assert dataset.lengths() == [len(dataset[0]["labels"])]
+    assert dataset.notes == [
+        "The chat template puts no special token after an answer; '</s>' is put after the last one of each record, so that the model "
+        "learns where to stop."
+    ]
+    open_end = ConversationDataset([record(*turns, ("user", "thanks"))], processor)
+    assert "</s>" not in answers(open_end[0], processor.tokenizer)
+
+
+def test_an_end_of_the_template_is_the_end(make_processor, cases):
+    processor = make_processor(template=PLAIN.replace("+ eos_token", "+ '<end_of_utterance>'"))
+    dataset = ConversationDataset([cases["no image"]], processor)
+    assert dataset.notes == []
+    assert processor.tokenizer.decode(dataset.end_id) == "<end_of_utterance>"
+    processor.tokenizer.eos_token = None
+    assert ConversationDataset([cases["no image"]], processor).notes == []
+    processor.chat_template = PLAIN.replace("+ eos_token", "+ '.'")
+    dataset = ConversationDataset([cases["no image"]], processor)
+    assert dataset.end_id is None
+    assert "the model will not learn where to stop" in dataset.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("known", "end", "then"), [(None, None, None), (None, 7, 7), (2, 2, 2), (2, 7, [2, 7]), ([2, 7], 7, [2, 7]), (2, None, 2)]
+)
+def test_generation_stops_at_the_end_that_is_learned(known, end, then):
+    assert with_end(known, end) == then

@@ -77,7 +77,7 @@ def test_token_across_the_border_of_an_answer_is_an_error(make_processor):
     with pytest.raises(LabelMismatchError, match="border of the answer 'ab' also holds ' cd' of another turn"):
         end[0]
     space = ConversationDataset([record(("user", "ab "), ("assistant", "rectangle"))], processor)
-    assert answers(space[0], processor.tokenizer).strip() == "rectangle"
+    assert answers(space[0], processor.tokenizer).strip() == "rectangle</s>"
 
 
 def test_answer_outside_of_the_vocabulary_is_an_error(make_processor):

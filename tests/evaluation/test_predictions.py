@@ -1,6 +1,7 @@
 """Files of answers that other programs write: matched to questions, or refused with the line."""
 
 import json
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -328,3 +329,41 @@ def test_a_prompt_may_differ_in_spaces_capitals_and_what_stands_around(questions
     ]
     write(tmp_path / "x.jsonl", lines(rows))
     assert predictions.read(BENCHMARKS["gqa"], questions("gqa"), tmp_path / "x.jsonl") == {"1": "a", "2": "b"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("unpacks", "it unpacks to 300 MB, and 100 MB are the most; save the table as .tsv"),
+        ("wide", "it has more than 20,000,000 cells"),
+    ],
+)
+def test_an_excel_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, questions, kind, message):
+    pytest.importorskip("openpyxl")
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    book.active.append(["index", "prediction"])
+    book.active.append([1, "A"])
+    book.save(tmp_path / "small.xlsx")
+    with (
+        zipfile.ZipFile(tmp_path / "small.xlsx") as small,
+        zipfile.ZipFile(tmp_path / "x.xlsx", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for member in small.infolist():
+            content = small.read(member)
+            if member.filename == "xl/worksheets/sheet1.xml":
+                if kind == "unpacks":
+                    content += b" " * 300_000_000
+                else:
+                    start, end = content.split(b"</sheetData>")
+                    rows = b"".join(b'<row r="%d"><c r="XFD%d"><v>1</v></c></row>' % (n, n) for n in range(3, 1500))
+                    content = (
+                        start.replace(b'<dimension ref="A1:B2" />', b"").replace(b'<dimension ref="A1:B2"/>', b"")
+                        + rows
+                        + b"</sheetData>"
+                        + end
+                    )
+            bomb.writestr(member.filename, content)
+    with pytest.raises(ValueError, match="x.xlsx: the Excel file cannot be read: " + message):
+        predictions.read(BENCHMARKS["mmbench"], questions("mmbench"), tmp_path / "x.xlsx")

@@ -24,7 +24,7 @@ from evomoe.model.configuration import EvoMoEConfig
 from evomoe.model.loading import load_config, load_model, load_processor, takes_pictures
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import image_token_ids
-from evomoe.recipe.run_folder import results_folder, stage1_model
+from evomoe.recipe.run_folder import results_folder, stage1_model, template_options_of
 from evomoe.support.device import best_device, moved
 from evomoe.support.errors import OptionError
 from evomoe.support.files import write_text
@@ -153,7 +153,13 @@ def open_probe(checkpoint: str, config: EvoMoEConfig, options: ProbeOptions) -> 
     """
     records = load_records(options.data, options.image_root)
     processor = load_processor(checkpoint, options.trust_remote_code)
-    dataset = ConversationDataset(records, processor, options.max_length, image_aspect=options.image_aspect)
+    dataset = ConversationDataset(
+        records,
+        processor,
+        options.max_length,
+        image_aspect=options.image_aspect,
+        template_options=template_options_of(checkpoint),
+    )
     probe = Probe(dataset, options.data, image_token_ids(config), options.records, options.batch_size)
     if takes_pictures(config):
         probe.check_pictures()

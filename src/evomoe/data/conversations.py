@@ -11,14 +11,14 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 from transformers import ProcessorMixin
 
-from evomoe.data.chat_template import ChatTemplate, LabelMismatchError, RenderedConversation, messages_of
+from evomoe.data.chat_template import ChatTemplate, LabelMismatchError, messages_of
 from evomoe.data.images import Shape, open_rgb
 from evomoe.data.labels import IGNORED, place_labels
 from evomoe.data.records import BadRecordError, Record, bad_summary
 from evomoe.data.survey import Surveyed, cut_fault, read_pictures, survey
 from evomoe.recipe.options import ImageAspect, check_on_bad_record
 from evomoe.support.errors import OptionError
-from evomoe.support.processor import Processor, tokenizer_of
+from evomoe.support.processor import Processor, cannot_process, tokenizer_of
 
 __all__ = ["Collator", "ConversationDataset", "LabelMismatchError", "messages_of"]
 
@@ -39,7 +39,14 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         max_length: The most tokens of an item, image tokens included; the rest is cut. A cut through a picture, or
             one that leaves no label, makes the record bad.
         on_bad_record: "stop" raises on a bad record; "skip" warns once and gives the next good record instead.
+        image_aspect: What becomes of the pictures' shape.
         keep: Hold the items in memory once they are made, for several runs in turn.
+        template_options: Arguments of the chat template, such as enable_thinking.
+
+    Attributes:
+        skipped: The message of every record left out.
+        notes: What is worth knowing of how these records are rendered.
+        end_id: The token that ends an answer; None if the tokenizer has none.
 
     Raises:
         LabelMismatchError: The chat template does not suit the first record, so it will suit none.
@@ -55,6 +62,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         on_bad_record: Literal["stop", "skip"] = "stop",
         image_aspect: ImageAspect = "auto",
         keep: bool = False,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         check_on_bad_record(on_bad_record)
         if max_length < 1:
@@ -67,14 +75,16 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         self.max_length = max_length
         self.on_bad_record = on_bad_record
         self._shape = Shape(processor, image_aspect)
-        self._template = ChatTemplate(processor)
+        self._template = ChatTemplate(processor, template_options)
+        self.notes = [*getattr(records, "notes", ()), *self._template.notes()]
+        self.end_id = self._template.end_id
         self._tokenizer = self._template.tokenizer
         if not self._tokenizer.is_fast:
             raise ValueError(f"{type(self._tokenizer).__name__} is a slow tokenizer; labels need a fast one")
         self._warned: set[int] = set()
         self._kept: dict[int, dict[str, torch.Tensor]] | None = {} if keep else None
         try:
-            self._warn_of_endless_answers(self._template.render(records[0]))
+            self._template.render(records[0])
         except BadRecordError as error:
             if on_bad_record == "stop" or isinstance(error, LabelMismatchError):
                 raise
@@ -157,6 +167,19 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         return survey(self.records, self.processor, self._template, self._shape, self.max_length)
 
     def _encode(self, record: Record) -> dict[str, torch.Tensor]:
+        """An item.
+
+        Raises:
+            BadRecordError: The record is bad, or a part of the processor fails at it, in whatever way.
+        """
+        try:
+            return self._encoded(record)
+        except BadRecordError:
+            raise
+        except Exception as error:
+            raise BadRecordError(cannot_process(record.where, self.processor, error)) from error
+
+    def _encoded(self, record: Record) -> dict[str, torch.Tensor]:
         rendered = self._template.render(record)
         batch = self._process(record, rendered.text)
         replacements = batch.pop("text_replacement_offsets", [None if record.images else ()])[0]
@@ -173,11 +196,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
             options["images"] = [read_pictures(record, lambda image: self._shape.fit(open_rgb(image)))]
             if _reports_replacements(self.processor):
                 options["return_text_replacement_offsets"] = True
-        try:
-            return self.processor(text=[text], return_tensors="pt", **options)
-        except (ValueError, TypeError, LookupError, ArithmeticError, OSError) as error:
-            name = type(self.processor).__name__
-            raise BadRecordError(f"{record.where}: {name} cannot process it: {error}") from error
+        return self.processor(text=[text], return_tensors="pt", **options)
 
     def _check_cut(self, record: Record, labels: list[int], of_image: list[bool]) -> None:
         first_label = next(i for i, label in enumerate(labels) if label != IGNORED)
@@ -185,16 +204,6 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         fault = cut_fault(record.where, len(labels), first_label, pictures_end, self.max_length)
         if fault:
             raise BadRecordError(fault)
-
-    def _warn_of_endless_answers(self, rendered: RenderedConversation) -> None:
-        start, end = rendered.answers[0]
-        ids = self._tokenizer(rendered.text[start:end], add_special_tokens=False)["input_ids"]
-        if not set(ids) & {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}:
-            logger.warning(
-                "the chat template puts no special token after an answer (%r): a model trained on it will not learn "
-                "where to stop",
-                rendered.text[start:end],
-            )
 
 
 class Collator:

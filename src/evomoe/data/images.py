@@ -4,17 +4,23 @@ import io
 import os
 import stat
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from evomoe.data.pixels import to_rgb
+from evomoe.data.wholeness import looks_whole
 from evomoe.recipe.options import ImageAspect, check_image_aspect
+from evomoe.support.errors import foreign
 from evomoe.support.processor import Processor
+from evomoe.support.text import shortened
 
-_END_MARKS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
-_TAIL_BYTES = 1024
+_PROGRAMS = ("EPS",)
+"""Formats that Pillow hands to another program, here Ghostscript, which nothing bounds."""
+_SHOWN = 300
+"""Characters of a path in a message: what is longer is no path, but a picture in base64."""
 
 
 class BadImageError(ValueError):
@@ -44,12 +50,12 @@ class ImageFolder:
             BadImageError: The path leaves the folder.
         """
         if "\0" in path:
-            raise BadImageError(f"the image path {path!r} holds a null character")
+            raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} holds a null character")
         resolved = os.path.normpath(os.path.join(self.folder, path))
         free = os.path.isabs(path) and self.allow_absolute_outside
         inside = Path(resolved).is_relative_to(self.folder) or Path(resolved).is_relative_to(os.path.realpath(self.folder))
         if not free and not inside:
-            raise BadImageError(f"the image path {path!r} leaves the image folder {self.folder}")
+            raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} leaves the image folder {self.folder}")
         return resolved
 
 
@@ -63,11 +69,16 @@ def read_size(source: str | bytes) -> tuple[int, int]:
         return _open_header(file, _name(source)).size
 
 
-def check_image(source: str | bytes, max_pixels: int) -> None:
-    """Checks a picture by its header and its last bytes. It is decoded only if its end looks wrong.
+def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> None:
+    """Checks a picture by its header and by what its format says of a whole file. It is decoded only if that looks wrong.
+
+    Args:
+        source: A path or an encoded picture.
+        max_pixels: The largest picture allowed.
+        decode: Decode it whatever it looks like: some damage shows only then, and some formats cannot say whether they are whole.
 
     Raises:
-        BadImageError: It is missing, not a picture, has more than `max_pixels` pixels, or is cut short.
+        BadImageError: It is missing, not a picture, has more than `max_pixels` pixels, or is damaged.
     """
     name = _name(source)
     with _open_file(source) as file:
@@ -75,8 +86,11 @@ def check_image(source: str | bytes, max_pixels: int) -> None:
         width, height = picture.size
         if width * height > max_pixels:
             raise BadImageError(f"image {name} has {width} x {height} pixels; the limit is {max_pixels:,} pixels")
-        end_mark = _END_MARKS.get(picture.format or "")
-        if end_mark is not None and end_mark not in _tail(file):
+        whole: bool | None = False
+        if not decode:
+            with suppress(Exception):  # then decoding says what is wrong
+                whole = looks_whole(file, picture)
+        if whole is False:
             file.seek(0)
             _decode(_open_header(file, name), name)
 
@@ -138,22 +152,23 @@ class Shape:
 
 
 def _name(source: str | bytes) -> str:
-    return source if isinstance(source, str) else "in the image column"
+    return shortened(source, _SHOWN) if isinstance(source, str) else "in the image column"
 
 
 def _open_file(source: str | bytes) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
+    name = _name(source)
     try:
         kind = os.stat(source).st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for whoever writes into it
-            raise BadImageError(f"image {source} is not a regular file")
+            raise BadImageError(f"image {name} is not a regular file")
         return open(source, "rb")
     except FileNotFoundError:
         leads_to = f" (a link to {os.path.realpath(source)})" if os.path.realpath(source) != os.path.abspath(source) else ""
-        raise MissingImageError(f"image {source} does not exist{leads_to}") from None
+        raise MissingImageError(f"image {name} does not exist{leads_to}") from None
     except OSError as error:
-        raise BadImageError(f"image {source} cannot be read: {error.strerror}") from error
+        raise BadImageError(f"image {name} cannot be read: {error.strerror}") from error
 
 
 def _open_header(file: BinaryIO, name: str) -> Image.Image:
@@ -161,23 +176,20 @@ def _open_header(file: BinaryIO, name: str) -> Image.Image:
         with warnings.catch_warnings():
             # The limit of the caller decides, not Pillow's softer one.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(file)
+            picture = Image.open(file)
     except UnidentifiedImageError:
         raise BadImageError(f"image {name} is not a picture in a format that Pillow knows") from None
     except Image.DecompressionBombError as error:
         raise BadImageError(f"image {name} is too large: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadImageError(f"image {name} has a broken header: {error}") from error
-
-
-def _tail(file: BinaryIO) -> bytes:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _TAIL_BYTES))
-    return file.read()
+    except Exception as error:  # each format has its own ways to fail
+        raise BadImageError(f"image {name} has a broken header: {foreign(error)}") from error
+    if picture.format in _PROGRAMS:
+        raise BadImageError(f"image {name} is {picture.format}, a program that another one would have to run; save it as PNG")
+    return picture
 
 
 def _decode(picture: Image.Image, name: str) -> Image.Image:
     try:
         return to_rgb(ImageOps.exif_transpose(picture))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"image {name} cannot be decoded: {error}") from error
+    except Exception as error:
+        raise BadImageError(f"image {name} cannot be decoded: {foreign(error)}") from error

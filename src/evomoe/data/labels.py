@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from evomoe.data.chat_template import LabelMismatchError, RenderedConversation
 from evomoe.data.records import Record
 from evomoe.support.processor import Tokenizer
+from evomoe.support.text import shortened
 
 IGNORED = -100
 
@@ -79,25 +80,39 @@ def answer_tokens(
         LabelMismatchError: An answer has no token, shares one with another turn, or does not read as it should.
     """
     spans = []
-    for (start, end), answer in zip(rendered.answers, _answer_texts(record), strict=True):
-        inside = [i for i, token in enumerate(tokens) if token.start < end and token.end > start]
-        if not inside:
-            raise LabelMismatchError(f"{record.where}: no token belongs to the answer {answer!r}")
-        first, last = inside[0], inside[-1]
+    inside_of = _tokens_inside(rendered.answers, tokens)
+    for (start, end), answer, inside in zip(rendered.answers, rendered.words, inside_of, strict=True):
+        if inside is None:
+            raise LabelMismatchError(f"{record.where}: no token belongs to the answer {shortened(answer)!r}")
+        first, last = inside
         outside = rendered.text[tokens[first].start : start] + rendered.text[end : max(end, tokens[last].end)]
         if outside.strip():
             raise LabelMismatchError(
-                f"{record.where}: a token at the border of the answer {answer!r} also holds {outside!r} of another turn"
+                f"{record.where}: a token at the border of the answer {shortened(answer)!r} also holds {outside!r} of another turn"
             )
         decoded = tokenizer.decode(ids[first : last + 1], clean_up_tokenization_spaces=False)
         if _letters(answer) not in _letters(decoded):
-            raise LabelMismatchError(f"{record.where}: the labels read {decoded!r} instead of the answer {answer!r}")
+            raise LabelMismatchError(
+                f"{record.where}: the labels read {shortened(decoded)!r} instead of the answer {shortened(answer)!r}"
+            )
         spans.append((first, last))
     return spans
 
 
-def _answer_texts(record: Record) -> list[str]:
-    return [turn.text.strip() for turn in record.turns if turn.role == "assistant"]
+def _tokens_inside(answers: Sequence[tuple[int, int]], tokens: Sequence[Token]) -> list[tuple[int, int] | None]:
+    """The first and the last token with characters of each answer; one pass, for conversations of a thousand turns."""
+    found: list[tuple[int, int] | None] = [None] * len(answers)
+    next_answer = 0
+    for number, token in enumerate(tokens):
+        if token.start == token.end:  # of a picture, or added by the tokenizer
+            continue
+        while next_answer < len(answers) and answers[next_answer][1] <= token.start:
+            next_answer += 1
+        for at in range(next_answer, len(answers)):
+            if answers[at][0] >= token.end:
+                break
+            found[at] = ((found[at] or (number, number))[0], number)
+    return found
 
 
 def _letters(text: str) -> str:
@@ -172,7 +187,10 @@ def align(own_ids: list[int], ids: list[int], placeholder: int | None) -> list[i
 
 def _find(segment: list[int], ids: list[int], first: int) -> int | None:
     candidates = range(first, len(ids) - len(segment) + 1)
-    return next((begin for begin in candidates if ids[begin : begin + len(segment)] == segment), None)
+    if not segment:
+        return first
+    head = segment[0]  # compared first: a segment may be long
+    return next((begin for begin in candidates if ids[begin] == head and ids[begin : begin + len(segment)] == segment), None)
 
 
 def _expand(text: str, replacements: Replacements) -> str:

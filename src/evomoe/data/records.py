@@ -4,8 +4,9 @@ import contextlib
 import copy
 import io
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -13,51 +14,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from evomoe.data.images import BadImageError, ImageFolder, MissingImageError, check_image
+from evomoe.data.row import FIELDS, Picture, read_row, value_of
 from evomoe.data.sources import Source, open_source
-from evomoe.recipe.options import check_on_bad_record
+from evomoe.data.turns import IMAGE_MARK, BadRecordError, Record, Turn
+from evomoe.recipe.options import PictureCheck, check_choice, check_on_bad_record
 from evomoe.support.names import check_folder
-from evomoe.support.text import counted, kind_of
+from evomoe.support.text import counted, shortened
 
 if TYPE_CHECKING:
     import datasets
 
-IMAGE_MARK = "<image>"
+__all__ = ["IMAGE_MARK", "BadRecordError", "Record", "Records", "Turn", "bad_summary", "load_records"]
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _LISTED = 10
 _PROGRESS_FROM = 10_000
-
-
-class BadRecordError(ValueError):
-    """A record that cannot be trained on; the message names it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of a conversation.
-
-    Attributes:
-        role: "system", "user" or "assistant".
-        text: What is said, with "<image>" where the pictures stand.
-    """
-
-    role: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One conversation with its pictures.
-
-    Attributes:
-        where: Names the record in messages, such as "train.json, record 12 (id 'abc')"; the first record is 0.
-        images: Absolute paths, or still undecoded pictures of a datasets column, in the order of their marks.
-        turns: The conversation.
-    """
-
-    where: str
-    images: tuple[str | Image.Image, ...]
-    turns: tuple[Turn, ...]
 
 
 class Records(Sequence[Record]):
@@ -65,10 +35,13 @@ class Records(Sequence[Record]):
 
     Attributes:
         skipped: The message of every record left out.
+        notes: The fields that nobody reads.
     """
 
-    def __init__(self, source: Source, images: ImageFolder, kept: Sequence[int], skipped: list[str]) -> None:
-        self.skipped = skipped
+    def __init__(
+        self, source: Source, images: ImageFolder, kept: Sequence[int], skipped: list[str], notes: Sequence[str] = ()
+    ) -> None:
+        self.skipped, self.notes = skipped, list(notes)
         self._source = source
         self._images = images
         self._kept = kept
@@ -82,8 +55,8 @@ class Records(Sequence[Record]):
         """The files that the rows name, each once, whether they are there or not."""
         found = set()
         for row in self.rows:
-            with contextlib.suppress(BadRecordError, BadImageError, AttributeError):
-                found |= {self._images.resolve(image) for image in _images_of(row) if isinstance(image, str)}
+            with contextlib.suppress(BadRecordError, BadImageError):
+                found |= {self._images.resolve(image) for image in read_row(row).images if isinstance(image, str)}
         return sorted(map(Path, found))
 
     def __len__(self) -> int:
@@ -102,10 +75,10 @@ class Records(Sequence[Record]):
         row = self._source.rows[number]
         where = _where(self._source.name, number, row)
         try:
-            images = tuple(_lazy_picture(image, self._images) for image in _images_of(row))
-        except BadImageError as error:  # the files have changed since they were checked
+            turns, images, _ = read_row(row)
+            return Record(where, tuple(_lazy_picture(image, self._images) for image in images), turns)
+        except (BadRecordError, BadImageError, OSError) as error:  # the files have changed since they were checked
             raise BadRecordError(f"{where}: {error}") from error
-        return Record(where, images, _turns_of(row))
 
 
 def load_records(
@@ -113,11 +86,13 @@ def load_records(
     image_root: str | os.PathLike[str] | None = None,
     on_bad_record: Literal["stop", "skip"] = "stop",
     max_pixels: int | None = None,
+    check_pictures: PictureCheck = "header",
 ) -> Records:
     """Opens training data and checks every record, without decoding the pictures.
 
     A record holds `conversations` (turns with from/value, as LLaVA writes them) or `messages` (turns with
-    role/content, the content a text or a list of text and image parts), and its pictures in `image` or `images`.
+    role/content, the content a text or a list of text and image parts), and its pictures in `image`, `images` or the
+    parts. Fields that would change its meaning and are not read, such as `video`, make it bad.
 
     Args:
         data: A .json or .jsonl file, a folder written by `datasets.save_to_disk`, the name of a hub dataset
@@ -127,6 +102,8 @@ def load_records(
         on_bad_record: "stop" raises after all records are checked; "skip" leaves bad records out and lists them.
         max_pixels: The largest picture allowed, in pixels; by default Pillow's limit against decompression bombs.
             Pillow itself refuses pictures of more than twice its limit.
+        check_pictures: "header" looks at each picture's header and at whether its file is whole, as far as its format says;
+            "decode" decodes every picture, which takes as long as a pass over the data.
 
     Raises:
         BadRecordError: There are bad records under "stop", or no good one at all.
@@ -134,16 +111,18 @@ def load_records(
         ValueError: The data cannot be opened.
     """
     check_on_bad_record(on_bad_record)
+    check_choice("check_pictures", check_pictures, PictureCheck)
     if image_root is not None:
         check_folder("image_root", os.fspath(image_root))
     source = open_source(data)
     images = ImageFolder(source.folder if image_root is None else image_root, image_root is None)
-    check = _ImageCheck(images, (Image.MAX_IMAGE_PIXELS or 2**63) if max_pixels is None else max_pixels)
-    kept, bad = [], []
+    limit = (Image.MAX_IMAGE_PIXELS or 2**63) if max_pixels is None else max_pixels
+    check = _ImageCheck(images, limit, check_pictures == "decode")
+    kept, bad, unread = [], [], Counter[str]()
     rows = tqdm(source.rows, f"checking {source.name}", unit="record", disable=len(source.rows) < _PROGRESS_FROM)
     for number, row in enumerate(rows):
         try:
-            _check_row(row, check)
+            unread.update(_check_row(row, check))
             kept.append(number)
         except (BadRecordError, BadImageError) as error:
             bad.append(f"{_where(source.name, number, row)}: {error}")
@@ -152,15 +131,26 @@ def load_records(
     if bad and (on_bad_record == "stop" or not kept):
         where = f"Not one picture is in {images.folder}; is `image_root` right?" if check.all_missing else ""
         raise BadRecordError(bad_summary(source.name, bad, len(source.rows), where))
-    return Records(source, images, kept, bad)
+    unread.update({repr(column): len(kept) for column in source.unread})
+    return Records(source, images, kept, bad, [_unread_note(source.name, unread)] if unread else [])
+
+
+def _unread_note(name: str, unread: Counter[str]) -> str:
+    """One sentence about all fields that nobody reads."""
+    listed = []
+    for field, count in unread.most_common(_LISTED):
+        near = get_close_matches(field.rpartition("'s ")[2].strip("'"), FIELDS, 1, 0.8)
+        listed.append(f"{field} ({counted(count, 'record')}{f'; is {near[0]!r} meant?' if near else ''})")
+    more = f" and {len(unread) - _LISTED} more" if len(unread) > _LISTED else ""
+    return f"{name}: fields that nobody reads: {', '.join(listed)}{more}."
 
 
 class _ImageCheck:
     """Checks each distinct picture file once."""
 
-    def __init__(self, images: ImageFolder, max_pixels: int) -> None:
+    def __init__(self, images: ImageFolder, max_pixels: int, decode: bool) -> None:
         self._images = images
-        self._max_pixels = max_pixels
+        self._max_pixels, self._decode = max_pixels, decode
         self._verdicts: dict[str, str | None] = {}
         self._missing = 0
 
@@ -176,13 +166,13 @@ class _ImageCheck:
             if (verdict := self._verdicts[image]) is not None:
                 raise BadImageError(verdict)
         elif isinstance(image, bytes):
-            check_image(image, self._max_pixels)
+            check_image(image, self._max_pixels, self._decode)
         elif isinstance(image, Image.Image) and image.width * image.height > self._max_pixels:
             raise BadImageError(f"a picture has {image.width} x {image.height} pixels, more than {self._max_pixels:,}")
 
     def _verdict(self, path: str) -> str | None:
         try:
-            check_image(self._images.resolve(path), self._max_pixels)
+            check_image(self._images.resolve(path), self._max_pixels, self._decode)
         except BadImageError as error:
             self._missing += isinstance(error, MissingImageError)
             return str(error)
@@ -190,8 +180,8 @@ class _ImageCheck:
 
 
 def _where(name: str, number: int, row: object) -> str:
-    identity = row.get("id") if isinstance(row, Mapping) else None
-    return f"{name}, record {number}" + ("" if identity is None else f" (id {identity!r})")
+    identity = value_of(row, "id") if isinstance(row, Mapping) else None
+    return f"{name}, record {number}" + ("" if identity is None else f" (id {shortened(repr(identity))})")
 
 
 def bad_summary(name: str, bad: Sequence[str], total: int, remedy: str = "") -> str:
@@ -203,6 +193,9 @@ def bad_summary(name: str, bad: Sequence[str], total: int, remedy: str = "") -> 
         total: How many records there are.
         remedy: What to do about it, if it is known better than "repair them".
     """
+    reasons = {message.partition(": ")[2] for message in bad}
+    if len(bad) == total > 1 and len(reasons) == 1:
+        return f"{name}: all {counted(total, 'record')} are bad: {reasons.pop()}" + (f"\n{remedy}" if remedy else "")
     more, them = len(bad) - _LISTED, "it" if len(bad) == 1 else "them"
     return "\n".join(
         [
@@ -214,82 +207,25 @@ def bad_summary(name: str, bad: Sequence[str], total: int, remedy: str = "") -> 
     )
 
 
-def _check_row(row: object, check_picture: _ImageCheck) -> None:
-    if not isinstance(row, Mapping):
-        raise BadRecordError(f"a record must be an object with named fields, not {kind_of(row)}")
-    turns = _turns_of(row)
-    images = _images_of(row)
+def _check_row(row: object, check_picture: _ImageCheck) -> list[str]:
+    """Raises BadRecordError or BadImageError for a row that cannot be learned; returns the names of fields that nobody reads."""
+    turns, images, unread = read_row(row)
     spoken = [turn.role for turn in turns if turn.role != "system"]
     if "assistant" not in spoken:
         raise BadRecordError("there is no assistant turn, so there is nothing to learn")
+    if not any(turn.learned for turn in turns if turn.role == "assistant"):
+        raise BadRecordError("none of its answers is to be learned, so there is nothing to learn")
     if spoken[0] == "assistant":
         raise BadRecordError("the assistant speaks first; a user turn must come before its first answer")
     for number, turn in enumerate(turns):
-        if turn.role == "assistant" and IMAGE_MARK in turn.text:
-            raise BadRecordError(f"turn {number} is the assistant's and holds {IMAGE_MARK}; only others show pictures")
         if turn.role == "assistant" and not turn.text.strip():
             raise BadRecordError(f"turn {number} is the assistant's and is empty")
-    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
-    if marks != len(images):
-        raise BadRecordError(f"the text has {marks} {IMAGE_MARK} but the record has {counted(len(images), 'image')}")
     for image in images:
         check_picture(image)
+    return unread
 
 
-def _turns_of(row: Mapping[str, Any]) -> tuple[Turn, ...]:
-    fields = [field for field in ("conversations", "messages") if row.get(field) is not None]
-    if len(fields) != 1:
-        found = "both" if fields else "neither"
-        raise BadRecordError(f"a record needs one of 'conversations' and 'messages'; this one has {found}")
-    turns = row[fields[0]]
-    if not isinstance(turns, list):
-        raise BadRecordError(f"'{fields[0]}' must be a list of turns, not {kind_of(turns)}")
-    if not turns:
-        raise BadRecordError("the conversation is empty")
-    return tuple(_turn(number, turn) for number, turn in enumerate(turns))
-
-
-def _turn(number: int, turn: object) -> Turn:
-    if not isinstance(turn, Mapping):
-        raise BadRecordError(f"turn {number} must have from/value or role/content; it is {kind_of(turn)}")
-    role, content = (turn.get(new, turn.get(old)) for new, old in (("role", "from"), ("content", "value")))
-    if not isinstance(role, str) or role not in _ROLES:
-        raise BadRecordError(f"turn {number} has the unknown role {role!r}; known are {', '.join(_ROLES)}")
-    if isinstance(content, list):
-        content = "".join(_part_text(number, part) for part in content)
-    if not isinstance(content, str):
-        raise BadRecordError(f"the text of turn {number} must be a string, not {kind_of(content)}")
-    return Turn(_ROLES[role], content)
-
-
-def _part_text(number: int, part: object) -> str:
-    if isinstance(part, Mapping):
-        if part.get("type") == "image":
-            return IMAGE_MARK
-        if part.get("type") == "text" and isinstance(text := part.get("text"), str):
-            return text
-    raise BadRecordError(f"turn {number} has a part that is neither a text nor an image: {str(part)[:80]}")
-
-
-def _images_of(row: Mapping[str, Any]) -> list[str | bytes | Image.Image]:
-    fields = [field for field in ("image", "images") if row.get(field) not in (None, "", [])]
-    if len(fields) > 1:
-        raise BadRecordError("a record has its pictures in 'image' or in 'images', not in both")
-    if not fields:
-        return []
-    images = row[fields[0]]
-    return [_picture(image) for image in (images if isinstance(images, list) else [images])]
-
-
-def _picture(image: object) -> str | bytes | Image.Image:
-    if isinstance(image, Mapping):  # an undecoded cell of a datasets image column
-        image = image.get("bytes") or image.get("path")
-    if not isinstance(image, str | bytes | Image.Image) or not image:
-        raise BadRecordError(f"an image must be a path or a picture, not {kind_of(image)}")
-    return image
-
-
-def _lazy_picture(image: str | bytes | Image.Image, images: ImageFolder) -> str | Image.Image:
+def _lazy_picture(image: Picture, images: ImageFolder) -> str | Image.Image:
     if isinstance(image, bytes):
         return Image.open(io.BytesIO(image))
     return images.resolve(image) if isinstance(image, str) else image

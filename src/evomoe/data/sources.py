@@ -1,23 +1,24 @@
 """Where rows of training data come from: JSON, JSON lines, saved and hub datasets, objects in memory."""
 
-import io
-import itertools
+import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from evomoe.data.json_lines import JsonLines
+from evomoe.data.row import FIELDS, is_refused
 from evomoe.support.names import not_on_hub, refuse_missing, split_name
-from evomoe.support.parse_json import parse_json
+from evomoe.support.parse_json import check_size, parse_json, shallow
 from evomoe.support.text import kind_of
 
 if TYPE_CHECKING:
     import datasets
 
 
-_COLUMNS = ("id", "image", "images", "conversations", "messages")
+_HEAD = 1 << 20
+"""Bytes from which a file is known to be JSON lines, whatever its name."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Source:
         name: The file or dataset, for messages.
         rows: The rows, in order; pictures of a datasets column stay encoded.
         folder: The folder that relative picture paths start from.
+        unread: Columns that nobody reads, which the rows do not have.
     """
 
     name: str
     rows: Sequence[Any]
     folder: str
+    unread: tuple[str, ...] = ()
 
 
 def open_source(data: "str | os.PathLike[str] | Sequence[Any] | datasets.Dataset") -> Source:
@@ -56,49 +59,41 @@ def _open_named(name: str) -> Source:
     if path.is_file():
         if suffix not in (".json", ".jsonl"):
             raise ValueError(f"{name}: data files end in .json (a list of records) or .jsonl (one record a line)")
-        rows = _read_json(path) if suffix == ".json" else _read_json_lines(path)
+        rows = _read_json(path) if suffix == ".json" else JsonLines(path)
         return Source(path.name, rows, str(path.resolve().parent))
     folder, split = split_name(name)
     refuse_missing(folder)
     return _load_saved(folder, split) if os.path.isdir(folder) else _load_from_hub(folder, split)
 
 
-def _read_json(path: Path) -> list[Any]:
-    with _open_text(path) as file:
-        text = file.read()
+def _read_json(path: Path) -> Sequence[Any]:
+    with path.open("rb") as file:
+        if _looks_like_lines(file.read(_HEAD)):
+            return JsonLines(path)
+    check_size(path)
     try:
-        rows = parse_json(text, path.name, first_line=1)
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name}: the file is not UTF-8 text: {error.reason}") from error
+    try:
+        rows = parse_json(text, path.name)
     except ValueError:
-        if not _looks_like_lines(text):
+        if not _looks_like_lines(text.encode()):
             raise
-        return _read_json_lines(path)
+        return JsonLines(path)
     if not isinstance(rows, list):
         raise ValueError(f"{path.name}: the file must hold a list of records, not {_json_type(rows)}")
     return rows
 
 
-def _looks_like_lines(text: str) -> bool:
-    """Whether a text that is no JSON is JSON lines: its first two lines are objects."""
-    first = [line for line in itertools.islice(io.StringIO(text), 20) if line.strip()][:2]
+def _looks_like_lines(start: bytes) -> bool:
+    """Whether a file that begins so is JSON lines: its first two lines are objects."""
+    whole = start.decode("utf-8-sig", errors="ignore").split("\n")
+    first = [line for line in whole[:20] if line.strip()][:2]
     try:
         return len(first) == 2 and all(isinstance(parse_json(line, ""), dict) for line in first)
     except ValueError:
         return False
-
-
-def _read_json_lines(path: Path) -> list[Any]:
-    with _open_text(path) as file:
-        lines = ((number, line.rstrip("\n")) for number, line in enumerate(file, 1))
-        return [parse_json(line, path.name, number) for number, line in lines if line.strip()]
-
-
-@contextmanager
-def _open_text(path: Path) -> Iterator[TextIO]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield file
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name}: the file is not UTF-8 text: {error.reason}") from error
 
 
 def _json_type(value: object) -> str:
@@ -109,7 +104,8 @@ def _load_saved(folder: str, split: str | None) -> Source:
     import datasets
 
     try:
-        loaded = datasets.load_from_disk(folder)
+        with shallow(folder):
+            loaded = datasets.load_from_disk(folder)
     except FileNotFoundError as error:
         raise ValueError(f"{folder}: the folder was not written by datasets.save_to_disk: {error}") from error
     if isinstance(loaded, datasets.DatasetDict):
@@ -139,11 +135,15 @@ def _from_dataset(dataset: object, name: str) -> Source:
         raise ValueError(
             f"{name}: expected a datasets.Dataset (one split, not streamed) or a list of records, not {type(dataset).__name__}"
         )
-    columns: Any = dataset.select_columns([column for column in dataset.column_names if column in _COLUMNS])
+    kept = [column for column in dataset.column_names if column in FIELDS or is_refused(column)]
+    columns: Any = dataset.select_columns(kept)
     encoded = datasets.Image(decode=False)
     for column, feature in columns.features.items():
-        if isinstance(feature, datasets.Image):
-            columns = columns.cast_column(column, encoded)
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+        if isinstance(getattr(feature, "feature", None), datasets.Image):
             columns = columns.cast_column(column, datasets.List(encoded))
-    return Source(name, columns.with_format(None), os.getcwd())
+        elif hasattr(feature, "decode"):  # pictures, and what is refused
+            undecoded = copy.copy(feature)
+            undecoded.decode = False
+            columns = columns.cast_column(column, undecoded)
+    unread = tuple(column for column in dataset.column_names if column not in kept)
+    return Source(name, columns.with_format(None), os.getcwd(), unread)

@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 from tqdm import tqdm
@@ -13,7 +13,8 @@ from evomoe.data.images import BadImageError, Shape, read_size
 from evomoe.data.labels import Token, answer_tokens
 from evomoe.data.records import BadRecordError, Record
 from evomoe.support import hf
-from evomoe.support.processor import Processor
+from evomoe.support.errors import foreign
+from evomoe.support.processor import Processor, cannot_process
 
 _AT_ONCE = 1_000
 _PROGRESS_FROM = 10_000
@@ -123,15 +124,19 @@ def _measure(
             )
         except BadRecordError as error:
             results[number] = Surveyed(1, str(error))
-    texts = [conversation.text for _, conversation, _ in rendered.values()]
-    options = template.special_tokens(texts[0]) if texts else {}
-    encodings = template.tokenizer(texts, **options).encodings if texts else []
+    encodings = _tokenized([conversation.text for _, conversation, _ in rendered.values()], template)
     for (number, (record, conversation, sizes)), encoding in zip(rendered.items(), encodings, strict=True):
+        if isinstance(encoding, Exception):
+            results[number] = Surveyed(1, cannot_process(record.where, template.tokenizer, encoding))
+            continue
         ids, tokens = encoding.ids, list(itertools.starmap(Token, encoding.offsets))
         try:
             spans = answer_tokens(record, conversation, ids, tokens, template.tokenizer)
         except BadRecordError as error:
             results[number] = Surveyed(len(ids), str(error))
+            continue
+        except Exception as error:
+            results[number] = Surveyed(len(ids), cannot_process(record.where, template.tokenizer, error))
             continue
         shown = template.image_token
         placeholders = (
@@ -141,8 +146,24 @@ def _measure(
     return [results[number] for number in numbers]
 
 
-def _judge(one: _Measured, tokens_of: dict[_Size, int], max_length: int) -> Surveyed:
-    counts = [tokens_of[size] for size in one.sizes]
+def _tokenized(texts: list[str], template: ChatTemplate) -> list[Any]:
+    """The encoding of each text, or what the tokenizer raises for it."""
+    if not texts:
+        return []
+    options = template.special_tokens(texts[0])
+    try:
+        return template.tokenizer(texts, **options).encodings
+    except Exception as error:
+        return [error] if len(texts) == 1 else [one for text in texts for one in _tokenized([text], template)]
+
+
+def _judge(one: _Measured, tokens_of: dict[_Size, int | str], max_length: int) -> Surveyed:
+    counts = []
+    for size in one.sizes:
+        count = tokens_of[size]
+        if isinstance(count, str):
+            return Surveyed(1, f"{one.where}: {count}")
+        counts.append(count)
     length = max(1, one.length + sum(count - 1 for count in counts))  # a picture replaces its placeholder
     first_label, pictures_end, gained = one.first_label, 0, 0
     for placeholder, count in zip(one.placeholders, counts, strict=False):
@@ -153,18 +174,48 @@ def _judge(one: _Measured, tokens_of: dict[_Size, int], max_length: int) -> Surv
     return Surveyed(length, cut_fault(one.where, length, first_label, pictures_end, max_length))
 
 
-def _image_tokens(sizes: Counter[_Size], processor: Processor, template: ChatTemplate) -> dict[_Size, int]:
+def _image_tokens(sizes: Counter[_Size], processor: Processor, template: ChatTemplate) -> dict[_Size, int | str]:
+    """The tokens of a picture of each size, or why there can be none.
+
+    Raises:
+        ValueError: The processor can process no picture.
+    """
+    reported = _reported(list(sizes), processor)
+    failure = ""
+    for size, _ in sizes.most_common():
+        count = reported[size]
+        if isinstance(count, str):
+            continue
+        try:
+            unreported = _measured_image_tokens(*size, processor, template) - count
+        except Exception as error:
+            reported[size] = failure = _of_size(size, processor, error)
+            continue
+        return {size: count if isinstance(count, str) else count + unreported for size, count in reported.items()}
+    if failure:
+        raise ValueError(f"{failure}; it can process no picture of these records")
+    return reported
+
+
+def _reported(sizes: list[_Size], processor: Processor) -> dict[_Size, int | str]:
+    """What the processor says of each size: the tokens, 0 if it cannot say, or why it takes none of that size."""
     if not sizes:
         return {}
-    common = sizes.most_common(1)[0][0]
     try:
         counts = hf.image_token_counts(processor, [list(size) for size in sizes])
-        reported = dict(zip(sizes, counts["num_image_tokens"], strict=True))
+        return dict(zip(sizes, counts["num_image_tokens"], strict=True))
     except (AttributeError, TypeError, NotImplementedError):
         # The method is young and not complete: LLaVA's fails for image processors that do not crop.
-        reported = dict.fromkeys(sizes, 0)
-    unreported = _measured_image_tokens(*common, processor, template) - reported[common]
-    return {size: count + unreported for size, count in reported.items()}
+        return dict.fromkeys(sizes, 0)
+    except Exception as error:
+        if len(sizes) == 1:
+            return {sizes[0]: _of_size(sizes[0], processor, error)}
+        return {size: count for one in sizes for size, count in _reported([one], processor).items()}
+
+
+def _of_size(size: _Size, processor: Processor, error: Exception) -> str:
+    height, width = size
+    return f"{type(processor).__name__} cannot process a picture of {width} x {height} pixels: {foreign(error)}"
 
 
 def _measured_image_tokens(height: int, width: int, processor: Processor, template: ChatTemplate) -> int:

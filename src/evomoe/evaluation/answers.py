@@ -12,6 +12,7 @@ from typing import Any
 
 from evomoe.evaluation.benchmark import Question
 from evomoe.support.files import naming, write_text
+from evomoe.support.parse_json import shallow
 from evomoe.support.text import counted
 
 _KEY_LENGTH = 12
@@ -101,7 +102,8 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(whole.split(b"\n"), 1):
         if line:
             try:
-                row = json.loads(line)
+                with shallow(path):
+                    row = json.loads(line)
                 rows.append({"question_id": row["question_id"], "text": row["text"]})
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(

@@ -24,6 +24,7 @@ from evomoe.support.content import fingerprint, text_hash
 from evomoe.support.device import moved
 from evomoe.support.device import prepare as prepare_device
 from evomoe.support.files import write_text
+from evomoe.support.parse_json import read_json
 from evomoe.support.text import counted
 from evomoe.support.version import __version__
 
@@ -41,7 +42,7 @@ class CheckpointEvaluation:
     """
 
     def __init__(self, checkpoint: str | Path, names: Sequence[str], options: EvaluationOptions) -> None:
-        self.checkpoint, self.names, self.options = checkpoint, names, options
+        self.checkpoint, self.names, self.options = checkpoint, names, options.of(checkpoint)
         self.folder = options.folder(checkpoint)
         if not takes_pictures(load_config(checkpoint, options.trust_remote_code)):
             raise ValueError(f"{', '.join(names)} needs a model that takes pictures; {checkpoint} is text-only.")
@@ -137,7 +138,7 @@ class CheckpointEvaluation:
             files = [] if name in self.names else (self.folder / name).glob(f"result-{self.options.protocol}-*.json")
             for path in sorted(files, key=lambda file: file.stat().st_mtime_ns):
                 try:
-                    written = json.loads(path.read_text(encoding="utf-8"))
+                    written = read_json(path)
                     if {key: written["settings"][key] for key in self._alike()} != self._alike():
                         continue
                     if written["limit"] != self.options.limit:
@@ -213,6 +214,7 @@ class CheckpointEvaluation:
             "data": one.data.read,
             "limit": self.options.limit,
             "first_prompt": one.prompts.texts[0],
+            "template_options": one.prompts.template.options,
             "answers": answers.path.name,
             "submission": [str(path.relative_to(folder)) for path in submitted],
             "settings": settings,

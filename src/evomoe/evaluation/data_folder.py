@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomoe.evaluation.fields import json_lines
-from evomoe.support.parse_json import Pairs, parse_json
+from evomoe.support.parse_json import Pairs, check_size, parse_json
 from evomoe.support.text import counted
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class DataFolder:
                 raise ValueError(f"{path}: the key {twice!r} occurs twice in one object.")
             return made
 
+        check_size(path)
         return parse_json(self.text(path), str(path), make_object=make_object)
 
     def json_lines(self, path: Path) -> list[Any]:

@@ -1,14 +1,15 @@
 """How a checkpoint is evaluated, as data. Needs neither torch nor transformers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from evomoe.evaluation.benchmark import PROTOCOLS, ProtocolName
 from evomoe.evaluation.benchmarks import BENCHMARKS
+from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import ImageAspect
-from evomoe.recipe.run_folder import results_folder
+from evomoe.recipe.run_folder import results_folder, template_options_of
 from evomoe.support.errors import OptionError
 from evomoe.support.names import check_folder
 
@@ -25,6 +26,8 @@ class EvaluationOptions:
         output: folder for answers and results; runs/eval/NAME unless named, NAME from the checkpoint's path.
         dtype: precision of the weights.
         image_aspect: pad: pad pictures to a square first, as LLaVA-1.5 does; keep: do not; auto: where the processor would crop them.
+        template_options: arguments of the model's chat template, as name=value, e.g. enable_thinking=true; by default those that a run
+            trained the model with. Answers begin with thinking only if they ask for it.
         workers: processes that prepare batches.
         any_version: also score data that no known version of the benchmark has.
         trust_remote_code: run code from the model's repository.
@@ -37,6 +40,7 @@ class EvaluationOptions:
     output: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     image_aspect: ImageAspect = "auto"
+    template_options: NamedValues | None = None
     workers: int = 2
     any_version: bool = False
     trust_remote_code: bool = False
@@ -60,6 +64,10 @@ class EvaluationOptions:
             raise OptionError("batch_size", f"{self.batch_size} must be at least 1.")
         if self.workers < 0:
             raise OptionError("workers", f"{self.workers} must be 0 (this process) or more.")
+
+    def of(self, checkpoint: str | Path) -> "EvaluationOptions":
+        """The options for a checkpoint: where they name no arguments of its chat template, with those that it was trained with."""
+        return self if self.template_options is not None else replace(self, template_options=template_options_of(checkpoint))
 
     def folder(self, checkpoint: str | Path) -> Path:
         """Where answers and results go."""

@@ -1,7 +1,7 @@
 """Greedy answers of any VLM to a benchmark's questions: in batches of similar length, padded on the left."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +12,15 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.data.chat_template import ChatTemplate
+from evomoe.data.chat_template import ChatTemplate, with_end
 from evomoe.data.images import BadImageError, Shape
 from evomoe.data.records import IMAGE_MARK, Record, Turn
+from evomoe.data.thinking import not_thinking, without_thinking
 from evomoe.evaluation.benchmark import Benchmark, Question, Result
 from evomoe.evaluation.encode_once import EncodeOnce
 from evomoe.evaluation.pictures import Picture
 from evomoe.recipe.options import ImageAspect
-from evomoe.support.processor import Processor
+from evomoe.support.processor import Processor, cannot_process
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 
@@ -73,9 +74,11 @@ class Prompts(Dataset[Batch]):
         batch_size: conversations per batch.
         image_aspect: what becomes of the pictures' shape, see ``evomoe.data.images.Shape``.
         keep: hold the prepared batches in memory, for several models in turn.
+        template_options: arguments of the chat template; see ``not_thinking``.
 
     Raises:
-        ValueError: the processor has no chat template, or the template loses a question.
+        OptionError: the template reads no such argument.
+        ValueError: the processor has no chat template, or the template loses a question or begins each answer with thinking.
     """
 
     def __init__(
@@ -85,9 +88,10 @@ class Prompts(Dataset[Batch]):
         batch_size: int = 128,
         image_aspect: ImageAspect = "auto",
         keep: bool = False,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.asked, self.processor = list(asked), processor
-        self.template = ChatTemplate(processor)
+        self.template = ChatTemplate(processor, not_thinking(processor, template_options or {}))
         tokenizer = self.template.tokenizer
         if tokenizer.pad_token is None:  # the attention mask hides the padding, so any token will do
             tokenizer.pad_token = tokenizer.eos_token
@@ -133,10 +137,23 @@ class Prompts(Dataset[Batch]):
         options |= self.template.special_tokens(texts[0])
         if pictures:
             options["images"] = [[self._open(self.asked[i], picture) for picture in self.asked[i].pictures] for i in positions]
-        batch = Batch(positions, pictures, self.processor(text=texts, **options))
+        batch = Batch(positions, pictures, self._processed(positions, texts, options))
         if self.keep:
             self._kept[index] = _copy(batch)
         return batch
+
+    def _processed(self, positions: Sequence[int], texts: list[str], options: dict[str, Any]) -> Any:
+        """The model's inputs; raises ValueError, with the conversation's name, for whatever the processor raises."""
+        try:
+            return self.processor(text=texts, **options)
+        except Exception as error:
+            if len(texts) == 1:
+                raise ValueError(cannot_process(self.asked[positions[0]].where, self.processor, error)) from error
+            for number, position in enumerate(positions):
+                images = {"images": options["images"][number : number + 1]} if "images" in options else {}
+                self._processed([position], texts[number : number + 1], options | images)
+            where = ", ".join(self.asked[position].where for position in positions)
+            raise ValueError(cannot_process(where, self.processor, error)) from error
 
     def _open(self, asked: Asked, picture: Picture) -> Image.Image:
         if self._latest is None or self._latest[0] != picture.key:
@@ -190,6 +207,7 @@ class Answerer:
         self.model.eval()
         # Whatever else a checkpoint's own settings say of generation, every model is asked in the same way.
         ends = {name: getattr(settings, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ends["eos_token_id"] = with_end(ends["eos_token_id"], prompts.template.end_id)
         self.model.generation_config = GenerationConfig(**ends)
         once = self._encode_once
         try:
@@ -222,7 +240,7 @@ class Answerer:
                 "go on with a smaller `batch_size`."
             ) from error
         texts = prompts.processor.batch_decode(tokens_BS[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [without_thinking(text).strip() for text in texts]
 
 
 def evaluate(

@@ -5,6 +5,7 @@ Formats: LLaVA's answer file (JSON lines of question_id, prompt, text), EvalAI's
 JSON lines (id, answer).
 """
 
+import zipfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,13 @@ from evomoe.evaluation.benchmark import Benchmark, Question
 from evomoe.evaluation.checks import check_answers
 from evomoe.evaluation.fields import json_lines, table_rows
 from evomoe.evaluation.foreign_answers import ForeignAnswer, Key, Pairing, text_of
-from evomoe.support.parse_json import parse_json
+from evomoe.support.errors import foreign
+from evomoe.support.parse_json import check_size, parse_json
 from evomoe.support.text import counted
 
 _IDS = ("id", "question_id", "questionId", "index")
+_UNPACKED, _MOST_CELLS = 100_000_000, 20_000_000
+"""What an Excel file may unpack to, in bytes, and have: a file of a few MB can hold far more than memory does."""
 _TEXTS = ("text", "prediction", "answer")  # "answer" last: beside another one it is the right answer
 
 
@@ -137,6 +141,7 @@ def _answers(benchmark: Benchmark, path: Path) -> Iterator[ForeignAnswer]:
         raise ValueError(f"{path}: there is no such file.")
     if path.suffix == ".xlsx":
         return _records(path, _excel(path), "record")
+    check_size(path)
     text = text_of(path)
     if path.suffix == ".tsv":
         return _records(path, table_rows(text, path), "record")
@@ -181,10 +186,29 @@ def _excel(path: Path) -> list[dict[str, Any] | None]:
     except ImportError:
         raise ValueError(f"{path}: reading an Excel file needs openpyxl: pip install openpyxl") from None
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > _UNPACKED:
+            raise ValueError(
+                f"it unpacks to {unpacked / 1e6:,.0f} MB, and {_UNPACKED / 1e6:,.0f} MB are the most; save the table as .tsv"
+            )
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except Exception as error:  # openpyxl and zipfile raise many kinds, and all mean the same here
-        raise ValueError(f"{path}: the Excel file cannot be read: {error}") from error
-    rows: Any = book.worksheets[0].iter_rows(values_only=True)
-    names = next(rows, ())
-    records = (dict.fromkeys(names) | dict(zip(names, row, strict=False)) for row in rows)  # a row may end early
-    return [record if any(cell is not None for cell in record.values()) else None for record in records]
+        raise ValueError(f"{path}: the Excel file cannot be read: {foreign(error)}") from error
+    return [record if any(cell is not None for cell in record.values()) else None for record in _excel_records(path, book)]
+
+
+def _excel_records(path: Path, book: Any) -> Iterator[dict[Any, Any]]:
+    names: Sequence[Any] | None = None
+    cells = 0
+    try:
+        for row in book.worksheets[0].iter_rows(values_only=True):
+            cells += len(row)
+            if cells > _MOST_CELLS:
+                raise ValueError(f"it has more than {_MOST_CELLS:,} cells")
+            if names is None:
+                names = row
+            else:
+                yield dict.fromkeys(names) | dict(zip(names, row, strict=False))  # a row may end early
+    except Exception as error:
+        raise ValueError(f"{path}: the Excel file cannot be read: {foreign(error)}") from error

@@ -35,5 +35,5 @@ def prepare(benchmark: Benchmark, processor: Processor, options: EvaluationOptio
     questions = draw(load_questions(benchmark, folder, options.any_version), options.limit)
     check_pictures(benchmark.name, (question.picture for question in questions))
     asked = [ask(question, benchmark.prompt(question, options.protocol)) for question in questions]
-    prompts = Prompts(asked, processor, options.batch_size, options.image_aspect, keep)
+    prompts = Prompts(asked, processor, options.batch_size, options.image_aspect, keep, options.template_options)
     return Prepared(benchmark, questions, folder, prompts)

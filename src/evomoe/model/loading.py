@@ -20,6 +20,7 @@ from evomoe.model.structure import check_convertible
 from evomoe.support import hf
 from evomoe.support.errors import OptionError
 from evomoe.support.names import not_on_hub, refuse_missing
+from evomoe.support.parse_json import shallow
 from evomoe.support.processor import Processor
 
 
@@ -62,7 +63,8 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
             "`merge_and_unload()` gives."
         )
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        with shallow(source):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         if config.model_type == "llava" and hasattr(config, "mm_vision_tower"):
             raise ValueError(
                 f"{source} is in LLaVA's own format, which transformers does not read. Take the converted model, such as "
@@ -97,7 +99,8 @@ def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool 
     auto = auto_model(load_config(source, trust_remote_code))
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        return load_checked(auto, source, dtype=precision, trust_remote_code=trust_remote_code)
+        with shallow(source):
+            return load_checked(auto, source, dtype=precision, trust_remote_code=trust_remote_code)
     except SafetensorError as error:
         raise ValueError(f"{source}: its weights cannot be read ({error}); the file is truncated or damaged.") from error
     except OSError as error:
@@ -140,7 +143,8 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Proce
     """
     refuse_missing(source)
     try:
-        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        with shallow(source):
+            return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     except ImportError as error:
         if hf.NEEDS_TORCHVISION in str(error):
             raise ValueError(

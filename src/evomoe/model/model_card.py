@@ -1,6 +1,5 @@
 """The model card beside a saved model's weights, which the hub shows."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from huggingface_hub import ModelCardData, metadata_load
 
 from evomoe.model.configuration import MODEL_TYPE, EvoMoEConfig
 from evomoe.model.structure import image_token_ids
+from evomoe.support.parse_json import read_json
 from evomoe.support.text import markdown_table
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def card_of_folder(folder: str | Path) -> str | None:
     card, config = Path(folder) / CARD, Path(folder) / "config.json"
     if not str(folder) or not card.is_file() or not config.is_file():
         return None
-    is_sparse = json.loads(config.read_text(encoding="utf-8")).get("model_type") == MODEL_TYPE
+    is_sparse = read_json(config).get("model_type") == MODEL_TYPE
     return card.read_text(encoding="utf-8") if is_sparse else None
 
 

@@ -22,6 +22,8 @@ def parse_named_values(items: Sequence[str]) -> dict[str, Any]:
             values[name] = json.loads(text)
         except json.JSONDecodeError:
             values[name] = text
+        except RecursionError:
+            raise ValueError(f"'{name}': lists or objects lie in each other too deeply") from None
     return values
 
 

@@ -9,6 +9,7 @@ from evomoe.recipe.value_types import check_types
 from evomoe.support.errors import OptionError
 
 ImageAspect = Literal["auto", "pad", "keep"]
+PictureCheck = Literal["header", "decode"]
 
 
 MOST_EXPERTS, HIGHEST_RATE, MOST_PASSES, MOST_STEPS, MOST_RECORDS = 4096, 100.0, 1e6, 10**9, 10**6
@@ -114,16 +115,21 @@ def check_trainer(option: str, names: dict[str, Any], stages: tuple[int, ...]) -
                 )
 
 
+def check_choice(option: str, value: str, choices: Any) -> None:
+    """Raises OptionError if a value is none of a Literal's."""
+    *others, last = (repr(choice) for choice in get_args(choices))
+    if value not in get_args(choices):
+        raise OptionError(option, f"there is no '{value}'; choose {', '.join(others)} or {last}.")
+
+
 def check_on_bad_record(value: str) -> None:
     """Raises OptionError if there is no such way with bad records."""
-    if value not in ("stop", "skip"):
-        raise OptionError("on_bad_record", f"there is no '{value}'; choose 'stop' or 'skip'.")
+    check_choice("on_bad_record", value, Literal["stop", "skip"])
 
 
 def check_image_aspect(value: str) -> None:
     """Raises OptionError if there is no such shape of pictures."""
-    if value not in get_args(ImageAspect):
-        raise OptionError("image_aspect", f"there is no '{value}'; choose 'auto', 'pad' or 'keep'.")
+    check_choice("image_aspect", value, ImageAspect)
 
 
 @dataclass(frozen=True)

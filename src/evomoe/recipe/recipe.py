@@ -5,6 +5,7 @@ Implements: Table 7 (defaults of the stages).
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from evomoe.recipe.options import (
     EvolutionOptions,
     ImageAspect,
     MoEOptions,
+    PictureCheck,
     StageOptions,
     check_image_aspect,
     check_on_bad_record,
@@ -29,6 +31,9 @@ from evomoe.recipe.placement import parse_placement
 from evomoe.recipe.value_types import check_names, check_types
 from evomoe.support.errors import OptionError, within
 from evomoe.support.files import write_text
+from evomoe.support.parse_json import read_json
+
+_OF_BAD_RECORDS = ("on_bad_record", "check_pictures")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Recipe:
         image_aspect: "pad" pads pictures to a square first, as LLaVA-1.5 does; "keep" does not; "auto" pads where the processor
             would crop them.
         on_bad_record: "stop" before training, or "skip" and list.
+        check_pictures: "header" looks whether files are whole, as far as their formats say; "decode" decodes every picture before training.
+        template_options: arguments of the model's chat template, as name=value, e.g. enable_thinking=false.
         dtype: precision of the loaded weights: float32, bfloat16 or auto. Mixed precision is ``trainer`` bf16=true.
         workers: processes that decode images; 0 decodes in the main process.
         seed: of data order, router weights and dropout.
@@ -79,6 +86,8 @@ class Recipe:
     max_pixels: int = 89_478_485
     image_aspect: ImageAspect = "auto"
     on_bad_record: Literal["stop", "skip"] = "stop"
+    check_pictures: PictureCheck = "header"
+    template_options: NamedValues = field(default_factory=dict)
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     workers: int = 0
     seed: int = 0
@@ -170,11 +179,13 @@ class Recipe:
         """
         path = Path(path) / "recipe.json" if Path(path).is_dir() else path
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
             if "router_gradient" not in values.get("moe", {"router_gradient": ""}):  # before there was a choice
                 values["moe"]["router_gradient"] = "chosen"
             for stage in STAGES:  # before stages went on where others had stopped
                 values.get(f"stage{stage}", {}).setdefault("seen_records", 0)
+            for name, default in {"template_options": {}, "check_pictures": "header"}.items():  # before there was a choice
+                values.setdefault(name, default)
             missing = {f.name for f in dataclasses.fields(cls)} - set(values)
             if missing:
                 raise TypeError(f"it lacks {', '.join(sorted(missing))}")
@@ -182,15 +193,22 @@ class Recipe:
             for name, part in parts.items():
                 values[name] = part(**_tuples(values[name]))
             return cls(**_tuples(values))
-        except (TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no recipe of this version: {error}.") from error
         except OptionError as error:
             raise OptionError(error.option, f"{error.message} It stands in {path}.") from error
 
     def differences(self, other: "Recipe") -> list[str]:
-        """Names the fields in which two recipes differ, but for where the run lies and how many processes read its pictures."""
-        mine, theirs = ({**_leaves(recipe), "output": "", "workers": 0} for recipe in (self, other))
-        return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in mine if mine[name] != theirs[name]]
+        """Names the fields in which two recipes differ, but for where the run lies and how its records are read."""
+        return self._changes(other, lambda name: name not in ("output", "workers", *_OF_BAD_RECORDS))
+
+    def bad_record_changes(self, other: "Recipe") -> list[str]:
+        """Names the fields in which two recipes treat bad records differently, which a run that goes on may."""
+        return self._changes(other, lambda name: name in _OF_BAD_RECORDS)
+
+    def _changes(self, other: "Recipe", counts: Callable[[str], bool]) -> list[str]:
+        mine, theirs = _leaves(self), _leaves(other)
+        return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in mine if counts(name) and mine[name] != theirs[name]]
 
 
 def _leaves(recipe: Recipe) -> dict[str, Any]:

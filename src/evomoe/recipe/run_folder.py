@@ -1,6 +1,5 @@
 """A run's folder: the names of what lies in it, and whether a run may start or go on there. Needs neither torch nor transformers."""
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from evomoe.recipe.recipe import Recipe
 from evomoe.support.errors import OptionError
 from evomoe.support.files import naming
 from evomoe.support.names import check_folder, check_output_folder, refuse_missing, split_name
+from evomoe.support.parse_json import parse_json
 from evomoe.support.processes import is_main_process
 
 logger = logging.getLogger(__name__)
@@ -135,6 +135,11 @@ class RunFolder:
         """The bad records that were left out."""
         return self.path / "skipped_records.txt"
 
+    @property
+    def changes(self) -> Path:
+        """What a run that went on did otherwise than before."""
+        return self.path / "changes.txt"
+
     def stage(self, number: int, label: str = "") -> StageFolder:
         """The folder of a stage, e.g. ``stage2_evolution``."""
         return StageFolder(self.path / f"stage{number}_{STAGES[number]}", label)
@@ -142,7 +147,7 @@ class RunFolder:
     def logged(self) -> list[dict[str, Any]]:
         """What was logged so far."""
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
-        return [json.loads(line) for line in lines]
+        return [parse_json(line, str(self.metrics), number) for number, line in enumerate(lines, 1)]
 
     def has_begun(self) -> bool:
         """Whether a run has begun here."""
@@ -216,7 +221,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what a run left that got to no checkpoint, so that the folder can be used anew."""
-        for file in (self.metrics, self.skipped_records):
+        for file in (self.metrics, self.skipped_records, self.changes):
             file.unlink(missing_ok=True)
         for stage in STAGES:
             shutil.rmtree(self.stage(stage).path, ignore_errors=True)
@@ -233,13 +238,25 @@ def results_folder(verb: str, checkpoint: str | Path, output: str | None = None)
 
 def stage1_model(checkpoint: str | Path) -> str | None:
     """The dense model that the stages after Stage I began with, for a checkpoint in a run's folder; None if it is not there."""
-    run = RunFolder(Path(checkpoint).resolve().parent.parent)
-    try:
-        recipe = Recipe.load(run.recipe)
-    except (OSError, ValueError):  # no run's folder, or a run of another version
+    run, recipe = _run_of(checkpoint)
+    if recipe is None:
         return None
     found = run.stage(1).model if 1 in recipe.stages else Path(recipe.model)
     return str(found) if found.is_dir() else None
+
+
+def template_options_of(checkpoint: str | Path) -> dict[str, Any]:
+    """The arguments of the chat template that a checkpoint in a run's folder was trained with; none for any other."""
+    _, recipe = _run_of(checkpoint)
+    return dict(recipe.template_options) if recipe else {}
+
+
+def _run_of(checkpoint: str | Path) -> tuple[RunFolder, Recipe | None]:
+    run = RunFolder(Path(checkpoint).resolve().parent.parent)
+    try:
+        return run, Recipe.load(run.recipe)
+    except (OSError, ValueError):  # no run's folder, or a run of another version
+        return run, None
 
 
 def check_paths(recipe: Recipe, resume: Resume) -> None:

@@ -61,9 +61,9 @@ def out_of(part: str) -> Iterator[None]:
         raise OptionError(error.option.removeprefix(f"{part}."), error.message) from error
 
 
-def foreign(error: Exception) -> str:
-    """The first line of another program's error; what it has in backticks is no option of ours."""
-    return str(error).strip().partition("\n")[0].replace("`", "'")
+def foreign(error: BaseException) -> str:
+    """The first line of another program's error, or its kind; what it has in backticks is no option of ours."""
+    return str(error).strip().partition("\n")[0].replace("`", "'") or type(error).__name__
 
 
 def with_flags(error: Exception | Warning | str, positional: Collection[str] = (), options: Collection[str] | None = None) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import Trainer
     from transformers.modeling_utils import PreTrainedModel
 
 SEEN_IN = {
@@ -16,9 +17,9 @@ SEEN_IN = {
     "transformers.modeling_utils.PreTrainedModel._init_weights": "5.23.0",
     "transformers.modeling_utils.PreTrainedModel._set_gradient_checkpointing": "5.23.0",
     "transformers.trainer.Trainer._get_train_sampler": "5.23.0",
-    "transformers.trainer.Trainer._save_checkpoint": "5.23.0",
     "transformers.trainer.Trainer._get_output_dir": "5.23.0",
     "transformers.trainer.Trainer._issue_warnings_after_load": "5.23.0",
+    "transformers.trainer.Trainer._save_checkpoint": "5.23.0",
     "transformers.models.llava.processing_llava.LlavaProcessor._get_num_multimodal_tokens": "5.23.0",
 }
 """Where a private attribute or method lives. Methods that this library overrides keep their names in its own classes.
@@ -66,6 +67,11 @@ def drop_output_capturing(model: "nn.Module") -> None:
         for key, hook in [*hooks.items()]:
             if getattr(hook, "__name__", "") == "output_capturing_hook":
                 del hooks[key]
+
+
+def save_checkpoint(trainer: "Trainer") -> None:
+    """Writes a checkpoint of the last step."""
+    getattr(trainer, "_save_checkpoint")(trainer.model, trial=None)  # noqa: B009
 
 
 def image_token_counts(processor: object, sizes: list[list[int]]) -> Any:

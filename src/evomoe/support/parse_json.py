@@ -1,10 +1,25 @@
 """JSON text of users' files, with errors that say where it is broken."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 Pairs = list[tuple[str, Any]]  # keys and values of a JSON object, as they stand in the text
+
+LARGEST = 1_500_000_000
+"""Bytes of a JSON file that is read at once; its objects take some four times as much memory."""
+
+
+@contextmanager
+def shallow(name: str | Path) -> Iterator[None]:
+    """Lets JSON in the block, whoever reads it, be refused with a sentence if its lists and objects lie in each other too deeply."""
+    try:
+        yield
+    except RecursionError as error:
+        raise ValueError(f"{name}: broken JSON: lists or objects lie in each other too deeply.") from error
 
 
 def parse_json(text: str, name: str, first_line: int = 1, make_object: Callable[[Pairs], Any] | None = None) -> Any:
@@ -13,15 +28,38 @@ def parse_json(text: str, name: str, first_line: int = 1, make_object: Callable[
     ``make_object`` makes an object of its keys and values; without it, the last one of equal keys counts.
     """
     try:
-        return json.loads(text, object_pairs_hook=make_object)
+        with shallow(name):
+            return json.loads(text, object_pairs_hook=make_object)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise ValueError(f"{name}, line {line}, column {error.colno}: broken JSON: {error.msg}") from error
-    except RecursionError as error:
-        raise ValueError(f"{name}: broken JSON: lists or objects lie in each other too deeply.") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise ValueError(f"{name}: broken JSON: {error}") from error
+    except ValueError as error:  # too deep; a number of thousands of digits
+        raise error if "broken JSON" in str(error) else ValueError(f"{name}: broken JSON: {error}") from error
     except MemoryError as error:
         raise ValueError(
             f"{name}: this much JSON does not fit into memory; write JSON lines (.jsonl), one record a line."
         ) from error
+
+
+def check_size(path: str | Path) -> None:
+    """Raises ValueError for a JSON file that is too large to be read at once."""
+    size = os.stat(path).st_size
+    if size > LARGEST:
+        raise ValueError(
+            f"{path} has {size / 1e9:.1f} GB; JSON of more than {LARGEST / 1e9:g} GB is not read at once. Write JSON lines (.jsonl), one "
+            "record a line, which are read one by one: jq -c '.[]' OLD.json > NEW.jsonl"
+        )
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is broken, or too large.
+    """
+    check_size(path)
+    try:
+        return parse_json(Path(path).read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: the file is not UTF-8 text: {error.reason}.") from error

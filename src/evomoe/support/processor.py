@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Protocol
 
+from evomoe.support.errors import foreign
+
 
 class Processor(Protocol):
     """Makes a model's inputs of texts and pictures, and text of token ids: a processor, or for a text-only model its tokenizer.
@@ -52,6 +54,11 @@ def tokenizer_of(processor: Processor) -> Tokenizer:
     """A processor's tokenizer; a tokenizer is its own."""
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     return tokenizer
+
+
+def cannot_process(where: str, processor: Processor, error: Exception) -> str:
+    """The message for whatever a processor or tokenizer raises; ``where`` names the record or question."""
+    return f"{where}: {type(processor).__name__} cannot process it: {foreign(error)}"
 
 
 def for_servers(processor: Any) -> Any:

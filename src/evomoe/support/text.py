@@ -14,6 +14,16 @@ def kind_of(value: object) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
+def shortened(value: object, length: int = 80) -> str:
+    """A value for a message, without the middle of what is longer, such as a picture in base64."""
+    try:
+        text = str(value)
+    except RecursionError:
+        text = f"{kind_of(value)} of great depth"
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half:]} ({len(text):,} characters)"
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An aligned Markdown table; every column but the first is right-aligned."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
@@ -24,9 +34,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return "\n".join([line(header), line(rule), *map(line, rows)])
-
-
-"""x"""
 
 
 def readable(count: int) -> str:

@@ -89,6 +89,10 @@ class ProgressBar(TrainerCallback):
             self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the bar's line, also when training ended by an error, so that the error has one of its own."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -116,7 +120,7 @@ class MetricsFile(TrainerCallback):
 def _is_json(line: str) -> bool:
     try:
         json.loads(line)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return False
     return True
 

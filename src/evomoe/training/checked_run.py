@@ -101,7 +101,7 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
         _check_training_arguments(recipe, stage)
         _check_trained_parts(recipe, stage, sparse if stage == 3 else dense, sparse.config.moe)
     processor = load_processor(recipe.model, recipe.trust_remote_code)
-    ChatTemplate(processor)
+    ChatTemplate(processor, recipe.template_options)
     _check_savable(recipe.model, {"configuration": dense.config, "mixture": sparse.config, "processor": processor})
     return CheckedRun(recipe, dense, sparse, processor)
 
@@ -118,8 +118,10 @@ def load_data(recipe: Recipe, processor: Processor, keep: bool = False) -> dict[
     """
 
     def load(data: str) -> ConversationDataset:
-        records = load_records(data, recipe.image_root, recipe.on_bad_record, max_pixels=recipe.max_pixels)
-        dataset = ConversationDataset(records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect, keep)
+        records = load_records(data, recipe.image_root, recipe.on_bad_record, recipe.max_pixels, recipe.check_pictures)
+        dataset = ConversationDataset(
+            records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect, keep, recipe.template_options
+        )
         dataset.check()
         return dataset
 

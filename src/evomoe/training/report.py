@@ -34,4 +34,6 @@ def report_run(run: CheckedRun, final: Path, dataset: ConversationDataset) -> Pa
         looked_at = Probe(dataset, "the last stage's training data", image_token_ids(model.config), PROBE_RECORDS)
         statistics, probe = routing_statistics(model, looked_at.unlabelled(model)), looked_at.name
         origin = model.config.moe.origin
-    return write_report(run.folder, recipe, ReportInput(counts, statistics, probe, origin=origin))
+    return write_report(
+        run.folder, recipe, ReportInput(counts, statistics, probe, notes="\n\n".join(dataset.notes), origin=origin)
+    )

@@ -110,7 +110,19 @@ def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, Conversat
         write_text(folder.identity, json.dumps(now, indent=1) + "\n")
     if not resume or not folder.has_begun():
         folder.clear()
+    elif changes := checked.recipe.bad_record_changes(Recipe.load(folder.recipe)):
+        where = ", ".join(
+            f"step {folder.stage(stage).last_step()} of stage {stage}"
+            for stage in checked.recipe.stages
+            if folder.stage(stage).last_step()
+        )
+        line = f"From {where or 'its begin'} on: {'; '.join(changes)}."
+        before = folder.changes.read_text(encoding="utf-8") if folder.changes.is_file() else ""
+        write_text(folder.changes, f"{before}{line}\n")
+        logger.warning("%s It stands in %s.", line, folder.changes)
     checked.recipe.save(folder.recipe)
+    for note in dict.fromkeys(note for loaded in datasets.values() for note in loaded.notes):
+        logger.warning("%s", note)
     skipped = [message for loaded in dict.fromkeys(datasets.values()) for message in loaded.skipped]
     if skipped:
         write_text(folder.skipped_records, "\n".join(skipped) + "\n")

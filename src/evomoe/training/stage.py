@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
+from evomoe.data.chat_template import with_end
 from evomoe.data.conversations import Collator, ConversationDataset
 from evomoe.model.model_card import CARD
 from evomoe.model.sparse_model import is_sparse
@@ -88,6 +89,9 @@ def train(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if finish:
         finish(trainer)
+    stops: Any = model.generation_config  # which every server reads
+    if stops is not None:
+        stops.eos_token_id = with_end(stops.eos_token_id, dataset.end_id)
     partial = folder.path / "model.partial"
     with room_for(
         folder.model, "It was not written, and the last checkpoint is whole. Make room, then go on with `resume=True`."

@@ -10,10 +10,12 @@ from transformers import Trainer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from evomoe.data.turns import BadRecordError, plain_error
 from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.checkpoint import writing
 from evomoe.recipe.options import EvolutionOptions
 from evomoe.support import hf
+from evomoe.support.text import counted
 from evomoe.training.callbacks import EvolutionCallback, InterruptCallback, MetricsFile, ProgressBar, RouterCallback
 from evomoe.training.divergence import DivergenceCallback
 from evomoe.training.evolution import ExpertEvolution
@@ -59,7 +61,8 @@ class EvoMoETrainer(Trainer):
         self.add_callback(RouterCallback(self.meter))
         if metrics and self.is_world_process_zero():
             self.add_callback(MetricsFile(metrics, stage))
-        self.add_callback(ProgressBar(label or stage))
+        self.progress = ProgressBar(label or stage)
+        self.add_callback(self.progress)
         self.divergence = DivergenceCallback(self._records_of)
         self.add_callback(self.divergence)
         self.interrupt = InterruptCallback()
@@ -149,11 +152,29 @@ class EvoMoETrainer(Trainer):
         """Trains; Ctrl-C saves a checkpoint first and then raises KeyboardInterrupt."""
         if self.evolution:
             self.evolution.resume_from = resume_from_checkpoint
-        with self.interrupt.listening():
+        with self.interrupt.listening(), self._keeping_steps():
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.interrupt.asked:
             raise KeyboardInterrupt
         return output
+
+    @contextmanager
+    def _keeping_steps(self) -> Iterator[None]:
+        """Lets a bad record, which shows only when it is read, cost no step: a checkpoint is written first, if it needs no others."""
+        try:
+            yield
+        except BadRecordError as error:
+            step, saved = self.state.global_step, ""
+            if step and self.args.world_size == 1:
+                if not (Path(str(self.args.output_dir)) / f"checkpoint-{step}" / "trainer_state.json").is_file():
+                    hf.save_checkpoint(self)
+                saved = f" The {counted(step, 'step')} before it {'is' if step == 1 else 'are'} saved: `resume`."
+            raise BadRecordError(
+                f"{plain_error(error)}.{saved} Repair it, or leave it out: `on_bad_record=skip`. `check_pictures=decode` finds all such "
+                "records before training."
+            ) from None
+        finally:
+            self.progress.close()
 
     def _records_of(self, step: int) -> list[str]:
         """The names of a step's records, where their order is known."""

@@ -22,6 +22,7 @@ from evomoe.evaluation.generation import Answerer, Asked, Prompts
 from evomoe.evaluation.processes import device_of, this_process
 from evomoe.model.loading import load_model, load_processor
 from evomoe.recipe.options import ImageAspect
+from evomoe.recipe.run_folder import template_options_of
 from evomoe.support.device import moved, prepare
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class _EvoMoE(lmms):
         self._model = moved(load_model(pretrained, dtype, trust_remote_code), self._device).eval()
         self.processor = load_processor(pretrained, trust_remote_code)
         self.batch_size, self.image_aspect = int(batch_size), image_aspect
+        self._template_options = template_options_of(pretrained)
         self._rank, self._world_size = state.process_index, state.num_processes
 
     @property
@@ -110,7 +112,7 @@ class _EvoMoE(lmms):
         settings = dict(self._parts(requests[0])[1])
         until = settings.get("until") or []
         asked = [self._parts(request)[0]() for request in requests]
-        prompts = Prompts(asked, self.processor, self.batch_size, self.image_aspect)
+        prompts = Prompts(asked, self.processor, self.batch_size, self.image_aspect, template_options=self._template_options)
         answerer = Answerer(self._model, int(settings.get("max_new_tokens", 1024)), **_sampling(settings))
         answers: dict[int, str] = {}
         for some in answerer.answer(prompts, label=None):

@@ -3,7 +3,6 @@
 Implements: Figure 1 (a).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from evomoe.paper.figures.figure_options import FigureOptions
 from evomoe.paper.tables.table_10 import TABLE
 from evomoe.support.errors import OptionError
 from evomoe.support.names import refuse_missing
+from evomoe.support.parse_json import read_json
 
 _MOE_TUNING, *_SHUFFLED = [score for row in TABLE.rows if row.published and (score := row.published[-1]) is not None]
 PUBLISHED = ShuffleScores(_MOE_TUNING, _SHUFFLED)
@@ -73,7 +73,8 @@ def _label(benchmarks: Sequence[str]) -> str:
 def score_shuffles(checkpoint: str, name: str, options: FigureOptions) -> ShuffleScores:
     """The mean score over the benchmarks with the checkpoint's own routers, and with each of eight shuffles."""
     processor = load_processor(checkpoint, options.trust_remote_code)
-    prepared = [prepare(BENCHMARKS[benchmark], processor, options.evaluation()) for benchmark in options.benchmarks]
+    evaluation = options.evaluation().of(checkpoint)
+    prepared = [prepare(BENCHMARKS[benchmark], processor, evaluation) for benchmark in options.benchmarks]
 
     def score(model: PreTrainedModel) -> float:
         results = [
@@ -91,7 +92,7 @@ def read_scores(path: str | Path) -> tuple[str, dict[str, ShuffleScores]]:
         OptionError: it is neither.
     """
     try:
-        written: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        written: Any = read_json(path)
         label, entries = (written["score"], written["scores"]) if "scores" in written else ("", written)
         scores = {name: ShuffleScores(float(one["own"]), [*map(float, one["shuffled"])]) for name, one in entries.items()}
         if not all(one.shuffled for one in scores.values()):

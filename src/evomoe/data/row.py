@@ -1,0 +1,224 @@
+"""What a row of training data says: its turns and its pictures. Nothing in it that changes its meaning is passed over."""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from evomoe.data.turns import IMAGE_MARK, BadRecordError, Turn
+from evomoe.support.text import counted, kind_of, shortened
+
+Picture = str | bytes | Image.Image
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+CONVERSATION, PICTURES, SYSTEM = ("conversations", "messages"), ("image", "images"), ("system", "system_prompt")
+_THINKING = ("reasoning_content", "reasoning", "thinking")
+_LEARNED = ("loss", "weight", "train")
+"""Fields of a turn that say whether an answer is learned."""
+_SOURCES = ("image", "path", "url", "image_url", "bytes")
+"""Fields of a part that hold its picture."""
+_OF_TURN = {"role", "from", "content", "value", *_THINKING, *_LEARNED}
+_OF_PART = {"type", "text", "index", *_SOURCES}
+FIELDS = ("id", *PICTURES, *CONVERSATION, *SYSTEM)
+
+_REFUSED = re.compile(
+    r"(?P<media>(?:video|audio|sound|speech)s?(?:_?(?:path|file|url|bytes)s?)?)|(?P<tools>tools?|tool_calls?|tool_call_id|functions?|function_call)"
+    r"|(?P<documents>documents?)"
+)
+_WHY = {
+    "media": "pictures and words are learned, nothing else",
+    "tools": "calls of tools are not learned",
+    "documents": "put what they say into a turn",
+}
+_LONGEST_PATH = 4096
+"""Text longer than any path is a picture in base64."""
+
+
+class Row(NamedTuple):
+    """A row, read.
+
+    Attributes:
+        turns: The conversation.
+        images: Its pictures, in the order of their marks.
+        unread: Fields that nobody reads.
+    """
+
+    turns: tuple[Turn, ...]
+    images: list[Picture]
+    unread: list[str]
+
+
+def is_refused(field: str) -> bool:
+    """Whether a field of this name would change what a record means, and is not read."""
+    return _REFUSED.fullmatch(field) is not None
+
+
+def read_row(row: object) -> Row:
+    """Reads a row.
+
+    Raises:
+        BadRecordError: It is no conversation that can be learned, or says what is not read.
+    """
+    if not isinstance(row, Mapping):
+        raise BadRecordError(f"a record must be an object with named fields, not {kind_of(row)}")
+    unread = _unread(row, FIELDS, "")
+    turns, shown = [], []
+    for number, turn in enumerate(_turns_of(row)):
+        if not isinstance(turn, Mapping):
+            raise BadRecordError(f"turn {number} must have from/value or role/content; it is {kind_of(turn)}")
+        unread += _unread(turn, _OF_TURN, f"turn {number} has ")
+        content, parts = _content(number, _first(turn, "content", "value"))
+        for part in parts:
+            unread += _unread(part, _OF_PART, f"a part of turn {number} has ")
+        shown += [part for part in parts if part.get("type") != "text"]
+        turns.append(_turn(number, turn, content))
+    if not turns:
+        raise BadRecordError("the conversation is empty")
+    system = _system(row, turns)
+    images = _images(row, shown)
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.role != "assistant")
+    if marks != len(images):
+        raise BadRecordError(f"the text has {marks} {IMAGE_MARK} but the record has {counted(len(images), 'image')}")
+    return Row((*system, *turns), images, list(dict.fromkeys(unread)))
+
+
+def value_of(row: Mapping[str, Any], field: str) -> Any:
+    """A field's value; None where there is none, which pandas and datasets write in several ways."""
+    value = row.get(field)
+    is_nan = isinstance(value, float) and value != value
+    return None if is_nan or isinstance(value, str | bytes | list | tuple | dict) and not value else value
+
+
+def _first(row: Mapping[str, Any], *names: str) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _unread(row: Mapping[str, Any], known: Iterable[str], where: str) -> list[str]:
+    """The fields that nobody reads; raises BadRecordError for one that changes what the record means."""
+    given = [str(field) for field in row if field not in known and value_of(row, field) is not None]
+    for field in given:
+        if found := _REFUSED.fullmatch(field):
+            raise BadRecordError(f"{where or 'it has '}the field {field!r}; {_WHY[str(found.lastgroup)]}")
+        if where and field in PICTURES:
+            raise BadRecordError(
+                f"{where}the field {field!r}; put pictures into the record's 'images', or into parts of type image"
+            )
+    of = "a turn's " if where.startswith("turn") else "a part's " if where else ""
+    return [f"{of}{field!r}" for field in given]
+
+
+def _turns_of(row: Mapping[str, Any]) -> Sequence[Any]:
+    fields = [field for field in CONVERSATION if row.get(field) is not None]
+    if len(fields) != 1:
+        found = "both" if fields else "neither"
+        raise BadRecordError(f"a record needs one of 'conversations' and 'messages'; this one has {found}")
+    turns = row[fields[0]]
+    if not isinstance(turns, list | tuple):
+        raise BadRecordError(f"'{fields[0]}' must be a list of turns, not {kind_of(turns)}")
+    return turns
+
+
+def _turn(number: int, turn: Mapping[str, Any], content: str) -> Turn:
+    role = _first(turn, "role", "from")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise BadRecordError(f"turn {number} has the unknown role {role!r}; known are {', '.join(_ROLES)}")
+    role = _ROLES[role]
+    thinking = {field: value for field in _THINKING if (value := value_of(turn, field)) is not None}
+    if thinking and role != "assistant":
+        raise BadRecordError(f"turn {number} has the field {next(iter(thinking))!r}; only an answer has reasoning")
+    if len({*map(str, thinking.values())}) > 1 or not all(isinstance(value, str) for value in thinking.values()):
+        raise BadRecordError(f"turn {number} has {' and '.join(thinking)}; the reasoning of an answer is one text")
+    return Turn(role, content, next(iter(thinking.values()), ""), _learned(number, turn, role))
+
+
+def _learned(number: int, turn: Mapping[str, Any], role: str) -> bool:
+    given = {field: value for field in _LEARNED if (value := value_of(turn, field)) is not None}
+    for field, value in given.items():
+        if value not in (0, 1):
+            raise BadRecordError(f"turn {number} has {field} {value!r}; an answer is learned (1, true) or not (0, false)")
+        if value and role != "assistant":
+            raise BadRecordError(f"turn {number} is the {role}'s and has {field} {value!r}; only answers are learned")
+    if len(given.values() and {*map(bool, given.values())}) > 1:
+        raise BadRecordError(f"turn {number} has {' and '.join(given)}, which say different things")
+    return all(given.values())
+
+
+def _content(number: int, content: Any) -> tuple[str, list[Mapping[str, Any]]]:
+    """A turn's text, with a mark for each picture, and its parts."""
+    if isinstance(content, str):
+        return content, []
+    if not isinstance(content, list | tuple):
+        raise BadRecordError(f"the text of turn {number} must be a string, not {kind_of(content)}")
+    return "".join(_part_text(number, part) for part in content), list(content)
+
+
+def _part_text(number: int, part: object) -> str:
+    if isinstance(part, Mapping):
+        if part.get("type") in ("image", "image_url"):
+            return IMAGE_MARK
+        if part.get("type") == "text" and isinstance(text := part.get("text"), str) and _source(part) is None:
+            return text
+    raise BadRecordError(f"turn {number} has a part that is neither a text nor an image: {shortened(part)}")
+
+
+def _system(row: Mapping[str, Any], turns: Sequence[Turn]) -> list[Turn]:
+    """The turn that a record's own field for it makes."""
+    given = {field: value for field in SYSTEM if (value := value_of(row, field)) is not None}
+    for field, value in given.items():
+        if not isinstance(value, str):
+            raise BadRecordError(f"{field!r} must be a string, not {kind_of(value)}")
+    said = {*given.values(), *(turn.text for turn in turns if turn.role == "system")}
+    if given and len(said) > 1:
+        raise BadRecordError(f"it has two system prompts, one of them in {next(iter(given))!r}; leave one out")
+    return [Turn("system", next(iter(given.values())))] if given and turns[0].role != "system" else []
+
+
+def _images(row: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """The pictures in the order in which they are shown: the parts' own, those that their indices name, or the record's as they stand."""
+    fields = [field for field in PICTURES if value_of(row, field) is not None]
+    if len(fields) > 1:
+        raise BadRecordError("a record has its pictures in 'image' or in 'images', not in both")
+    listed = row[fields[0]] if fields else []
+    images = [_picture(image) for image in (listed if isinstance(listed, list | tuple) else [listed])]
+    own = [source for part in shown if (source := _source(part)) is not None]
+    if own and (images or len(own) < len(shown)):
+        raise BadRecordError("a record has its pictures in the parts of its turns or in a field of its own, not in both")
+    if own:
+        return [_picture(image) for image in own]
+    indices = [part["index"] for part in shown if part.get("index") is not None]
+    if not indices:
+        return images
+    if len(indices) < len(shown) or not all(type(index) is int and 0 <= index < len(images) for index in indices):
+        raise BadRecordError(f"the parts show the pictures {indices}, and the record has {counted(len(images), 'image')}, from 0")
+    if unseen := {*range(len(images))} - {*indices}:
+        raise BadRecordError(f"no part shows picture {min(unseen)} of the record's {len(images)}")
+    return [images[index] for index in indices]
+
+
+def _source(part: Mapping[str, Any]) -> Any:
+    found = [part[field] for field in _SOURCES if value_of(part, field) is not None]
+    if len(found) > 1:
+        raise BadRecordError(f"a part names its picture more than once: {shortened(part)}")
+    return found[0] if found else None
+
+
+def _picture(image: object) -> Picture:
+    if isinstance(image, Mapping):  # an undecoded cell of a datasets image column; a picture of OpenAI's messages
+        image = next((found for field in ("bytes", "path", "url") if (found := value_of(image, field)) is not None), None)
+    if not isinstance(image, str | bytes | Image.Image) or not image:
+        raise BadRecordError(f"an image must be a path or a picture, not {kind_of(image)}")
+    if not isinstance(image, str):
+        return image
+    image = image.removeprefix("file://")
+    if image.startswith(("http://", "https://")):
+        raise BadRecordError(f"the image {shortened(image)} lies in the net; save it, and name the file")
+    encoded = image.partition(",")[2] if image.startswith("data:") else image if len(image) > _LONGEST_PATH else ""
+    if not encoded:
+        return image
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except binascii.Error as error:
+        raise BadRecordError(f"the image {shortened(image)} is no picture in base64: {error}") from error

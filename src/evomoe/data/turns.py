@@ -1,0 +1,48 @@
+"""A conversation with its pictures: what a record is once it is read."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+IMAGE_MARK = "<image>"
+
+
+class BadRecordError(ValueError):
+    """A record that cannot be trained on; the message names it."""
+
+
+def plain_error(error: BadRecordError) -> str:
+    """An error's message; of one that a DataLoader's worker raised, without the traceback that torch puts before it."""
+    return str(error).rpartition(f"{BadRecordError.__name__}: ")[2].strip().rstrip(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        text: What is said, with "<image>" where the pictures stand; in an answer it is a word like others.
+        thinking: The reasoning that an answer is given with.
+        learned: Whether an answer has labels.
+    """
+
+    role: str
+    text: str
+    thinking: str = ""
+    learned: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One conversation with its pictures.
+
+    Attributes:
+        where: Names the record in messages, such as "train.json, record 12 (id 'abc')"; the first record is 0.
+        images: Absolute paths, or still undecoded pictures of a datasets column, in the order of their marks.
+        turns: The conversation.
+    """
+
+    where: str
+    images: tuple[str | Image.Image, ...]
+    turns: tuple[Turn, ...]
