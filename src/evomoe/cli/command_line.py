@@ -18,6 +18,7 @@ from evomoe.cli.verbs import (
     list_names,
     params,
     plot,
+    print_recipe,
     score,
     table,
     train_from,
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     verbs = {
         "demo": demo,
         "train": train_from(arguments),
+        "recipe": print_recipe,
         "upcycle": with_router_flags(upcycle, MoEOptions(), router, arguments),
         "attach": with_router_flags(attach, AttachOptions(), AttachOptions.router, arguments),
         "params": with_router_flags(params, MoEOptions(), router, arguments),

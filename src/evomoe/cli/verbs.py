@@ -19,7 +19,7 @@ from evomoe.paper.figures.figure_options import FigureOptions
 from evomoe.recipe.named_recipes import RECIPES
 from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import AttachOptions, ConversionOptions, MoEOptions
-from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.recipe import YAML, Recipe
 from evomoe.recipe.run_folder import RunFolder, check_paths, results_folder
 from evomoe.support.errors import OptionError, with_flags
 from evomoe.support.names import refuse_existing, refuse_missing
@@ -52,9 +52,13 @@ def demo(output: str = "runs/demo", resume: bool = True) -> None:
 def train_from(arguments: list[str]) -> Callable[..., None]:
     """The verb ``train`` with the defaults of the recipe that the arguments name."""
     name = value_of("--recipe", arguments) or "evomoe"
-    from_file = name.endswith(".json")
+    from_file = Path(name).suffix in (".json", *YAML)
     if not from_file and name not in RECIPES:
-        refuse(OptionError("recipe", f"there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json."))
+        refuse(
+            OptionError(
+                "recipe", f"there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json or a .yaml file."
+            )
+        )
     if value_of("--lr", arguments):  # what many will try, and too short for the parser to guess what is meant
         refuse("each stage has its own `lr`: `stage1.learning_rate`; see `evomoe train --help`.")
     if from_file:
@@ -69,7 +73,8 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
                 )
             )
     else:
-        base = replace(RECIPES[name], model=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
+        base = RECIPES[name]
+    base = replace(base, **{needed: tyro.MISSING for needed in ("model", "data", "output") if not getattr(base, needed)})
 
     router = value_of("--router", arguments) or base.moe.router
     if router != base.moe.router:  # the options are the other router's
@@ -83,7 +88,7 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
 
         Args:
             options: the run.
-            recipe: where the defaults come from: a name, see `evomoe list recipes`, or the recipe.json of another run.
+            recipe: where the defaults come from: a name, see `evomoe list recipes`, a YAML file, or the recipe.json of another run.
             dry_run: print what would train, parameter counts and steps; load no weights.
             resume: go on with the unfinished run in the output folder.
             resume_anyway: the same, also if weights, data or the number of processes have changed since it began.
@@ -108,6 +113,19 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
 
     train.__annotations__["options"] = flat(type(shown))
     return train
+
+
+def print_recipe(name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = "evomoe") -> None:
+    """Print a recipe as YAML with the meaning of every option, to be changed by hand: evomoe recipe > mine.yaml.
+
+    Args:
+        name: a name, see `evomoe list recipes`, a recipe's file, or a run's folder.
+    """
+    from evomoe.recipe.commented_yaml import commented_yaml
+
+    if name not in RECIPES and not Path(name).exists():
+        raise OptionError("name", f"there is no recipe or file '{name}'; recipes are {', '.join(RECIPES)}.")
+    print(commented_yaml(RECIPES[name] if name in RECIPES else Recipe.load(name)), end="")
 
 
 def upcycle(

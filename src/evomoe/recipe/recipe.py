@@ -32,7 +32,10 @@ from evomoe.recipe.value_types import check_names, check_types
 from evomoe.support.errors import OptionError, within
 from evomoe.support.files import write_text
 from evomoe.support.parse_json import read_json
+from evomoe.support.yaml_text import read_yaml
 
+YAML = (".yaml", ".yml")
+_PARTS = {"moe": MoEOptions, "evolution": EvolutionOptions} | {f"stage{n}": StageOptions for n in STAGES}
 _OF_BAD_RECORDS = ("on_bad_record", "check_pictures")
 
 
@@ -172,14 +175,14 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
-        """Reads recipe.json, or the one in a run's folder.
+        """Reads recipe.json, the one in a run's folder, or a recipe in YAML, which may leave options at their defaults.
 
         Raises:
-            ValueError: it is no recipe of this version, or no JSON; the message names the file.
+            ValueError: it is no recipe of this version, or neither JSON nor YAML; the message names the file.
         """
-        path = Path(path) / "recipe.json" if Path(path).is_dir() else path
+        path = Path(path) / "recipe.json" if Path(path).is_dir() else Path(path)
         try:
-            values = read_json(path)
+            values = _completed(read_yaml(path)) if path.suffix in YAML else read_json(path)
             if "router_gradient" not in values.get("moe", {"router_gradient": ""}):  # before there was a choice
                 values["moe"]["router_gradient"] = "chosen"
             for stage in STAGES:  # before stages went on where others had stopped
@@ -189,8 +192,7 @@ class Recipe:
             missing = {f.name for f in dataclasses.fields(cls)} - set(values)
             if missing:
                 raise TypeError(f"it lacks {', '.join(sorted(missing))}")
-            parts = {"moe": MoEOptions, "evolution": EvolutionOptions} | {f"stage{n}": StageOptions for n in STAGES}
-            for name, part in parts.items():
+            for name, part in _PARTS.items():
                 values[name] = part(**_tuples(values[name]))
             return cls(**_tuples(values))
         except (TypeError, AttributeError) as error:
@@ -209,6 +211,24 @@ class Recipe:
     def _changes(self, other: "Recipe", counts: Callable[[str], bool]) -> list[str]:
         mine, theirs = _leaves(self), _leaves(other)
         return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in mine if counts(name) and mine[name] != theirs[name]]
+
+
+def _completed(given: Any) -> dict[str, Any]:
+    """The values of a recipe of which those that are given take the place of the defaults; an empty one is not given."""
+    values = dataclasses.asdict(Recipe("", "", ""))
+
+    def fill(values: dict[str, Any], given: Any, where: str) -> None:
+        if not isinstance(given, dict):
+            raise TypeError(f"{where or 'it'} must have options by name")
+        check_names(given, [*values], where or "A recipe")
+        for name, value in given.items():
+            if name in _PARTS:
+                fill(values[name], value or {}, name)
+            elif value is not None:
+                values[name] = value
+
+    fill(values, given or {}, "")
+    return values
 
 
 def _leaves(recipe: Recipe) -> dict[str, Any]:
