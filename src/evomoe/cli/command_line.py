@@ -14,6 +14,7 @@ from evomoe.cli.verbs import (
     attach,
     compose,
     demo,
+    doctor,
     evaluate,
     list_names,
     params,
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         "analyze": analyze,
         "plot": plot,
         "list": list_names,
+        "doctor": doctor,
     }
     if arguments == ["--version"]:
         print(f"evomoe {__version__}")

@@ -376,3 +376,14 @@ def list_names(
     from evomoe.cli.listing import describe_table
 
     print(describe_table(what))
+
+
+def doctor() -> None:
+    """Print versions, devices, extras and folders, and what is wrong with them: what a bug report needs."""
+    from evomoe.cli.doctor import examine
+
+    found = examine()
+    print("\n".join(found.lines))
+    if found.wrong:
+        raise ValueError("\n".join(["wrong here:", *(f"  {sentence}." for sentence in found.wrong)]))
+    print("Nothing is wrong.")
