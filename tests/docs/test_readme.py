@@ -60,11 +60,11 @@ def test_the_python_of_anyexperts_moves_the_budget(tmp_path):
     assert 5 < scope["mean"] < 7 and "budget" in scope["model"].config.moe.router_options
 
 
-def test_the_message_that_the_readme_quotes_is_transformers(tmp_path):
+def test_the_message_that_the_quickstart_quotes_is_transformers(tmp_path):
     write_workspace(tmp_path)
     config = tmp_path / "model" / "config.json"
     config.write_text(config.read_text().replace('"model_type": "llava"', '"model_type": "no_such_type"'))
-    (quoted,) = re.findall(r'^"(The checkpoint .*)"$', (ROOT / "README.md").read_text(), flags=re.M)
+    (quoted,) = re.findall(r'^"(The checkpoint .*)"$', (ROOT / "docs" / "quickstart.md").read_text(), flags=re.M)
     with pytest.raises(ValueError, match=re.escape(quoted.replace("evomoe", "no_such_type"))):
         AutoConfig.from_pretrained(tmp_path / "model")
 
@@ -93,6 +93,8 @@ def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page,
         "analyze",
         "plot",
         "list_names",
+        "print_recipe",
+        "doctor",
     )
     for verb in verbs:
         monkeypatch.setattr(cli, verb, _stand_in(getattr(cli, verb), taken))
@@ -127,3 +129,15 @@ def test_every_link_to_a_file_leads_to_one(page):
 def test_every_make_target_named_in_the_readme_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     assert set(re.findall(r"`?make ([\w-]+)`?", (ROOT / "README.md").read_text())) <= targets
+
+
+def test_the_readme_is_short_and_narrow():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 100] == []
+
+
+def test_the_readme_names_every_verb():
+    verbs = set(re.findall(r'^        "([a-z]+)": ', Path(cli.__file__).read_text(), flags=re.M))
+    named = set(re.findall(r"`(?:evomoe )?([a-z]+)[ `]", (ROOT / "README.md").read_text()))
+    assert len(verbs) > 15 and verbs <= named | {"demo"}, verbs - named
