@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs clean
+.PHONY: demo test test-all test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs docs-site clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("EvoMoE needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -100,9 +100,19 @@ gpu-study: $(READY)
 dist: $(READY)
 	@$(BIN)/python -m build --outdir dist .
 
+# The pages as a site with a search, in build/site; it needs no torch.
+.venv-docs/ready:
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8'
+	@touch $@
+
+docs-site: .venv-docs/ready
+	@PYTHONPATH=src NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "The site is in build/site; to read it: $(PYTHON) -m http.server --directory build/site"
+
 docs: $(READY)
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/python docs/draw_architecture.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses .venv-browser .venv-serving runs
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses .venv-browser .venv-serving .venv-docs build dist runs

@@ -1,0 +1,57 @@
+"""What ``make docs-site`` adds to the pages: the README as the first one, the parser's help, the public names, links into the code."""
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+import evomoe
+
+ROOT = Path(__file__).parents[1]
+FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
+"""Files outside of docs that are pages, and what the pages are called."""
+CLASSES = (
+    "evomoe.recipe.options.MoEOptions",
+    "evomoe.recipe.options.EvolutionOptions",
+    "evomoe.recipe.options.StageOptions",
+    "evomoe.evaluation.evaluation_options.EvaluationOptions",
+    "evomoe.analysis.probe_options.ProbeOptions",
+)
+"""Classes of arguments, which docs/api.md promises too."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for name, page in FROM_ROOT.items():
+        files.append(File.generated(config, page, content=(ROOT / name).read_text(encoding="utf-8")))
+    surface = (ROOT / "tests" / "cli" / "cli_surface.txt").read_text(encoding="utf-8")
+    files.append(File.generated(config, "commands.md", content=_commands(surface)))
+    names = [
+        f"evomoe.{name}" for name in evomoe.__all__ if not name.isupper() and not name.startswith("_")
+    ]  # the rest are tables
+    text = "# Every argument\n\n" + "\n\n".join(f"::: {name}" for name in (*names, *CLASSES)) + "\n"
+    files.append(File.generated(config, "reference.md", content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page, config: MkDocsConfig, files: Files) -> str:
+    """Links to files that are no pages become their names: the site stands without the repository."""
+    where = "" if page.file.src_uri in FROM_ROOT.values() else "docs"
+
+    def link(found: re.Match[str]) -> str:
+        text, target, anchor = found["text"], found["target"], found["anchor"] or ""
+        path = posixpath.normpath(posixpath.join(where, target))
+        inside = FROM_ROOT.get(path, path.removeprefix("docs/") if path.startswith("docs/") else "")
+        if inside and files.get_file_from_path(inside):
+            return f"{found['mark']}[{text}]({inside}{anchor})"
+        return text if text.startswith("`") else f"{text} (`{path}`)"
+
+    return re.sub(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)", link, markdown)
+
+
+def _commands(surface: str) -> str:
+    """The snapshot of the command line, a section for each verb."""
+    parts = re.split(r"^(evomoe(?: \w+)?)\n(?=usage)", surface, flags=re.M)
+    sections = [f"## {name}\n\n```text\n{text.strip()}\n```" for name, text in zip(parts[1::2], parts[2::2], strict=True)]
+    return "# The command line\n\n" + "\n\n".join(sections) + "\n"
