@@ -3,13 +3,18 @@
 import math
 import re
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import TrainingArguments
 
+from evomoe.conversion.expert_init import INITS
 from evomoe.model.routers import ROUTERS
 from evomoe.recipe.named_recipes import EVOMOE
 from evomoe.recipe.options import StageOptions
+from evomoe.recipe.row_options import read_options
 from evomoe.support.errors import OptionError
 
 
@@ -39,6 +44,38 @@ def test_mixtures_that_no_machine_holds_are_refused(changes):
         router.read(recipe.moe.router_options, recipe.moe.num_experts)
 
 
+ENORMOUS = st.sampled_from([10**9, 10**18, -(10**9), 1e30, -1e30, math.nan, math.inf, -math.inf])
+
+
+@pytest.mark.parametrize("table", [ROUTERS, INITS], ids=["routers", "inits"])
+def test_every_number_of_every_row_is_refused_by_its_size(table):
+    """A million of anything, and what overflows, before a network is made of it."""
+    tried = 0
+    for name, row in table.items():
+        for option, hint in get_type_hints(row.Options).items():
+            if not {int, float} & {hint, *get_args(hint)}:
+                continue
+            for value in (10**18, -(10**9), 1e30, math.nan, math.inf):
+                with pytest.raises(OptionError):
+                    read_options(row.Options, {option: value}, f"router '{name}'").check(4)
+                    pytest.fail(f"{name}.{option}={value} was taken")
+                tried += 1
+    assert tried >= 6
+
+
+@given(
+    name=st.sampled_from(
+        ["max_length", "workers", "seed", "num_experts", "num_experts_per_tok", "expert_dropout", "stop_fraction"]
+    ),
+    value=ENORMOUS,
+)
+def test_every_number_of_a_recipe_is_refused_by_its_size(name, value):
+    if name == "seed" and value == 10**9:
+        return
+    with pytest.raises(OptionError):
+        EVOMOE.but(**{name: value})
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -48,6 +85,17 @@ def test_mixtures_that_no_machine_holds_are_refused(changes):
         ("save_steps", -1),
         ("weight_decay", math.inf),
         ("logging_steps", 0),
+        ("weight_decay", 1e30),
+        ("warmup_steps", 1e30),
+        ("adam_beta1", -0.5),
+        ("adam_beta1", 1),
+        ("adam_beta2", math.nan),
+        ("adam_beta2", 1e30),
+        ("adam_epsilon", 1e30),
+        ("label_smoothing_factor", -1),
+        ("label_smoothing_factor", 1.0),
+        ("neftune_noise_alpha", math.inf),
+        ("ddp_timeout", -1),
     ],
 )
 def test_numbers_of_the_trainer_that_it_would_take_are_refused(name, value):
@@ -141,7 +189,7 @@ def test_every_argument_of_the_trainer_was_looked_at():
     refused = []
     for name in TrainingArguments.__dataclass_fields__:
         try:
-            EVOMOE.but(trainer={name: 1})
+            EVOMOE.but(trainer={name: "x"})
         except OptionError as error:
             assert re.search("has an option of its own|cannot be chosen", str(error)), name
             refused.append(name)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.conversion.copied_processor import copied_processor
 from evomoe.conversion.upcycling import become, sparse_form
 from evomoe.model.accounting import count_parameters, parameter_facts
 from evomoe.model.attached_block import AttachedBlock
 from evomoe.model.configuration import MoEConfig
-from evomoe.model.loading import load_model, load_processor
+from evomoe.model.loading import load_model
 from evomoe.model.modality import Modality
 from evomoe.model.model_card import CARD, model_card
 from evomoe.model.routers.anyexperts import AnyExpertsRouter
@@ -166,7 +167,7 @@ def attach_folder(
                 raise
             raise OptionError(f"router_options.{error.option}", error.message) from error
         own, counts = model.config.moe, count_parameters(model)
-        load_processor(source, trust_remote_code).save_pretrained(folder)
+        copied_processor(source, trust_remote_code).save_pretrained(folder)
         write_text(folder / CARD, model_card(model.config, type(model).__name__, source, parameter_facts(counts)))
         model.save_pretrained(folder, remote_code=remote_code)
     router = next(iter(model.moe_blocks.values())).router

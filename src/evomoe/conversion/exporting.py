@@ -14,10 +14,11 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.conversion.copied_processor import copied_processor
 from evomoe.model.block import EvoMoEBlock
 from evomoe.model.configuration import MoEConfig
 from evomoe.model.families import dense_config
-from evomoe.model.loading import auto_model, load_model, load_processor
+from evomoe.model.loading import auto_model, load_model
 from evomoe.model.routers.fixed import FixedRouter
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import image_token_ids, text_config
@@ -87,7 +88,7 @@ def export_folder(
         words = _random_words(sparse)
         exported = native(sparse) if to == "native" else one_expert(sparse, expert)
         exported.save_pretrained(folder)
-        for_servers(load_processor(checkpoint, trust_remote_code)).save_pretrained(folder)
+        for_servers(copied_processor(checkpoint, trust_remote_code)).save_pretrained(folder)
         # In float32: with half precision two experts that are nearly alike to the router may change places.
         again = load_model(checkpoint, dtype, trust_remote_code)
         assert is_sparse(again)

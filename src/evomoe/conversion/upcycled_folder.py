@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.conversion.copied_processor import copied_processor
 from evomoe.conversion.upcycling import Conversion
 from evomoe.model.accounting import count_parameters, large_router, parameter_facts
-from evomoe.model.loading import empty_model, load_model, load_processor
+from evomoe.model.loading import empty_model, load_model
 from evomoe.model.model_card import CARD, model_card
 from evomoe.model.remote_code import set_remote_code, write_remote_module
 from evomoe.model.structure import image_token_ids, module_name
@@ -69,7 +70,7 @@ def upcycle_folder(
         counts, warning = count_parameters(sparse), large_router(sparse)
         card = model_card(conversion.config, conversion.sparse_class.__name__, dense, parameter_facts(counts))
         # What is small comes first: what is wrong with it is known before the weights are written.
-        load_processor(dense, trust_remote_code).save_pretrained(folder)
+        copied_processor(dense, trust_remote_code).save_pretrained(folder)
         write_text(folder / CARD, card)
         if remote_code:
             write_remote_module(folder)

@@ -15,10 +15,11 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.families import sparse_config
 from evomoe.model.loaded_weights import load_checked
+from evomoe.model.possible import check_sizes, check_vocabulary, making
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import check_convertible
 from evomoe.support import hf
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, foreign
 from evomoe.support.names import not_on_hub, refuse_missing
 from evomoe.support.parse_json import shallow
 from evomoe.support.processor import Processor
@@ -63,7 +64,8 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
             "`merge_and_unload()` gives."
         )
     try:
-        with shallow(source):
+        with making(source, "its config.json cannot be read"), shallow(source):
+            check_sizes(PreTrainedConfig.get_config_dict(source)[0], source)
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         if config.model_type == "llava" and hasattr(config, "mm_vision_tower"):
             raise ValueError(
@@ -78,7 +80,7 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
             f"{source}: its config.json has {error} If you wrote what it names, import the file that registers it first."
         ) from error
     except ValueError as error:
-        if hf.UNKNOWN_FAMILY not in str(error):
+        if hf.UNKNOWN_FAMILY not in str(error.__cause__ or error):
             raise
         raise ValueError(
             f"{source}: transformers {transformers.__version__} does not know this model family; pip install --upgrade transformers."
@@ -96,11 +98,11 @@ def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool 
     Raises:
         ValueError: there is no such model, or its weights are not whole.
     """
-    auto = auto_model(load_config(source, trust_remote_code))
+    config = load_config(source, trust_remote_code)
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        with shallow(source):
-            return load_checked(auto, source, dtype=precision, trust_remote_code=trust_remote_code)
+        with making(source, "no model can be made of its config.json and weights"), shallow(source):
+            return load_checked(auto_model(config), source, dtype=precision, trust_remote_code=trust_remote_code)
     except SafetensorError as error:
         raise ValueError(f"{source}: its weights cannot be read ({error}); the file is truncated or damaged.") from error
     except OSError as error:
@@ -112,7 +114,7 @@ def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration, without weights."""
-    with torch.device("meta"):
+    with making(config.name_or_path or f"a model of type '{config.model_type}'"), torch.device("meta"):
         return auto_model(config).from_config(config)
 
 
@@ -139,9 +141,16 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Proce
     """Loads the processor; for a text-only model its tokenizer.
 
     Raises:
-        ValueError: there is none that transformers can load, or a package that it needs is missing.
+        ValueError: there is none that transformers can load, a package that it needs is missing, or it is another model's.
     """
     refuse_missing(source)
+    processor = _load_processor(source, trust_remote_code)
+    if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
+        check_vocabulary(processor, load_config(source, trust_remote_code), source)
+    return processor
+
+
+def _load_processor(source: str | Path, trust_remote_code: bool) -> Processor:
     try:
         with shallow(source):
             return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -151,12 +160,14 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Proce
                 f"{source}: its processor takes videos too and needs torchvision: pip install torchvision"
             ) from error
         raise ValueError(f"{source}: its processor cannot be loaded: {' '.join(str(error).split())}") from error
-    except (OSError, ValueError) as error:
-        if not takes_pictures(load_config(source, trust_remote_code)):  # its tokenizer may once have been a processor's
-            with contextlib.suppress(OSError, ValueError):
+    except Exception as error:  # tokenizers raises Exception itself
+        with making(source):
+            is_text_only = not takes_pictures(load_config(source, trust_remote_code))
+        if is_text_only:  # its tokenizer may once have been a processor's
+            with contextlib.suppress(Exception):
                 tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
                 if tokenizer is not None:
                     return tokenizer
         raise ValueError(
-            f"{source} has no processor that transformers can load ({error}). Save the model's processor into the same folder."
+            f"{source} has no processor that transformers can load ({foreign(error)}). Save the model's processor into the same folder."
         ) from error

@@ -13,6 +13,7 @@ PictureCheck = Literal["header", "decode"]
 
 
 MOST_EXPERTS, HIGHEST_RATE, MOST_PASSES, MOST_STEPS, MOST_RECORDS = 4096, 100.0, 1e6, 10**9, 10**6
+LONGEST, MOST_WORKERS = 10**8, 1024
 """Beyond these no machine holds a mixture, and no run ends or learns."""
 
 STAGES = {0: "align", 1: "warmup", 2: "evolution", 3: "routing"}
@@ -73,15 +74,21 @@ _FIXED = {
 
 
 _NUMBERS = {
-    "max_grad_norm": (0, False),
-    "weight_decay": (0, False),
-    "warmup_steps": (0, False),
-    "save_steps": (0, True),
-    "logging_steps": (0, True),
-    "save_total_limit": (1, False),
-    "adam_epsilon": (0, True),
+    "max_grad_norm": (0, False, math.inf),
+    "weight_decay": (0, False, 1000),
+    "warmup_steps": (0, False, MOST_STEPS),
+    "save_steps": (0, True, math.inf),
+    "logging_steps": (0, True, math.inf),
+    "save_total_limit": (1, False, math.inf),
+    "adam_beta1": (0, False, 1),
+    "adam_beta2": (0, False, 1),
+    "adam_epsilon": (0, True, 1),
+    "label_smoothing_factor": (0, False, 1),
+    "neftune_noise_alpha": (0, False, 1000),
+    "ddp_timeout": (0, True, MOST_STEPS),
+    "ddp_bucket_cap_mb": (0, True, MOST_STEPS),
 }
-"""TrainingArguments that Hugging Face's Trainer takes at any value: the least, and whether it must be more."""
+"""TrainingArguments that Hugging Face's Trainer takes at any value: the least, whether it must be more, and what it must be less than."""
 
 
 def check_positive(option: str, value: float, high: float = math.inf) -> None:
@@ -108,10 +115,11 @@ def check_trainer(option: str, names: dict[str, Any], stages: tuple[int, ...]) -
             raise OptionError(option, f"{name} cannot be chosen ({_FIXED[name]}); leave it out.")
         value = names[name]
         if name in _NUMBERS and isinstance(value, int | float) and not isinstance(value, bool):
-            low, above = _NUMBERS[name]
-            if not (low < value if above else low <= value) or value == math.inf:  # false for nan
+            low, above, high = _NUMBERS[name]
+            if not (low < value if above else low <= value) or not value < high:  # nan is neither
+                below = "" if high == math.inf else f" and below {high}"
                 raise OptionError(
-                    option, f"{name}={value!r} must be a finite number {'above' if above else 'of at least'} {low}."
+                    option, f"{name}={value!r} must be a finite number {'above' if above else 'of at least'} {low}{below}."
                 )
 
 

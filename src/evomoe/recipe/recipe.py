@@ -16,6 +16,8 @@ from evomoe.recipe.init_options import option_from_stage2
 from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import (
     LARGEST_SEED,
+    LONGEST,
+    MOST_WORKERS,
     STAGES,
     EvolutionOptions,
     ImageAspect,
@@ -122,9 +124,9 @@ class Recipe:
             self.check_expert_init()
         check_on_bad_record(self.on_bad_record)
         check_image_aspect(self.image_aspect)
-        check_whole("max_length", self.max_length, 1)
+        check_whole("max_length", self.max_length, 1, LONGEST)
         check_whole("max_pixels", self.max_pixels, 1)
-        check_whole("workers", self.workers, 0)
+        check_whole("workers", self.workers, 0, MOST_WORKERS)
         check_whole("seed", self.seed, 0, LARGEST_SEED)
 
     def but(self, **changes: Any) -> "Recipe":

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
+from evomoe.recipe.options import LARGEST_SEED, check_whole
 from evomoe.recipe.value_types import unsuited
 from evomoe.support.errors import OptionError
 
@@ -73,6 +74,20 @@ def check_width(option: str, width: int) -> None:
         raise OptionError(option, f"{width} is wider than the experts that the router would choose among; {WIDEST} is the most.")
 
 
+_LARGEST = 1e6
+"""No option that is a fraction, a rate or a weight is larger."""
+
+
+def _check_size(option: str, value: Any) -> None:
+    """Raises OptionError for a number that no row of a table can mean: it would take all memory, or overflow."""
+    if option.endswith("seed"):
+        check_whole(option, value, 0, LARGEST_SEED)
+    elif type(value) is int and abs(value) > WIDEST:
+        raise OptionError(option, f"{value} is more than any model has; {WIDEST} is the most.")
+    elif isinstance(value, float) and not abs(value) <= _LARGEST:  # also for nan
+        raise OptionError(option, f"{value:g} must be a finite number, and {_LARGEST:g} is the most.")
+
+
 def read_options(kind: type[AnyOptions], values: Mapping[str, Any], of: str) -> AnyOptions:
     """Makes the options of plain values, as a configuration or the command line has them.
 
@@ -91,6 +106,7 @@ def read_options(kind: type[AnyOptions], values: Mapping[str, Any], of: str) -> 
             raise OptionError(part, f"{of} takes no '{option}'; it takes {describe_options(kind)}.")
         if wanted := unsuited(hints[option], value):
             raise OptionError(f"{part}.{option}", f"{of} takes {wanted}, not {value!r}.")
+        _check_size(f"{part}.{option}", value)
     return kind(**values)
 
 

@@ -17,6 +17,7 @@ from evomoe.data.records import load_records
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.generation_settings import load_settings
 from evomoe.model.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
+from evomoe.model.possible import making
 from evomoe.model.routing import GATES
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import decoder_layers, ffn_names
@@ -101,7 +102,8 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
         _check_training_arguments(recipe, stage)
         _check_trained_parts(recipe, stage, sparse if stage == 3 else dense, sparse.config.moe)
     processor = load_processor(recipe.model, recipe.trust_remote_code)
-    ChatTemplate(processor, recipe.template_options)
+    with making(recipe.model, "its processor cannot be used"):
+        ChatTemplate(processor, recipe.template_options)
     _check_savable(recipe.model, {"configuration": dense.config, "mixture": sparse.config, "processor": processor})
     return CheckedRun(recipe, dense, sparse, processor)
 
