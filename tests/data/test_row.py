@@ -45,6 +45,22 @@ def test_what_is_empty_says_nothing(field, nothing):
     assert records[0].where == "the given list, record 0"
 
 
+def test_pandas_nothing_is_nothing_at_every_level(tmp_path):
+    (tmp_path / "red.png").write_bytes(encoded("red"))
+    part = {"type": "image", "path": "red.png", "text": math.nan, "index": math.nan, "url": math.nan}
+    talk = [
+        {
+            "role": "user",
+            "content": [part, {"type": "text", "text": "what?", "path": math.nan}],
+            "from": math.nan,
+            "weight": math.nan,
+        },
+        {"role": "assistant", "content": math.nan, "value": "red", "tool_calls": math.nan},
+    ]
+    (record,) = load_records([{"messages": talk, "conversations": math.nan, "image": math.nan, "id": math.nan}], tmp_path)
+    assert record.turns == (Turn("user", "<image>what?"), Turn("assistant", "red")) and len(record.images) == 1
+
+
 @pytest.mark.parametrize("form", ["list", "json", "dataset"])
 def test_fields_that_nobody_reads_are_listed_once(form, write_json, make_processor):
     rows = [{"messages": TALK, "imgae": "a.png", "source": "coco"}, {"messages": TALK, "imgae": "b.png", "source": "coco"}]

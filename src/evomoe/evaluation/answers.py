@@ -12,6 +12,7 @@ from typing import Any
 
 from evomoe.evaluation.benchmark import Question
 from evomoe.support.files import naming, write_text
+from evomoe.support.names import own_files
 from evomoe.support.parse_json import shallow
 from evomoe.support.text import counted
 
@@ -42,7 +43,7 @@ def fingerprint(checkpoint: str | Path) -> dict[str, str]:
 
         file = cached_file(str(checkpoint), "config.json")
         return {"hub": str(checkpoint), "commit": str(extract_commit_hash(file, None))}
-    files = sorted(path for path in Path(checkpoint).iterdir() if path.is_file() and path.suffix in _MODEL_FILES)
+    files = [path for path in own_files(Path(checkpoint), "*") if path.suffix in _MODEL_FILES]
     return {path.name: _hash(path) for path in files}
 
 
