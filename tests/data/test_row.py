@@ -261,3 +261,12 @@ def test_what_is_no_plain_text_is_refused_and_can_be_skipped(words, place, make_
     )
     assert any(part in said for part in ("as a control token", "holds a null character", "holds half a character"))
     assert len(dataset) == 1
+
+
+@pytest.mark.parametrize("path", ["a\ud83d.png", "\udcff.png", "\ud800/a.png"])
+def test_a_path_that_no_disk_has_is_refused_and_can_be_written_down(path, tmp_path):
+    good = {"messages": TALK}
+    bad = {"messages": [{"role": "user", "content": "<image>"}, TALK[1]], "image": path, "id": path}
+    (said,) = load_records([good, bad], tmp_path, on_bad_record="skip").skipped
+    assert "record 1" in said and ("holds half a character" in said or "does not exist" in said)
+    said.encode()

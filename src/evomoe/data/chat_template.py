@@ -80,7 +80,9 @@ class ChatTemplate:
         self.options = dict(options or {})
         self._apply = owner.apply_chat_template
         self.image_token: str = str(getattr(processor, "image_token", IMAGE_MARK))
-        added = {str(token): getattr(token, "special", True) for token in self.tokenizer.added_tokens_decoder.values()}
+        added = {
+            str(token): getattr(token, "special", True) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        }
         added |= dict.fromkeys(getattr(self.tokenizer, "all_special_tokens", ()), True)
         self._special = pieces_pattern(list(added))
         placeholders = {str(getattr(processor, name, "") or "") for name in ("image_token", "video_token", "audio_token")}

@@ -49,6 +49,10 @@ class ImageFolder:
         Raises:
             BadImageError: The path leaves the folder.
         """
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError:
+            raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} holds half a character") from None
         if "\0" in path:
             raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} holds a null character")
         resolved = os.path.normpath(os.path.join(self.folder, path))
