@@ -13,7 +13,13 @@ from evomoe.data.records import BadRecordError
 from evomoe.evaluation.generation import Asked, Prompts
 from evomoe.evaluation.pictures import FilePicture
 
+
+class PanicException(BaseException):
+    """What a panic in Rust becomes: pyo3 makes the real one when it first panics."""
+
+
 ERRORS = [
+    PanicException("byte index 3 is not a char boundary"),
     ValueError("absolute aspect ratio must be smaller than 200"), TypeError("unsupported operand"), RuntimeError("shape '[4]' is invalid"),
     OverflowError("too large"), UnicodeError("surrogates not allowed"), StopIteration(), ZeroDivisionError("division by zero"),
     RecursionError("too deep"), MemoryError(), NotImplementedError(), AttributeError("no such thing"), KeyError("pixel_values"),

@@ -45,6 +45,22 @@ def test_what_is_empty_says_nothing(field, nothing):
     assert records[0].where == "the given list, record 0"
 
 
+def test_pandas_nothing_is_nothing_at_every_level(tmp_path):
+    (tmp_path / "red.png").write_bytes(encoded("red"))
+    part = {"type": "image", "path": "red.png", "text": math.nan, "index": math.nan, "url": math.nan}
+    talk = [
+        {
+            "role": "user",
+            "content": [part, {"type": "text", "text": "what?", "path": math.nan}],
+            "from": math.nan,
+            "weight": math.nan,
+        },
+        {"role": "assistant", "content": math.nan, "value": "red", "tool_calls": math.nan},
+    ]
+    (record,) = load_records([{"messages": talk, "conversations": math.nan, "image": math.nan, "id": math.nan}], tmp_path)
+    assert record.turns == (Turn("user", "<image>what?"), Turn("assistant", "red")) and len(record.images) == 1
+
+
 @pytest.mark.parametrize("form", ["list", "json", "dataset"])
 def test_fields_that_nobody_reads_are_listed_once(form, write_json, make_processor):
     rows = [{"messages": TALK, "imgae": "a.png", "source": "coco"}, {"messages": TALK, "imgae": "b.png", "source": "coco"}]
@@ -245,3 +261,12 @@ def test_what_is_no_plain_text_is_refused_and_can_be_skipped(words, place, make_
     )
     assert any(part in said for part in ("as a control token", "holds a null character", "holds half a character"))
     assert len(dataset) == 1
+
+
+@pytest.mark.parametrize("path", ["a\ud83d.png", "\udcff.png", "\ud800/a.png"])
+def test_a_path_that_no_disk_has_is_refused_and_can_be_written_down(path, tmp_path):
+    good = {"messages": TALK}
+    bad = {"messages": [{"role": "user", "content": "<image>"}, TALK[1]], "image": path, "id": path}
+    (said,) = load_records([good, bad], tmp_path, on_bad_record="skip").skipped
+    assert "record 1" in said and ("holds half a character" in said or "does not exist" in said)
+    said.encode()

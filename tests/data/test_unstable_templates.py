@@ -199,3 +199,16 @@ def test_an_argument_that_the_template_does_not_read_is_refused(make_processor):
 )
 def test_an_answer_is_what_follows_thinking(answer, left):
     assert without_thinking(answer) == left
+
+
+@pytest.mark.parametrize("said", [("<think>\nI see it\n</think>\n\nyes", ""), ("yes", "I see it")], ids=["inline", "field"])
+@pytest.mark.parametrize("kind", ["drops thinking", "opens thinking", "closes otherwise", "always opens thinking"])
+def test_the_last_answer_s_reasoning_is_not_lost_without_a_word(make_processor, kind, said):
+    chat = ChatTemplate(make_processor(template=TEMPLATES[kind]))
+    talk = Record("data, record 0", (), (Turn("user", "what?"), Turn("assistant", *said)))
+    if kind == "always opens thinking":
+        with pytest.raises(BadRecordError, match="the chat template loses the reasoning of the last answer: 'I see it'"):
+            chat.render(talk)
+    else:
+        rendered = chat.render(talk)
+        assert "I see it" in rendered.text[slice(*rendered.answers[0])]

@@ -80,7 +80,9 @@ class ChatTemplate:
         self.options = dict(options or {})
         self._apply = owner.apply_chat_template
         self.image_token: str = str(getattr(processor, "image_token", IMAGE_MARK))
-        added = {str(token): getattr(token, "special", True) for token in self.tokenizer.added_tokens_decoder.values()}
+        added = {
+            str(token): getattr(token, "special", True) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        }
         added |= dict.fromkeys(getattr(self.tokenizer, "all_special_tokens", ()), True)
         self._special = pieces_pattern(list(added))
         placeholders = {str(getattr(processor, name, "") or "") for name in ("image_token", "video_token", "audio_token")}
@@ -287,7 +289,7 @@ class ChatTemplate:
             raise LabelMismatchError(
                 f"{record.where}: the chat template renders other text once its turns are marked, so no answer can be told apart"
             )
-        if (thinking := _last_thinking(record)) and thinking not in text:
+        if (thinking := _last_thinking(record.turns, pieces)) and thinking not in text:
             raise BadRecordError(
                 f"{record.where}: the chat template loses the reasoning of the last answer: {shortened(thinking)!r}"
             )
@@ -379,6 +381,7 @@ def _end_before(spans: list[Span | None], at: int) -> int:
     return next((span.end for span in reversed(spans[:at]) if span), 0)
 
 
-def _last_thinking(record: Record) -> str:
-    last = record.turns[-1] if record.turns else None
-    return last.thinking.strip() if last else ""
+def _last_thinking(turns: tuple[Turn, ...], pieces: list[Piece]) -> str:
+    """The reasoning of the turn that ends a conversation, which no template drops on purpose."""
+    inline = pieces[-1].thinking if pieces and pieces[-1].turn + 1 == len(turns) else ""
+    return turns[-1].thinking.strip() or inline

@@ -17,7 +17,7 @@ from evomoe.data.labels import IGNORED, place_labels
 from evomoe.data.records import BadRecordError, Record, bad_summary
 from evomoe.data.survey import Surveyed, cut_fault, read_pictures, survey
 from evomoe.recipe.options import ImageAspect, check_on_bad_record
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, panics_as_errors
 from evomoe.support.processor import Processor, cannot_process, tokenizer_of
 
 __all__ = ["Collator", "ConversationDataset", "LabelMismatchError", "messages_of"]
@@ -173,7 +173,8 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
             BadRecordError: The record is bad, or a part of the processor fails at it, in whatever way.
         """
         try:
-            return self._encoded(record)
+            with panics_as_errors():
+                return self._encoded(record)
         except BadRecordError:
             raise
         except Exception as error:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from evomoe.data.pixels import to_rgb
 from evomoe.data.wholeness import looks_whole
 from evomoe.recipe.options import ImageAspect, check_image_aspect
-from evomoe.support.errors import foreign
+from evomoe.support.errors import foreign, panics_as_errors
 from evomoe.support.processor import Processor
 from evomoe.support.text import shortened
 
@@ -49,6 +49,10 @@ class ImageFolder:
         Raises:
             BadImageError: The path leaves the folder.
         """
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError:
+            raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} holds half a character") from None
         if "\0" in path:
             raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} holds a null character")
         resolved = os.path.normpath(os.path.join(self.folder, path))
@@ -190,6 +194,7 @@ def _open_header(file: BinaryIO, name: str) -> Image.Image:
 
 def _decode(picture: Image.Image, name: str) -> Image.Image:
     try:
-        return to_rgb(ImageOps.exif_transpose(picture))
+        with panics_as_errors():
+            return to_rgb(ImageOps.exif_transpose(picture))
     except Exception as error:
         raise BadImageError(f"image {name} cannot be decoded: {foreign(error)}") from error

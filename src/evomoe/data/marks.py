@@ -35,6 +35,12 @@ class Piece:
     after: str
     thought: bool = False
 
+    @property
+    def thinking(self) -> str:
+        """What was thought before the words, as far as they say so themselves."""
+        inside = self.before.rpartition("</think>")[0] if self.thought else ""
+        return inside.strip().removeprefix("<think>").strip()
+
     @classmethod
     def of(cls, turn: int, text: str, is_answer: bool) -> "Piece":
         thinking = _THOUGHT.match(text) if is_answer else None

@@ -88,12 +88,16 @@ def read_row(row: object) -> Row:
 def value_of(row: Mapping[str, Any], field: str) -> Any:
     """A field's value; None where there is none, which pandas and datasets write in several ways."""
     value = row.get(field)
-    is_nan = isinstance(value, float) and value != value
-    return None if is_nan or isinstance(value, str | bytes | list | tuple | dict) and not value else value
+    return value if _is_there(value) and (value or not isinstance(value, str | bytes | list | tuple | dict)) else None
+
+
+def _is_there(value: object) -> bool:
+    """Whether a value is one: pandas writes NaN where there is none."""
+    return value is not None and not (isinstance(value, float) and value != value)
 
 
 def _first(row: Mapping[str, Any], *names: str) -> Any:
-    return next((row[name] for name in names if row.get(name) is not None), None)
+    return next((row[name] for name in names if _is_there(row.get(name))), None)
 
 
 def _unread(row: Mapping[str, Any], known: Iterable[str], where: str) -> list[str]:
@@ -111,7 +115,7 @@ def _unread(row: Mapping[str, Any], known: Iterable[str], where: str) -> list[st
 
 
 def _turns_of(row: Mapping[str, Any]) -> Sequence[Any]:
-    fields = [field for field in CONVERSATION if row.get(field) is not None]
+    fields = [field for field in CONVERSATION if _is_there(row.get(field))]
     if len(fields) != 1:
         found = "both" if fields else "neither"
         raise BadRecordError(f"a record needs one of 'conversations' and 'messages'; this one has {found}")
@@ -188,7 +192,7 @@ def _images(row: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> list[
         raise BadRecordError("a record has its pictures in the parts of its turns or in a field of its own, not in both")
     if own:
         return [_picture(image) for image in own]
-    indices = [part["index"] for part in shown if part.get("index") is not None]
+    indices = [part["index"] for part in shown if _is_there(part.get("index"))]
     if not indices:
         return images
     if len(indices) < len(shown) or not all(type(index) is int and 0 <= index < len(images) for index in indices):

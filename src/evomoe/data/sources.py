@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomoe.data.json_lines import JsonLines
-from evomoe.data.row import FIELDS, is_refused
+from evomoe.data.row import CONVERSATION, FIELDS, is_refused
 from evomoe.support.names import not_on_hub, refuse_missing, split_name
 from evomoe.support.parse_json import check_size, parse_json, shallow
 from evomoe.support.text import kind_of
@@ -77,10 +77,16 @@ def _read_json(path: Path) -> Sequence[Any]:
         raise ValueError(f"{path.name}: the file is not UTF-8 text: {error.reason}") from error
     try:
         rows = parse_json(text, path.name)
-    except ValueError:
-        if not _looks_like_lines(text.encode()):
+    except ValueError as error:
+        if _looks_like_lines(text.encode()):
+            return JsonLines(path)
+        if "Extra data" not in str(error):
             raise
-        return JsonLines(path)
+        raise ValueError(
+            f"{error}: there is more than one value; write a list of records, or JSON lines, a record a line."
+        ) from error
+    if isinstance(rows, dict) and any(field in rows for field in CONVERSATION):  # JSON lines of one line
+        return [rows]
     if not isinstance(rows, list):
         raise ValueError(f"{path.name}: the file must hold a list of records, not {_json_type(rows)}")
     return rows

@@ -13,7 +13,7 @@ from evomoe.data.images import BadImageError, Shape, read_size
 from evomoe.data.labels import Token, answer_tokens
 from evomoe.data.records import BadRecordError, Record
 from evomoe.support import hf
-from evomoe.support.errors import foreign
+from evomoe.support.errors import foreign, panics_as_errors
 from evomoe.support.processor import Processor, cannot_process
 
 _AT_ONCE = 1_000
@@ -152,7 +152,8 @@ def _tokenized(texts: list[str], template: ChatTemplate) -> list[Any]:
         return []
     options = template.special_tokens(texts[0])
     try:
-        return template.tokenizer(texts, **options).encodings
+        with panics_as_errors():
+            return template.tokenizer(texts, **options).encodings
     except Exception as error:
         return [error] if len(texts) == 1 else [one for text in texts for one in _tokenized([text], template)]
 
@@ -187,7 +188,8 @@ def _image_tokens(sizes: Counter[_Size], processor: Processor, template: ChatTem
         if isinstance(count, str):
             continue
         try:
-            unreported = _measured_image_tokens(*size, processor, template) - count
+            with panics_as_errors():
+                unreported = _measured_image_tokens(*size, processor, template) - count
         except Exception as error:
             reported[size] = failure = _of_size(size, processor, error)
             continue
@@ -202,7 +204,8 @@ def _reported(sizes: list[_Size], processor: Processor) -> dict[_Size, int | str
     if not sizes:
         return {}
     try:
-        counts = hf.image_token_counts(processor, [list(size) for size in sizes])
+        with panics_as_errors():
+            counts = hf.image_token_counts(processor, [list(size) for size in sizes])
         return dict(zip(sizes, counts["num_image_tokens"], strict=True))
     except (AttributeError, TypeError, NotImplementedError):
         # The method is young and not complete: LLaVA's fails for image processors that do not crop.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomoe.evaluation.fields import json_lines
+from evomoe.support.names import own_files
 from evomoe.support.parse_json import Pairs, check_size, parse_json
 from evomoe.support.text import counted
 
@@ -156,7 +157,7 @@ class DataFolder:
         """
         import datasets
 
-        local = self.path if self.path is not None and any(self.path.rglob("*.parquet")) else None
+        local = self.path if self.path is not None and own_files(self.path, "**/*.parquet") else None
         try:
             if self.path is not None and local is None:
                 raise FileNotFoundError("no parquet file there; the hub is asked only if no folder is named")

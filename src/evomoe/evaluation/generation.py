@@ -20,6 +20,7 @@ from evomoe.evaluation.benchmark import Benchmark, Question, Result
 from evomoe.evaluation.encode_once import EncodeOnce
 from evomoe.evaluation.pictures import Picture
 from evomoe.recipe.options import ImageAspect
+from evomoe.support.errors import panics_as_errors
 from evomoe.support.processor import Processor, cannot_process
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
@@ -145,7 +146,8 @@ class Prompts(Dataset[Batch]):
     def _processed(self, positions: Sequence[int], texts: list[str], options: dict[str, Any]) -> Any:
         """The model's inputs; raises ValueError, with the conversation's name, for whatever the processor raises."""
         try:
-            return self.processor(text=texts, **options)
+            with panics_as_errors():
+                return self.processor(text=texts, **options)
         except Exception as error:
             if len(texts) == 1:
                 raise ValueError(cannot_process(self.asked[positions[0]].where, self.processor, error)) from error

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -55,23 +56,43 @@ class FilePicture:
 
 @dataclass(frozen=True)
 class CellPicture:
-    """A picture in a row of a dataset, read from disk when it is opened; ``key`` names it."""
+    """A picture in a row of a dataset, read from disk when it is opened; ``key`` names it.
+
+    A cell without bytes names a file, which must lie in ``root``, the folder of the data, or where Hugging Face keeps what it fetched.
+    """
 
     rows: "datasets.Dataset" = field(repr=False, compare=False)
     number: int
     key: str
     column: str = "image"
+    root: Path | None = None
 
     def open(self) -> "Image.Image":
         from evomoe.data.images import open_rgb
 
-        cell = self.rows[self.number][self.column]
-        return open_rgb(cell["bytes"] if cell.get("bytes") else cell["path"], self.key)
+        return open_rgb(self._source(), self.key)
 
     def fingerprint(self) -> str:
+        source = self._source()
+        if isinstance(source, bytes):
+            return hashlib.blake2b(source).hexdigest()
+        return FilePicture(source).fingerprint()
+
+    def _source(self) -> str | bytes:
+        from datasets import config
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        from evomoe.data.images import BadImageError, ImageFolder
+
         cell = self.rows[self.number][self.column]
-        content = cell["bytes"] if cell.get("bytes") else Path(cell["path"]).read_bytes()
-        return hashlib.blake2b(content).hexdigest()
+        if cell and cell.get("bytes"):
+            return cell["bytes"]
+        if not cell or not cell.get("path"):
+            raise BadImageError(f"image {self.key} is not there: its cell is empty")
+        for folder in filter(None, (self.root, config.HF_DATASETS_CACHE, HF_HUB_CACHE)):
+            with suppress(BadImageError):
+                return ImageFolder(folder, allow_absolute_outside=False).resolve(cell["path"])
+        raise BadImageError(f"image {self.key}: its path {cell['path']!r:.200} leaves the folder of the data")
 
 
 @dataclass(frozen=True)

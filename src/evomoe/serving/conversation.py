@@ -24,6 +24,7 @@ from evomoe.data.records import IMAGE_MARK, Record, Turn
 from evomoe.model.loading import load_model, load_processor
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import text_config
+from evomoe.recipe.run_folder import template_options_of
 from evomoe.serving.sampling import Sampling
 from evomoe.support.device import best_device, moved, prepare
 from evomoe.support.processor import Processor, tokenizer_of
@@ -76,24 +77,32 @@ class Conversation:
         model: dense or sparse, on its device.
         processor: its own.
         max_pixels: larger pictures are refused.
+        template_options: arguments of the chat template.
 
     Attributes:
         said: what it holds; replaced as a whole, so that it can be put back.
         shape: what becomes of a picture's shape before the processor sees it.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Processor, max_pixels: int = 89_478_485) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Processor,
+        max_pixels: int = 89_478_485,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model, self.processor, self._max_pixels = model, processor, max_pixels
-        self._template, self.shape = ChatTemplate(processor), Shape(processor, "auto")
+        self._template, self.shape = ChatTemplate(processor, template_options), Shape(processor, "auto")
         self._tokenizer, self.said = tokenizer_of(processor), Said()
 
     @classmethod
     def load_from(cls, checkpoint: str, dtype: str = "auto", trust_remote_code: bool = False) -> "Conversation":
-        """Of a folder or hub name, on the best device."""
+        """Of a folder or hub name, on the best device; one in a run's folder is asked as it was trained."""
         device = best_device()
         prepare(device)
         processor = load_processor(checkpoint, trust_remote_code)
-        return cls(moved(load_model(checkpoint, dtype, trust_remote_code), device), processor)
+        model = moved(load_model(checkpoint, dtype, trust_remote_code), device)
+        return cls(model, processor, template_options=template_options_of(checkpoint))
 
     @property
     def takes_pictures(self) -> bool:

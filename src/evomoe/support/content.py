@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from evomoe.support.names import own_files
+
 _LENGTH = 32
 _MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py"}
 
@@ -33,5 +35,5 @@ def fingerprint(model: str | Path) -> dict[str, str]:
 
         file = cached_file(str(model), "config.json")
         return {"hub": str(model), "commit": str(extract_commit_hash(file, None))}
-    files = sorted(path for path in Path(model).iterdir() if path.is_file() and path.suffix in _MODEL_FILES)
+    files = [path for path in own_files(Path(model), "*") if path.is_file() and path.suffix in _MODEL_FILES]
     return {path.name: file_hash(path) for path in files}

@@ -66,6 +66,17 @@ def foreign(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].replace("`", "'") or type(error).__name__
 
 
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Lets a panic of a program in Rust, such as tokenizers, which is no Exception, be one."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from error
+
+
 def with_flags(error: Exception | Warning | str, positional: Collection[str] = (), options: Collection[str] | None = None) -> str:
     """What the command line prints of an error: flags in place of arguments.
 

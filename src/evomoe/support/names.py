@@ -48,6 +48,21 @@ def refuse_existing(path: str | Path, kind: str = "folder") -> None:
         raise ValueError(f"{path} exists already; name another {kind}.")
 
 
+_OF_SYSTEMS = {"thumbs.db", "desktop.ini"}
+_ABOUT = {"readme", "license", "licence"}
+
+
+def own_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder that match, by name, without those that systems and people leave about: ``._x`` of macOS, README.txt."""
+
+    def is_own(path: Path) -> bool:
+        parts = path.relative_to(folder).parts
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        return path.is_file() and not hidden and path.name.lower() not in _OF_SYSTEMS and path.stem.lower() not in _ABOUT
+
+    return sorted(filter(is_own, folder.glob(pattern)))
+
+
 def split_name(name: str) -> tuple[str, str | None]:
     """ "path/or/name:split" -> "path/or/name", "split"; without a split, None."""
     if os.path.exists(name):

@@ -17,7 +17,7 @@ def kind_of(value: object) -> str:
 def shortened(value: object, length: int = 80) -> str:
     """A value for a message, without the middle of what is longer, such as a picture in base64."""
     try:
-        text = str(value)
+        text = str(value).encode("utf-8", "backslashreplace").decode()  # half a character can be neither printed nor written
     except RecursionError:
         text = f"{kind_of(value)} of great depth"
     half = length // 2

@@ -89,7 +89,7 @@ def _from_parquet(folder: DataFolder) -> list[GQAQuestion]:
         identity, image = values(row, where, "id", "imageId", kind=str)
         if image not in places:
             raise ValueError(f"{where}: the picture {image!r} is not in testdev_balanced_images.")
-        questions += _question(identity, row, CellPicture(shown, places[image], f"{REPOSITORY}/{image}"), where)
+        questions += _question(identity, row, CellPicture(shown, places[image], f"{REPOSITORY}/{image}", root=folder.path), where)
     return questions
 
 

@@ -118,7 +118,7 @@ def _from_parquet(folder: DataFolder) -> list[MMBenchQuestion]:
         place = f"{REPOSITORY}, row {number}"
         (index,) = values(row, place, "index")
         group = _index(index, place) % GROUP
-        picture = pictures.setdefault(group, CellPicture(rows, number, f"{REPOSITORY}/{group}"))
+        picture = pictures.setdefault(group, CellPicture(rows, number, f"{REPOSITORY}/{group}", root=folder.path))
         questions.append(_question(row, picture, place))
     return questions
 

@@ -26,6 +26,7 @@ from evomoe.evaluation.foreign_answers import ForeignAnswer, ForeignFiles, Key, 
 from evomoe.evaluation.pictures import CellPicture, Picture, picture_file
 from evomoe.evaluation.statistics import error_of_mean, percent
 from evomoe.support.files import write_text
+from evomoe.support.names import own_files
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -70,7 +71,7 @@ def _subtask(folder: DataFolder, path: Path) -> list[MMEQuestion]:
     assert folder.path is not None  # the release lies in it
     images = folder.images(str(pictures.relative_to(folder.path)))
     questions = []
-    for file in sorted(texts.glob("*.txt")):
+    for file in own_files(texts, "*.txt"):
         lines = [line for line in folder.text(file).splitlines() if line.strip()]
         if len(lines) != 2:
             raise ValueError(f"{file}: {len(lines)} questions; MME has two to a picture.")
@@ -95,7 +96,7 @@ def _from_parquet(folder: DataFolder) -> list[MMEQuestion]:
         image, text, answer, subtask = values(row, where, "question_id", "question", "answer", "category", kind=str)
         name = Path(image).name  # "artwork/images/20551.jpg" or "OCR/0001.jpg", as in LLaVA's question file
         seen[subtask, name] += 1
-        picture = first.setdefault((subtask, name), CellPicture(rows, number, f"{subtask}/{name}"))
+        picture = first.setdefault((subtask, name), CellPicture(rows, number, f"{subtask}/{name}", root=folder.path))
         questions.append(_question(subtask, name, seen[subtask, name], text, picture, answer, where))
     return questions
 
@@ -187,7 +188,7 @@ def read_folder(path: Path) -> Iterator[ForeignAnswer]:
     Raises:
         ValueError: a line has not four cells, or a picture has one line only.
     """
-    for file in sorted(path.glob("*.txt")):
+    for file in own_files(path, "*.txt"):
         cells = [line.split("\t") for line in text_of(file).rstrip("\n").split("\n")]
         for number, row in enumerate(cells, 1):
             if len(row) != 4:

@@ -75,7 +75,7 @@ def _from_parquet(folder: DataFolder) -> list[Question]:
         where = f"{REPOSITORY}, row {number}"
         (identity,) = values(row, where, "question_id", kind=str | int)
         text, label, split, source = values(row, where, "question", "answer", "category", "image_source", kind=str)
-        picture = CellPicture(rows, number, source)
+        picture = CellPicture(rows, number, source, root=folder.path)
         questions.append(Question(f"{split}/{identity}", text, picture, _label(label, where), split))
     return questions
 

@@ -65,7 +65,9 @@ def load(folder: DataFolder) -> list[SQAQuestion]:
 def _from_parquet(folder: DataFolder) -> list[SQAQuestion]:
     rows = folder.parquet(REPOSITORY, "ScienceQA-IMG", "test", SIZE)
     return [
-        _question(str(number), row, CellPicture(rows, number, f"{REPOSITORY}/{number}"), f"{REPOSITORY}, row {number}")
+        _question(
+            str(number), row, CellPicture(rows, number, f"{REPOSITORY}/{number}", root=folder.path), f"{REPOSITORY}, row {number}"
+        )
         for number, row in enumerate(rows.remove_columns("image"))
     ]
 

@@ -97,7 +97,7 @@ def _from_parquet(folder: DataFolder, ocr: bool) -> list[TextVQAQuestion]:
     for number, row in enumerate(rows.remove_columns("image")):
         where = f"{REPOSITORY}, row {number}"
         (image,), tokens = values(row, where, "image_id", kind=str), texts(row, where, "ocr_tokens")
-        picture = pictures.setdefault(image, CellPicture(rows, number, f"{REPOSITORY}/{image}"))
+        picture = pictures.setdefault(image, CellPicture(rows, number, f"{REPOSITORY}/{image}", root=folder.path))
         questions.append(_question(row, tokens if ocr else None, picture, where))
     return questions
 

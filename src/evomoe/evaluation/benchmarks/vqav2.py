@@ -147,7 +147,7 @@ def _from_parquet(folder: DataFolder) -> list[VQAQuestion]:
     for number, row in enumerate(rows.remove_columns("image")):
         where = f"{REPOSITORY}, row {number}"
         (text,), (image,) = values(row, where, "question", kind=str), values(row, where, "image_id")
-        picture = pictures.setdefault(image, CellPicture(rows, number, f"{REPOSITORY}/{image}"))
+        picture = pictures.setdefault(image, CellPicture(rows, number, f"{REPOSITORY}/{image}", root=folder.path))
         questions.append(_question(row, text, picture, where))
     return questions
 
