@@ -159,7 +159,7 @@ def test_an_unknown_recipe_names_the_known_ones(capsys):
     assert exit_.value.code == 2
     assert (
         capsys.readouterr().err
-        == f"evomoe: --recipe: there is no 'moe_llava'; choose from {', '.join(RECIPES)}, or name a recipe.json.\n"
+        == f"evomoe: --recipe: there is no 'moe_llava'; choose from {', '.join(RECIPES)}, or name a recipe.json or a .yaml file.\n"
     )
 
 

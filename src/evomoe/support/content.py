@@ -35,5 +35,5 @@ def fingerprint(model: str | Path) -> dict[str, str]:
 
         file = cached_file(str(model), "config.json")
         return {"hub": str(model), "commit": str(extract_commit_hash(file, None))}
-    files = [path for path in own_files(Path(model), "*") if path.is_file() and path.suffix in _MODEL_FILES]
+    files = [path for path in own_files(Path(model), "*") if path.suffix in _MODEL_FILES]
     return {path.name: file_hash(path) for path in files}
