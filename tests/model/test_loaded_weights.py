@@ -1,6 +1,8 @@
 """A model's weights are those of its folder: whatever is missing, of another shape or not a number stops every verb."""
 
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -119,3 +121,19 @@ def test_llava_s_own_format_is_named(dense, capsys):
     (dense / "config.json").write_text(json.dumps(config | {"model_type": "llava", "mm_vision_tower": "openai/clip"}))
     with pytest.raises(ValueError, match="is in LLaVA's own format"):
         load_model(dense)
+
+
+class Harmful:
+    """What a pickle would run when it is opened."""
+
+    def __reduce__(self):
+        return Path.touch, (Path(os.environ["HARM"]),)
+
+
+def test_a_pickle_runs_nothing_and_is_refused(workspace, monkeypatch):
+    monkeypatch.setenv("HARM", str(workspace / "harm"))
+    (workspace / "model" / "model.safetensors").unlink()
+    (workspace / "model" / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Harmful()}))
+    with pytest.raises(ValueError, match="its weights are a pickle that holds more than tensors, which could run any code"):
+        load_model(workspace / "model")
+    assert not (workspace / "harm").exists()

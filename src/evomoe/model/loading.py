@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -101,8 +102,15 @@ def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool 
     config = load_config(source, trust_remote_code)
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        with making(source, "no model can be made of its config.json and weights"), shallow(source):
+        with (
+            making(source, "no model can be made of its config.json and weights", UnpicklingError, SafetensorError),
+            shallow(source),
+        ):
             return load_checked(auto_model(config), source, dtype=precision, trust_remote_code=trust_remote_code)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{source}: its weights are a pickle that holds more than tensors, which could run any code. Take safetensors instead."
+        ) from error
     except SafetensorError as error:
         raise ValueError(f"{source}: its weights cannot be read ({error}); the file is truncated or damaged.") from error
     except OSError as error:

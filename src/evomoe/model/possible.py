@@ -49,15 +49,20 @@ def check_sizes(values: Mapping[str, Any], source: str | Path, part: str = "") -
 
 
 @contextmanager
-def making(source: str | Path, what: str = "no model can be made of its config.json") -> Iterator[None]:
+def making(source: str | Path, what: str = "no model can be made of its config.json", *told: type[Exception]) -> Iterator[None]:
     """Within the block a model is made of a configuration, or a processor of its files: errors of others become one sentence.
+
+    Args:
+        source: where the files are.
+        what: what went wrong then.
+        told: errors that the caller tells of.
 
     Raises:
         ValueError: anything but a lack of memory went wrong.
     """
     try:
         yield
-    except (OptionError, OSError, ImportError, torch.OutOfMemoryError):
+    except (OptionError, OSError, ImportError, torch.OutOfMemoryError, *told):
         raise
     except Exception as error:
         if str(error).startswith(str(source)):  # one of our own sentences
