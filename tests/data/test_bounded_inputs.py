@@ -1,5 +1,6 @@
 """Data of no measure, and templates that do not end: bounded, and said in one sentence."""
 
+import json
 import os
 import time
 
@@ -149,3 +150,15 @@ def test_json_lines_of_any_name_are_read_line_by_line(tmp_path, monkeypatch):
     (tmp_path / "data.jsonl").write_text("\n".join([*lines, "", "{broken"]))
     with pytest.raises(ValueError, match=r"^data.jsonl, line 8, column 2: broken JSON"):
         load_records(tmp_path / "data.jsonl")
+
+
+def test_json_lines_of_one_line_may_be_called_json_and_other_values_are_said(tmp_path):
+    path, row = tmp_path / "one.json", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    path.write_text(json.dumps(row))
+    assert len(load_records(path)) == 1
+    path.write_text(json.dumps(row, indent=1) + "\n" + json.dumps(row, indent=1))
+    with pytest.raises(ValueError, match="one.json, line .*Extra data: there is more than one value; write a list of records"):
+        load_records(path)
+    path.write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="one.json: the file must hold a list of records, not an object"):
+        load_records(path)

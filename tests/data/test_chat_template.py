@@ -84,6 +84,19 @@ def test_unsuitable_template_is_an_error_at_once(make_processor, cases, old, new
     assert str(caught.value).startswith("data, record 0: ")
 
 
+def test_a_first_record_that_does_not_suit_the_template_can_be_skipped(make_processor):
+    processor = change(make_processor, "part['text']", "part['text'] | replace('curs', 'bless')")
+    cursed, good = (
+        record(("user", "cursed?"), ("assistant", "a")),
+        record(("user", "good?"), ("assistant", "a"), where="data, record 1"),
+    )
+    dataset = ConversationDataset([cursed, good], processor, on_bad_record="skip")
+    dataset.check()
+    assert len(dataset) == 1 and dataset.skipped[0].startswith("data, record 0: the chat template loses, repeats or rewrites")
+    with pytest.raises(LabelMismatchError, match="data, record 0"):
+        ConversationDataset([cursed, good], processor)
+
+
 def test_lost_turn_is_found_even_if_another_says_the_same(make_processor):
     processor = change(make_processor, "for message in messages", "for message in messages[:2] + messages[3:]")
     twice = record(("user", "again"), ("assistant", "one"), ("user", "again"), ("assistant", "two"))

@@ -1,4 +1,3 @@
-import json
 import os
 import struct
 import subprocess
@@ -111,20 +110,6 @@ def test_json_lines_may_be_called_json(pictures, write_json):
     other.write_text(path.read_text() + "\n{broken")
     with pytest.raises(ValueError, match="lines.json, line 3, column"):
         load_records(other, pictures)
-
-
-def test_json_lines_of_one_line_may_be_called_json_and_other_values_are_said(pictures, write_json):
-    path = write_json([llava()], "train.jsonl").with_name("one.json")
-    path.write_text(json.dumps(llava()))
-    assert len(load_records(path, pictures)) == 1
-    path.write_text(json.dumps(llava(), indent=1) + "\n" + json.dumps(llava(), indent=1))
-    with pytest.raises(
-        ValueError, match="one.json, line .*Extra data: there is more than one value; write a list of records, or JSON lines"
-    ):
-        load_records(path, pictures)
-    path.write_text('{"a": 1}')
-    with pytest.raises(ValueError, match="one.json: the file must hold a list of records, not an object"):
-        load_records(path, pictures)
 
 
 def test_a_pipe_is_no_data_file(tmp_path):

@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 TOKEN_KEYS = ("input_ids", "attention_mask", "labels", "token_type_ids", "mm_token_type_ids")
 
 
+_TRIED_FIRST = 16
+"""Records of which the template must suit one, where bad ones are skipped."""
+
+
 class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     """Records as token ids, pixels and labels, made by the model's own processor and chat template.
 
@@ -49,7 +53,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         end_id: The token that ends an answer; None if the tokenizer has none.
 
     Raises:
-        LabelMismatchError: The chat template does not suit the first record, so it will suit none.
+        LabelMismatchError: The chat template suits none of the first records, so it will suit none.
         OptionError: An option has an unknown value.
         ValueError: The processor has no chat template or no fast tokenizer.
     """
@@ -83,11 +87,21 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
             raise ValueError(f"{type(self._tokenizer).__name__} is a slow tokenizer; labels need a fast one")
         self._warned: set[int] = set()
         self._kept: dict[int, dict[str, torch.Tensor]] | None = {} if keep else None
-        try:
-            self._template.render(records[0])
-        except BadRecordError as error:
-            if on_bad_record == "stop" or isinstance(error, LabelMismatchError):
-                raise
+        self._check_template()
+
+    def _check_template(self) -> None:
+        """Refuses a template that suits none of the first records, before all are looked at."""
+        mismatch: LabelMismatchError | None = None
+        for number in range(min(_TRIED_FIRST, len(self)) if self.on_bad_record == "skip" else 1):
+            try:
+                self._template.render(self.records[number])
+                return
+            except BadRecordError as error:
+                if self.on_bad_record == "stop":
+                    raise
+                mismatch = mismatch or (error if isinstance(error, LabelMismatchError) else None)
+        if mismatch:
+            raise mismatch
 
     def __len__(self) -> int:
         return len(self.records)

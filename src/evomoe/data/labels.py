@@ -135,7 +135,7 @@ def _tokens_of(
             continue
         offsets = own["offset_mapping"]
         tokens = [Token(0, 0, True) if origin is None else Token(*offsets[origin]) for origin in origins]
-        return [_before_expansion(token, replacements) for token in tokens] if replacements else tokens
+        return _before_expansion(tokens, replacements) if replacements else tokens
     at, own_at, own_ids = max(failures)
     raise LabelMismatchError(
         f"{record.where}: token {at} from the processor is {_shown(ids, at, tokenizer)}, "
@@ -202,16 +202,19 @@ def _expand(text: str, replacements: Replacements) -> str:
     return "".join([*pieces, text[position:]])
 
 
-def _before_expansion(token: Token, replacements: Replacements) -> Token:
-    gained = 0
-    for replacement in replacements:
-        start, end = replacement["new_span"]
-        if token.end <= start:
-            break
-        if token.start < end:
-            return Token(0, 0, True)
-        gained = end - replacement["span"][1]
-    return Token(token.start - gained, token.end - gained)
+def _before_expansion(tokens: Sequence[Token], replacements: Replacements) -> list[Token]:
+    """Tokens of the expanded text, in reading order, as tokens of the text with placeholders."""
+    found, at, gained = [], 0, 0
+    for token in tokens:
+        if token.start == token.end:
+            found.append(token)
+            continue
+        while at < len(replacements) and replacements[at]["new_span"][1] <= token.start:
+            gained = replacements[at]["new_span"][1] - replacements[at]["span"][1]
+            at += 1
+        inside = at < len(replacements) and token.end > replacements[at]["new_span"][0]
+        found.append(Token(0, 0, True) if inside else Token(token.start - gained, token.end - gained))
+    return found
 
 
 def _shown(ids: list[int], at: int, tokenizer: Tokenizer) -> str:
