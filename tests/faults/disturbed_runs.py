@@ -9,14 +9,17 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 
-from small_runs import changed, make_recipe
+from small_runs import make_recipe
 from tiny import write_workspace
+from tqdm import tqdm
 
 from evomoe.recipe.run_folder import RunFolder
+from evomoe.support.content import file_hash
 from evomoe.training.run import run
 
 
@@ -24,6 +27,7 @@ def begin(recipe) -> int:
     """Starts or goes on with the run in a process of its own."""
     if child := os.fork():
         return child
+    tqdm.set_lock(threading.RLock())  # its own is shared by all forks, and a killed one would keep it
     status = 1
     try:
         run(recipe, resume="if begun", report=False)
@@ -76,12 +80,14 @@ def main(folder: Path, number: int, moments: int, seed: int) -> None:
 
 
 def compare(straight, disturbed) -> list[str]:
-    """The tensors that differ between two runs, by stage, and what is left about."""
+    """The stages whose weights differ, by their bytes, so that this process stays without threads; and what is left about."""
     one, other = RunFolder(straight.output), RunFolder(disturbed.output)
-    names = [
-        f"stage {stage}: {name}" for stage in (1, 2, 3) for name in changed(one.stage(stage).model, other.stage(stage).model)
+    differ = [
+        f"stage {stage}"
+        for stage in (1, 2, 3)
+        if file_hash(one.stage(stage).model / "model.safetensors") != file_hash(other.stage(stage).model / "model.safetensors")
     ]
-    return names + [str(path) for path in other.path.rglob("*") if path.name.endswith("partial") or path.name == "checkpoints"]
+    return differ + [str(path) for path in other.path.rglob("*") if path.name.endswith("partial") or path.name == "checkpoints"]
 
 
 if __name__ == "__main__":
