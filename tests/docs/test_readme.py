@@ -102,7 +102,7 @@ def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page,
     monkeypatch.setattr(cli, "serve_with", lambda own: _stand_in(serve_with(own), taken))
     monkeypatch.setattr("evomoe.cli.verbs.check_paths", lambda *args: None)  # the pages' files are examples
     monkeypatch.setattr("evomoe.training.run.run", lambda *args, **kwargs: taken.append("train"), raising=True)
-    monkeypatch.setattr("evomoe.training.dry_run.describe", lambda recipe, *args, **kwargs: taken.append("train") or "")
+    monkeypatch.setattr("evomoe.training.dry_run.describe", lambda *args: taken.append("train") or "")
     lines = [line for line in commands(page) if "..." not in line]
     for line in lines:
         assert cli.main(shlex.split(line, comments=True)[1:]) == 0, line

@@ -14,7 +14,7 @@ from evomoe.recipe.recipe import Recipe
 @pytest.mark.parametrize("number", [name for name in TABLES if name.isdigit()])
 def test_every_table_s_commands_are_taken(number, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr("evomoe.training.run.run", lambda recipe, resume: started.append(recipe) or "model")
+    monkeypatch.setattr("evomoe.training.run.run", lambda recipe, *args, **kwargs: started.append(recipe) or "model")
     monkeypatch.setattr("evomoe.cli.verbs.check_paths", lambda *args: None)
     monkeypatch.setattr("evomoe.cli.verbs.hide_loading_bars", lambda: None)
     text = plan_table(number, study=tmp_path)

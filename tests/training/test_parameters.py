@@ -145,6 +145,15 @@ def test_options_that_contradict_an_evomoe_are_refused_by_name(tmp_path, run):
     )
 
 
+def test_the_dense_configuration_of_a_loaded_one_has_its_own_type(tmp_path):
+    for model, model_type in ((make_llava(), "llava"), (make_language_model(), "llama")):
+        upcycle(model).save_pretrained(tmp_path / model_type)
+        dense = dense_config(load_config(tmp_path / model_type))
+        assert dense.model_type == dense.to_dict()["model_type"] == model_type
+        dense.save_pretrained(tmp_path / "dense")
+        assert type(load_config(tmp_path / "dense")) is type(dense)
+
+
 def test_the_dense_configuration_comes_back_from_the_sparse_one():
     dense = make_llava()
     before, config = dense.config.to_dict(), upcycle(dense).config

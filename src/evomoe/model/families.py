@@ -71,6 +71,7 @@ def dense_config(sparse: EvoMoEConfig) -> PreTrainedConfig:
     dense.__class__ = type(AutoConfig.for_model(sparse.moe.base_model_type))
     dense.architectures = None
     del dense.evomoe
+    vars(dense).pop("model_type", None)  # which a loaded configuration has of its own; the class says the right one
     return dense
 
 

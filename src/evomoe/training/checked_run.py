@@ -26,6 +26,7 @@ from evomoe.recipe.placement import moe_layers, parse_placement
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import Resume, RunFolder
 from evomoe.support.errors import OptionError, foreign, within
+from evomoe.support.files import DiskError, naming
 from evomoe.support.needs import needs_of
 from evomoe.support.processor import Processor
 from evomoe.training.arguments import training_arguments
@@ -227,9 +228,10 @@ def _check_savable(model: str, parts: Mapping[str, Any]) -> None:
     for name, part in parts.items():
         with tempfile.TemporaryDirectory() as folder:
             try:
-                if part is not None:
-                    part.save_pretrained(folder)
-            except OSError:  # no fault of the model's
+                with naming(folder, "What checkpoints hold is tried there: make room, or let TMPDIR name another folder."):
+                    if part is not None:
+                        part.save_pretrained(folder)
+            except DiskError:  # no fault of the model's
                 raise
             except Exception as error:
                 raise ValueError(f"{model}: its {name} cannot be saved, so no checkpoint could be: {foreign(error)}") from error
