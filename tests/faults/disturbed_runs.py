@@ -27,7 +27,6 @@ def begin(recipe) -> int:
     """Starts or goes on with the run in a process of its own."""
     if child := os.fork():
         return child
-    tqdm.set_lock(threading.RLock())  # its own is shared by all forks, and a killed one would keep it
     status = 1
     try:
         run(recipe, resume="if begun", report=False)
@@ -51,6 +50,7 @@ def ended(child: int, seconds: float) -> int | None:
 
 
 def main(folder: Path, number: int, moments: int, seed: int) -> None:
+    tqdm.set_lock(threading.RLock())  # before the first bar: its own is shared by all forks, and a killed one would keep it
     recipe = make_recipe(write_workspace(folder), "straight", stages=(1, 2, 3), steps=6)
     begun = time.monotonic()
     assert ended(begin(recipe), 600) == 0
