@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomoe.data.json_lines import JsonLines
 from evomoe.data.row import CONVERSATION, FIELDS, is_refused
-from evomoe.support.names import not_on_hub, refuse_missing, split_name
+from evomoe.support.names import not_on_hub, refuse_missing, refuse_special, split_name
 from evomoe.support.parse_json import check_size, parse_json, shallow
 from evomoe.support.text import kind_of
 
@@ -54,8 +54,7 @@ def open_source(data: "str | os.PathLike[str] | Sequence[Any] | datasets.Dataset
 def _open_named(name: str) -> Source:
     path = Path(name)
     suffix = path.suffix.lower()
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise ValueError(f"{name} is not a regular file; write its contents into one, ending in .json or .jsonl.")
+    refuse_special(path)
     if path.is_file():
         if suffix not in (".json", ".jsonl"):
             raise ValueError(f"{name}: data files end in .json (a list of records) or .jsonl (one record a line)")

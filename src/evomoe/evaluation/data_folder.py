@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomoe.evaluation.fields import json_lines
-from evomoe.support.names import own_files
+from evomoe.support.names import own_files, refuse_special
 from evomoe.support.parse_json import Pairs, check_size, parse_json
 from evomoe.support.text import counted
 
@@ -109,6 +109,7 @@ class DataFolder:
         Raises:
             ValueError: it is not UTF-8.
         """
+        refuse_special(path)
         content = path.read_bytes()
         self.note(path.name if self.path is None else str(path.relative_to(self.path)), content)
         try:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evomoe.support.names import refuse_special
+
 Key = tuple[str, ...]
 
 
@@ -72,6 +74,7 @@ def text_of(path: Path) -> str:
     Raises:
         ValueError: it is not UTF-8.
     """
+    refuse_special(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

@@ -30,8 +30,15 @@ def load_settings(source: str | Path) -> GenerationConfig | None:
         if (Path(source) / "generation_config.json").exists():
             raise ValueError(f"{source}: its generation_config.json cannot be read: {foreign(error)}") from error
         return None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _refusal(source, error) from error
+    for name, value in vars(settings).items():
+        is_one = name.endswith("_token_id")
+        ids = value if isinstance(value, list) else [value]
+        if (is_one or name in ("suppress_tokens", "begin_suppress_tokens")) and not all(
+            type(one) in (int, type(None)) for one in ids
+        ):
+            raise ValueError(f"{source}: its generation_config.json has {name} {value!r}; tokens are named by whole numbers.")
     make_savable(settings, source)
     return settings
 

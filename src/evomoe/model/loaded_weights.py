@@ -3,13 +3,16 @@
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.generation_settings import load_settings, make_model_savable
 from evomoe.support.allow_missing import ALLOW_MISSING
+from evomoe.support.names import own_files
 from evomoe.support.text import counted
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ else:
 logger = logging.getLogger(__name__)
 
 _READ_LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+_POINTER = b"version https://git-lfs"
 _CHECKED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -34,6 +38,7 @@ class Checked(_Model):
             ValueError: weights are missing, of another shape, or not finite.
         """
         own: Any = super()
+        check_stored(source)
         model, found = own.from_pretrained(source, *args, **kwargs | _READ_LOADING)
         check_weights(model, found, str(source))
         make_model_savable(model, str(source))
@@ -47,11 +52,31 @@ def load_checked(auto: Any, source: Any, **kwargs: Any) -> PreTrainedModel:
         ValueError: weights are missing, of another shape, or not finite.
     """
     load_settings(source)  # whose errors do not name the file
+    check_stored(source)
     model, found = auto.from_pretrained(source, **kwargs | _READ_LOADING)
     if not isinstance(model, Checked):  # which has checked itself
         check_weights(model, found, str(source))
         make_model_savable(model, str(source))
     return model
+
+
+def check_stored(source: Any) -> None:
+    """Raises ValueError if a folder's weights are stored as what no weights are, which would be cast without a word.
+
+    A model whose config.json has a quantization_config may store integers.
+    """
+    folder, config = Path(source), Path(source) / "config.json"
+    if not config.is_file() or "quantization_config" in config.read_text(encoding="utf-8", errors="replace"):
+        return
+    for file in own_files(folder, "*.safetensors"):
+        with file.open("rb") as opened:
+            if opened.read(len(_POINTER)) == _POINTER:
+                raise ValueError(f"{file}: only its Git LFS pointer is here, not the weights; fetch them with `git lfs pull`.")
+        with safe_open(file, framework="pt") as tensors:
+            for name in [*tensors.keys()]:
+                kind = tensors.get_slice(name).get_dtype()
+                if name.endswith(".weight") and not kind.startswith(("F", "BF")):
+                    raise ValueError(f"{source}: {name} has values of type {kind}; weights are floating-point numbers.")
 
 
 def check_weights(model: PreTrainedModel, found: Mapping[str, Any], source: str) -> None:

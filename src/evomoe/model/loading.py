@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.families import sparse_config
 from evomoe.model.loaded_weights import load_checked
-from evomoe.model.possible import check_sizes, check_vocabulary, making
+from evomoe.model.possible import check_pictures, check_sizes, check_vocabulary, making
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import check_convertible
 from evomoe.support import hf
@@ -153,6 +153,7 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Proce
     """
     refuse_missing(source)
     processor = _load_processor(source, trust_remote_code)
+    check_pictures(processor, source)
     if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
         check_vocabulary(processor, load_config(source, trust_remote_code), source)
     return processor

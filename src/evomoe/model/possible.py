@@ -3,6 +3,7 @@
 What would take all memory, or all time, is refused by its size, before a model is made of it.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,12 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from evomoe.support.errors import OptionError
 from evomoe.support.processor import Processor, tokenizer_of
+from evomoe.support.text import counted
 
 _MOST = {"layers": 10_000, "depth": 10_000, "experts": 10_000, "heads": 10_000, "size": 10**8, "dim": 10**8, "channels": 10**6}
 """By the last word of a field's name: no model has more."""
+_WIDEST = 20_000
+"""Pixels of a side to which no processor scales a picture."""
 _NEVER_NONE = (
     "hidden_size",
     "num_hidden_layers",
@@ -34,6 +38,12 @@ def check_sizes(values: Mapping[str, Any], source: str | Path, part: str = "") -
             check_sizes(value, source, f"{part}{name}.")
         if str(name).endswith("dropout") and isinstance(value, int | float) and not 0 <= value <= 1:
             raise ValueError(f"{source}: its config.json has {part}{name} {value}, which must lie between 0 and 1.")
+        if name in ("text_config", "vision_config") and not isinstance(value, Mapping):
+            raise ValueError(f"{source}: its config.json has {part}{name} {value!r}, which must be a configuration of its own.")
+        if name.endswith("_eps") and isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise ValueError(f"{source}: its config.json has {part}{name} {value}, which must not be negative.")
+        if name == "rope_theta" and isinstance(value, int | float) and not 0 < value < math.inf:
+            raise ValueError(f"{source}: its config.json has {part}{name} {value}, which must be a positive number.")
         most = _MOST.get(str(name).rpartition("_")[2])
         if most is None or type(value) is not int:
             continue
@@ -41,11 +51,40 @@ def check_sizes(values: Mapping[str, Any], source: str | Path, part: str = "") -
             raise ValueError(f"{source}: its config.json has {part}{name} {value}; no model has more than {most}.")
         if name in _NEVER_NONE and value < 1:
             raise ValueError(f"{source}: its config.json has {part}{name} {value}, which must be at least 1.")
+    _check_layers_of_tower(values, source)
     heads, groups = values.get("num_attention_heads"), values.get("num_key_value_heads")
     if type(heads) is int and type(groups) is int and heads % groups:
         raise ValueError(
             f"{source}: its config.json has {part}num_attention_heads {heads}, no multiple of num_key_value_heads {groups}."
         )
+
+
+def _check_layers_of_tower(values: Mapping[str, Any], source: str | Path) -> None:
+    """Raises ValueError if the projector is to read a layer that the vision tower has not."""
+    tower, chosen = values.get("vision_config"), values.get("vision_feature_layer")
+    count = tower.get("num_hidden_layers") if isinstance(tower, Mapping) else None
+    for layer in chosen if isinstance(chosen, list) else [chosen]:
+        if type(layer) is int and type(count) is int and not -count - 1 <= layer <= count:
+            raise ValueError(
+                f"{source}: its config.json has vision_feature_layer {layer}; its vision tower has {counted(count, 'layer')}."
+            )
+
+
+def check_pictures(processor: Processor, source: str | Path) -> None:
+    """Raises ValueError for pictures that no memory holds, or of which nothing is left."""
+    own = getattr(processor, "image_processor", None)
+    for name in ("size", "crop_size"):
+        sides = getattr(own, name, None) or {}
+        for side in ("height", "width"):
+            value = sides.get(side) if isinstance(sides, Mapping) else getattr(sides, side, None)
+            if type(value) is int and not 1 <= value <= _WIDEST:
+                raise ValueError(f"{source}: its processor has {name} {side} {value}, which must lie between 1 and {_WIDEST}.")
+    factor = getattr(own, "rescale_factor", None)
+    if isinstance(factor, int | float) and not 0 < factor < math.inf:
+        raise ValueError(f"{source}: its processor has rescale_factor {factor}, which must be a positive number.")
+    spread = getattr(own, "image_std", None)
+    if isinstance(spread, list | tuple) and not all(isinstance(one, int | float) and 0 < one < math.inf for one in spread):
+        raise ValueError(f"{source}: its processor has image_std {list(spread)}, which must be positive numbers.")
 
 
 @contextmanager

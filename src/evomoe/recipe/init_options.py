@@ -27,6 +27,8 @@ class EvolvedOptions(InitOptions):
     from_stage2: ClassVar[str] = "experts"
 
     def check(self, given: bool = True) -> None:
+        if not isinstance(self.experts, str | Path | Mapping):
+            raise OptionError("experts", f"name the file that Stage II wrote, not {self.experts!r}: `init_options=experts=FILE`.")
         if given and not isinstance(self.experts, Mapping) and (not str(self.experts) or not Path(self.experts).is_file()):
             got = f"there is no {self.experts}" if str(self.experts) else "none is named"
             raise OptionError(

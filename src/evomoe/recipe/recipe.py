@@ -182,9 +182,13 @@ class Recipe:
         Raises:
             ValueError: it is no recipe of this version, or neither JSON nor YAML; the message names the file.
         """
+        if Path(path).is_dir() and not (Path(path) / "recipe.json").exists():
+            raise ValueError(f"{path}: there is no recipe.json in this folder.")
         path = Path(path) / "recipe.json" if Path(path).is_dir() else Path(path)
         try:
             values = _completed(read_yaml(path)) if path.suffix in YAML else read_json(path)
+            if not isinstance(values, dict):
+                raise TypeError("it must have options by name")
             if "router_gradient" not in values.get("moe", {"router_gradient": ""}):  # before there was a choice
                 values["moe"]["router_gradient"] = "chosen"
             for stage in STAGES:  # before stages went on where others had stopped

@@ -198,6 +198,9 @@ class Conversation:
             return self.processor(text=[text], **options).to(self.model.device, self.model.dtype)
         except (ValueError, OSError) as error:
             raise ConversationError(str(error)) from error
+        except Exception as error:  # tokenizers raise Exception itself
+            name = type(self.processor).__name__
+            raise ConversationError(f"{name} of this model cannot process it: {type(error).__name__}: {error}") from error
 
     @torch.inference_mode()
     def _answer(self, inputs: Any, room: int, sampling: Sampling, on_text: OnText, on_token: OnToken) -> Answered:

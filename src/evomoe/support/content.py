@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from evomoe.support.names import own_files
+from evomoe.support.names import own_files, refuse_special
 
 _LENGTH = 32
 _MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py"}
@@ -12,6 +12,7 @@ _MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".
 
 def file_hash(path: str | Path) -> str:
     """A hash of a file's content."""
+    refuse_special(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:_LENGTH]
 

@@ -30,6 +30,12 @@ def not_on_hub(name: str | Path, kind: str, error: Exception) -> str:
     )
 
 
+def refuse_special(path: str | Path) -> None:
+    """Raises ValueError for a pipe, a device or a socket, which may never end."""
+    if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+        raise ValueError(f"{path} is not a regular file; write its contents into one.")
+
+
 def check_folder(option: str, path: str | Path) -> None:
     """Raises OptionError if there is no such folder."""
     if not Path(path).is_dir():

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from evomoe.support.names import refuse_special
+
 Pairs = list[tuple[str, Any]]  # keys and values of a JSON object, as they stand in the text
 
 LARGEST = 1_500_000_000
@@ -42,7 +44,8 @@ def parse_json(text: str, name: str, first_line: int = 1, make_object: Callable[
 
 
 def check_size(path: str | Path) -> None:
-    """Raises ValueError for a JSON file that is too large to be read at once."""
+    """Raises ValueError for a JSON file that is too large to be read at once, or no file."""
+    refuse_special(path)
     size = os.stat(path).st_size
     if size > LARGEST:
         raise ValueError(

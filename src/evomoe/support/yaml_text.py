@@ -7,8 +7,17 @@ from typing import Any
 
 import yaml
 
+from evomoe.support.names import refuse_special
+
 
 class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # a few of them can unfold into more than any memory
+            raise yaml.composer.ComposerError(
+                None, None, "an alias (*name); write the value itself", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
@@ -39,6 +48,7 @@ def read_yaml(path: str | Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is broken; the message has the line and column.
     """
+    refuse_special(path)
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Loader)  # noqa: S506: a safe loader
     except yaml.MarkedYAMLError as error:

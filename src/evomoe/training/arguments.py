@@ -1,10 +1,12 @@
 """The Trainer's arguments: the recipe's, then the user's."""
 
+import re
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
+import torch
 from huggingface_hub.dataclasses import type_validator
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import is_deepspeed_available
 
 from evomoe.recipe.recipe import Recipe
@@ -12,6 +14,7 @@ from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import best_device
 from evomoe.training.record_order import planned_steps
 
+_OF_MODEL = re.compile("galore|apollo|lomo|adalomo|layerwise")
 SCHEDULE = "cosine"
 """How the learning rate falls, unless the user says otherwise."""
 
@@ -74,7 +77,23 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
     }
     made = TrainingArguments(**arguments | given)
     check_sharding(made)
+    _try(made)
     return made
+
+
+def _try(arguments: TrainingArguments) -> None:
+    """Makes the optimizer of one number and its schedule: what these refuse would be found only once a model is loaded.
+
+    Raises:
+        ValueError: they cannot be made.
+    """
+    arguments.get_process_log_level()
+    if _OF_MODEL.search(str(arguments.optim)) or arguments.deepspeed:  # made of a whole model
+        return
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **options)
+    of_schedule: Any = arguments.lr_scheduler_kwargs
+    get_scheduler(arguments.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=of_schedule)
 
 
 def check_sharding(arguments: TrainingArguments) -> None:

@@ -183,7 +183,7 @@ def _check_training_arguments(recipe: Recipe, stage: int) -> None:
     def refusal(recipe: Recipe) -> Exception | None:
         try:
             _check_loggers(training_arguments(recipe, stage, RunFolder(recipe.output).stage(stage), num_records=1))
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
             return error
         return None
 
