@@ -9,10 +9,10 @@ from official_files import RED
 
 from evomoe.data.images import BadImageError
 from evomoe.evaluation import BENCHMARKS, predictions
-from evomoe.evaluation.answers import fingerprint
 from evomoe.evaluation.data_folder import DataFolder
 from evomoe.evaluation.pictures import CellPicture
 from evomoe.evaluation.questions import load_questions
+from evomoe.support.content import fingerprint
 from evomoe.support.names import own_files
 
 LEFT = [

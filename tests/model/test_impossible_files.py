@@ -135,3 +135,10 @@ def test_trainer_s_values_that_would_fail_later(workspace, trainer):
     recipe = Recipe(str(workspace / "model"), str(workspace / "data.json"), str(workspace / "run"), stages=(1,), trainer=trainer)
     with pytest.raises(ValueError, match="^trainer: TrainingArguments of stage 1"):
         check_run(recipe)
+
+
+def test_a_configuration_of_another_model_is_refused_before_it_fills_the_memory(workspace):
+    text = json.loads((workspace / "model" / "config.json").read_text())["text_config"]
+    changed(workspace / "model", text_config=text | {"intermediate_size": 50_000_000})
+    with pytest.raises(ValueError, match=r"describes a model of \d+.\d B parameters, and its weights have 0.000 GB"):
+        load_model(workspace / "model")

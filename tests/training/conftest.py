@@ -1,20 +1,9 @@
 """A fixture that kills a run in the middle."""
 
 import pytest
-from transformers import TrainerCallback
+from stop_at import StopAt
 
 from evomoe.training.trainer import EvoMoETrainer
-
-
-class StopAt(TrainerCallback):
-    """Kills a run, without warning, after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise RuntimeError("killed")
 
 
 @pytest.fixture

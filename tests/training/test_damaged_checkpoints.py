@@ -35,7 +35,7 @@ def removed(path):
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """A run that was killed in Stage II with checkpoints after steps 2 and 4, and the model that an undisturbed run makes."""
-    from conftest import StopAt
+    from stop_at import StopAt
     from tiny import write_workspace
 
     from evomoe.training.trainer import EvoMoETrainer

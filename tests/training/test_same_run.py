@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import StopAt
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_runs import changed, make_recipe
+from stop_at import StopAt
 from tiny import write_workspace
 
 from evomoe.recipe.run_folder import RunFolder

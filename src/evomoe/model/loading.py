@@ -25,6 +25,9 @@ from evomoe.support.names import not_on_hub, refuse_missing
 from evomoe.support.parse_json import shallow
 from evomoe.support.processor import Processor
 
+_SLACK = 10**9
+"""Bytes by which a model may always be larger than what is stored of it."""
+
 
 def auto_model(config: PreTrainedConfig) -> type:
     """The auto class that knows the model: image-text-to-text, or causal language modelling for a text-only model.
@@ -106,6 +109,8 @@ def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool 
             making(source, "no model can be made of its config.json and weights", UnpicklingError, SafetensorError),
             shallow(source),
         ):
+            if not trust_remote_code:
+                _check_room(config, source)
             return load_checked(auto_model(config), source, dtype=precision, trust_remote_code=trust_remote_code)
     except UnpicklingError as error:
         raise ValueError(
@@ -118,6 +123,19 @@ def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool 
             raise
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{source}: its weights cannot be loaded: {reason} Name a folder that save_pretrained wrote.") from error
+
+
+def _check_room(config: PreTrainedConfig, source: str | Path) -> None:
+    """Raises ValueError if a folder's configuration describes a model far larger than its weights, which would fill the memory.
+
+    Four bits are the least that a parameter is stored in.
+    """
+    stored = sum(file.stat().st_size for file in Path(source).glob("*.safetensors")) if Path(source).is_dir() else 0
+    if stored and (described := empty_model(config).num_parameters()) // 2 > 2 * stored + _SLACK:
+        raise ValueError(
+            f"{source}: its config.json describes a model of {described / 1e9:.1f} B parameters, and its weights have "
+            f"{stored / 1e9:.3f} GB; they belong to different models."
+        )
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:

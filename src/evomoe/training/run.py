@@ -110,7 +110,7 @@ def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, Conversat
         write_text(folder.identity, json.dumps(now, indent=1) + "\n")
     if not resume or not folder.has_begun():
         folder.clear()
-    elif changes := checked.recipe.bad_record_changes(Recipe.load(folder.recipe)):
+    elif resume != "known" and (changes := checked.recipe.bad_record_changes(Recipe.load(folder.recipe))):
         where = ", ".join(
             f"step {folder.stage(stage).last_step()} of stage {stage}"
             for stage in checked.recipe.stages
