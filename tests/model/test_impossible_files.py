@@ -11,6 +11,8 @@ from evomoe import cli
 from evomoe.evaluation.foreign_answers import text_of
 from evomoe.model.loading import load_model, load_processor
 from evomoe.recipe.recipe import Recipe
+from evomoe.recipe.router_options import DTROptions
+from evomoe.recipe.row_options import read_options
 from evomoe.support.parse_json import read_json
 from evomoe.training.checked_run import check_run
 
@@ -142,3 +144,9 @@ def test_a_configuration_of_another_model_is_refused_before_it_fills_the_memory(
     changed(workspace / "model", text_config=text | {"intermediate_size": 50_000_000})
     with pytest.raises(ValueError, match=r"describes a model of \d+.\d B parameters, and its weights have 0.000 GB"):
         load_model(workspace / "model")
+
+
+@pytest.mark.parametrize("cap", [1e-300, -1.0, float("inf")])
+def test_a_cap_under_which_all_logits_are_the_same(cap):
+    with pytest.raises(ValueError, match="at least 0.001; 0 bounds no logits"):
+        read_options(DTROptions, {"cap": cap}, "router 'dtr'").check(4)

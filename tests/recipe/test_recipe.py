@@ -283,7 +283,7 @@ def test_what_exists_is_not_written_over(tmp_path, make):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("coefficient", ["x", -0.1, None, math.nan, math.inf])
+@pytest.mark.parametrize("coefficient", ["x", -0.1, None, math.nan, math.inf, True, 1e300])
 def test_a_coefficient_that_is_no_number_is_named(coefficient):
     with pytest.raises(ValueError, match="aux_losses: balance="):
         MoEOptions(aux_losses={"balance": coefficient})

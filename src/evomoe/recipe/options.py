@@ -21,6 +21,8 @@ STAGES = {0: "align", 1: "warmup", 2: "evolution", 3: "routing"}
 
 LARGEST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
+LARGEST_COEFFICIENT = 1e4
+"""An auxiliary loss that weighs more drowns the language loss, and then float32."""
 
 
 _STAGE_OPTION_OF = {
@@ -186,8 +188,9 @@ class MoEOptions:
                 f"{self.num_experts_per_tok} (top-k) must lie between 1 and `num_experts`, which is {self.num_experts}.",
             )
         for name, coefficient in self.aux_losses.items():
-            if not isinstance(coefficient, int | float) or not 0 <= coefficient < math.inf:
-                raise OptionError("aux_losses", f"{name}={coefficient!r} must be a finite number that is not negative.")
+            is_number = isinstance(coefficient, int | float) and not isinstance(coefficient, bool)
+            if not is_number or not 0 <= coefficient <= LARGEST_COEFFICIENT:
+                raise OptionError("aux_losses", f"{name}={coefficient!r} must be a number from 0 to {LARGEST_COEFFICIENT:g}.")
         check_whole("gradient_experts", self.gradient_experts, 0, hint="; 0 is all")
         if not 0 <= self.expert_dropout < 1:
             raise OptionError("expert_dropout", f"{self.expert_dropout} must lie in [0, 1).")

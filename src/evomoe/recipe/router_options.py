@@ -9,6 +9,9 @@ from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.row_options import RouterOptions, check_width
 from evomoe.support.errors import OptionError
 
+SMALLEST_CAP = 0.001
+"""A bound below which all logits are the same in float32."""
+
 
 @dataclass(frozen=True)
 class DTROptions(RouterOptions):
@@ -29,8 +32,8 @@ class DTROptions(RouterOptions):
     def check(self, num_experts: int) -> None:
         for name in ("hypernet_width", "rank"):
             check_width(name, getattr(self, name))
-        if not 0 <= self.cap < math.inf:
-            raise OptionError("cap", f"{self.cap:g} must be finite and not be negative; 0 bounds no logits.")
+        if not (self.cap == 0 or SMALLEST_CAP <= self.cap < math.inf):
+            raise OptionError("cap", f"{self.cap:g} must be finite and at least {SMALLEST_CAP:g}; 0 bounds no logits.")
 
 
 @dataclass(frozen=True)
