@@ -146,7 +146,7 @@ def test_a_configuration_of_another_model_is_refused_before_it_fills_the_memory(
         load_model(workspace / "model")
 
 
-@pytest.mark.parametrize("cap", [1e-300, -1.0, float("inf")])
+@pytest.mark.parametrize("cap", [1e-300, -1.0])
 def test_a_cap_under_which_all_logits_are_the_same(cap):
     with pytest.raises(ValueError, match="at least 0.001; 0 bounds no logits"):
         read_options(DTROptions, {"cap": cap}, "router 'dtr'").check(4)

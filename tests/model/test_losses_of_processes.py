@@ -62,6 +62,7 @@ def worker(rank: int, router: str, folder: str) -> None:
     drained, gradients = losses_and_gradients(model, rank)
     Path(folder, f"{rank}.json").write_text(json.dumps(drained))
     torch.save(gradients, Path(folder) / f"{rank}.pt")
+    del model, gradients  # the group's threads wait for Python where a model that holds them goes after it
     torch.distributed.destroy_process_group()
 
 
