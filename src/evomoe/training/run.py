@@ -82,7 +82,8 @@ def _train(checked: CheckedRun, label: str, datasets: Mapping[int, ConversationD
     for stage in recipe.stages:
         own = folder.stage(stage, label)
         if not own.model.is_dir():
-            own.path.mkdir(parents=True, exist_ok=True)
+            if is_main_process():  # which looks before whether the folder may be used
+                own.path.mkdir(parents=True, exist_ok=True)
             with _timed(own.seconds):
                 STAGES[stage](checked, source, own, datasets[stage])
         elif is_main_process():
