@@ -141,3 +141,11 @@ def test_the_readme_names_every_verb():
     verbs = set(re.findall(r'^        "([a-z]+)": ', Path(cli.__file__).read_text(), flags=re.M))
     named = set(re.findall(r"`(?:evomoe )?([a-z]+)[ `]", (ROOT / "README.md").read_text()))
     assert len(verbs) > 15 and verbs <= named | {"demo"}, verbs - named
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.stem not in ("log", "results", "paper-map")], ids=lambda page: page.name
+)
+def test_no_line_of_prose_is_over_100_characters(page):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    assert [line for line in prose.splitlines() if len(line) > 100 and not line.startswith(("|", "![", '"The checkpoint'))] == []
