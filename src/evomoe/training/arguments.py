@@ -77,11 +77,10 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
     }
     made = TrainingArguments(**arguments | given)
     check_sharding(made)
-    _try(made)
     return made
 
 
-def _try(arguments: TrainingArguments) -> None:
+def try_optimizer(arguments: TrainingArguments) -> None:
     """Makes the optimizer of one number and its schedule: what these refuse would be found only once a model is loaded.
 
     Raises:

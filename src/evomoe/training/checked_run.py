@@ -29,7 +29,7 @@ from evomoe.support.errors import OptionError, foreign, within
 from evomoe.support.files import DiskError, naming
 from evomoe.support.needs import needs_of
 from evomoe.support.processor import Processor
-from evomoe.training.arguments import training_arguments
+from evomoe.training.arguments import training_arguments, try_optimizer
 from evomoe.training.evolution import check_rule
 from evomoe.training.trainable import set_trainable
 
@@ -182,7 +182,9 @@ def _check_training_arguments(recipe: Recipe, stage: int) -> None:
 
     def refusal(recipe: Recipe) -> Exception | None:
         try:
-            _check_loggers(training_arguments(recipe, stage, RunFolder(recipe.output).stage(stage), num_records=1))
+            made = training_arguments(recipe, stage, RunFolder(recipe.output).stage(stage), num_records=1)
+            _check_loggers(made)
+            try_optimizer(made)
         except (ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
             return error
         return None

@@ -113,9 +113,9 @@ def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, Conversat
         folder.clear()
     elif resume != "known" and (changes := checked.recipe.bad_record_changes(Recipe.load(folder.recipe))):
         where = ", ".join(
-            f"step {folder.stage(stage).last_step()} of stage {stage}"
+            f"step {step} of stage {stage}"
             for stage in checked.recipe.stages
-            if folder.stage(stage).last_step()
+            if (step := folder.stage(stage).last_step())  # it reads the whole checkpoint
         )
         line = f"From {where or 'its begin'} on: {'; '.join(changes)}."
         before = folder.changes.read_text(encoding="utf-8") if folder.changes.is_file() else ""
