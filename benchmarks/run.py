@@ -152,6 +152,8 @@ def evolution_step(rounds: int) -> Iterator[Ratio]:
     def step() -> float:
         """Takes a step with evolution; returns its time over the time without the evolution in it."""
         begin = seconds()
+        evolution.before_step()
+        begun = seconds()
         model(**batch).loss.backward()
         optimizer.step()
         before = seconds()
@@ -159,7 +161,7 @@ def evolution_step(rounds: int) -> Iterator[Ratio]:
         after = seconds()
         optimizer.zero_grad()
         end = seconds()
-        return (end - begin) / (end - begin - (after - before))
+        return (end - begin) / (end - begin - (begun - begin) - (after - before))
 
     step()
     label = "Stage II step (LLaVA, D 512, F 1408, 8 layers, 8 x 256 tokens)"

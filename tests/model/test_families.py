@@ -151,6 +151,8 @@ def _step(model: PreTrainedModel, inputs: dict, what: str, layers: list[int]) ->
     )
     evolution = ExpertEvolution(ffns, EvolutionOptions(), total_steps=10) if ffns else None
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    if evolution:
+        evolution.before_step()
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -1,11 +1,14 @@
 """Expert evolution against hand-computed numbers, through checkpoints and across processes."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from evomoe.recipe.options import EvolutionOptions
-from evomoe.training.collapse import check_not_collapsed, diversity_report, relative_distances
+from evomoe.training.collapse import StartOfStage2, check_not_collapsed, diversity_report, relative_distances
 from evomoe.training.evolution import RULES, ExpertEvolution
 
 
@@ -26,6 +29,7 @@ def follow(
     ffn = scalar_ffn(path[0])
     evolution = ExpertEvolution({0: ffn}, EvolutionOptions(rule, fixed(*betas), **options), total_steps=len(path) - 1)
     for value, gradient in zip(path[1:], gradients or path[1:], strict=True):
+        evolution.before_step()
         ffn.weight.data.fill_(value)
         ffn.weight.grad = torch.full((1, 1), gradient)
         evolution.after_step()
@@ -79,6 +83,7 @@ def test_betas_are_drawn_anew_at_every_step_inside_their_ranges_and_depend_on_th
 def test_per_layer_betas_reach_their_layers():
     ffns = {layer: scalar_ffn(0.0) for layer in (0, 2)}
     evolution = ExpertEvolution(ffns, EvolutionOptions("scaled_update", ((0.0, 1.0),), beta_scope="layer"), 1)
+    evolution.before_step()
     for ffn in ffns.values():
         ffn.weight.data.fill_(1.0)
     evolution.after_step()
@@ -91,18 +96,26 @@ def test_a_small_step_is_not_lost_when_the_model_is_bfloat16():
     evolution = ExpertEvolution({0: ffn}, EvolutionOptions("ema", fixed(0.99)), total_steps=100)
     ffn.weight.data.fill_(1.0078125)  # the next number after 1 in bfloat16
     for _ in range(100):
+        evolution.before_step()
         evolution.after_step()
     gap = 1.0078125 - evolution.shadows[0][0].item()
     assert evolution.shadows[0][0].dtype == torch.float32
     assert gap == pytest.approx(0.0078125 * 0.99**100, rel=1e-3)
 
 
+def start_of(evolution: ExpertEvolution, folder: Path) -> StartOfStage2:
+    start = StartOfStage2(folder / "start.safetensors")
+    start.write(evolution)
+    return start
+
+
 def random_walk(ffn: nn.Module, evolution: ExpertEvolution, steps: range) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(step)
+        evolution.before_step()
         for parameter in ffn.parameters():
             parameter.data += torch.randn(parameter.shape, generator=generator)
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
         evolution.after_step()
 
 
@@ -112,6 +125,7 @@ def test_a_run_that_is_saved_and_resumed_gives_the_same_experts(rule, tmp_path):
     torch.manual_seed(0)
     ffn = nn.Linear(3, 4)
     straight = ExpertEvolution({2: ffn}, options, total_steps=10)
+    start = start_of(straight, tmp_path)
     random_walk(ffn, straight, range(4))
     straight.save(tmp_path)
     state = {name: value.clone() for name, value in ffn.state_dict().items()}
@@ -125,7 +139,108 @@ def test_a_run_that_is_saved_and_resumed_gives_the_same_experts(rule, tmp_path):
     random_walk(again, resumed, range(4, 10))
     for name, tensor in straight.expert_tensors().items():
         assert torch.equal(resumed.expert_tensors()[name], tensor)
-    assert diversity_report(resumed) == diversity_report(straight)
+    assert diversity_report(resumed, start) == diversity_report(straight, start)
+    start.path.unlink()
+    with pytest.raises(ValueError, match="start.safetensors is not there: begin Stage II anew"):
+        diversity_report(resumed, start)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_thousand_steps_stay_as_near_to_the_formula_as_float32_can(rule):
+    """Adding what the rule needs of theta_1 before the step beforehand costs no precision: against Eq. 1 in float64."""
+    generator = torch.Generator().manual_seed(0)
+    ffn, rate = nn.Linear(20, 20), 1e-4
+    evolution = ExpertEvolution({0: ffn}, EvolutionOptions(rule), total_steps=1000)
+    theta1 = ffn.weight.detach().double().numpy()
+    experts = [theta1.copy() for _ in range(3)]
+    for step in range(1, 1001):
+        evolution.before_step()
+        before = ffn.weight.detach().double().numpy()
+        ffn.weight.data += rate * torch.randn(20, 20, generator=generator)
+        ffn.weight.grad = torch.randn(20, 20, generator=generator)
+        ffn.bias.grad = torch.zeros(20)
+        evolution.after_step()
+        now, gradient = ffn.weight.detach().double().numpy(), ffn.weight.grad.double().numpy()
+        for n, by_layer in enumerate(evolution.draw_betas(step)):
+            b = by_layer[0]
+            experts[n] = {
+                "ema": b * experts[n] + (1 - b) * now,
+                "scaled_update": experts[n] + (1 - b) * (now - before),
+                "lookback": b * before + (1 - b) * now,
+                "literal": b * now + (1 - b) * gradient,
+            }[rule]
+    for expert, shadow in zip(experts, evolution.shadows, strict=True):
+        error = np.abs(shadow[0].double().numpy() - expert).max()
+        assert error < 5e-6 * np.abs(expert).max() and (rule == "literal" or np.abs(expert - now).max() > 100 * error)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_evolution_holds_four_bytes_for_each_weight_of_each_evolved_expert_and_nothing_else(rule, dtype):
+    ffn = nn.Linear(30, 40).to(dtype)
+    evolution = ExpertEvolution({0: ffn}, EvolutionOptions(rule), 2)
+    random_walk(ffn, evolution, range(1))
+    evolution.before_step()
+
+    def held(thing: object) -> int:
+        if isinstance(thing, torch.Tensor):
+            return thing.nbytes
+        parts = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list | tuple) else ()
+        return sum(map(held, parts))
+
+    assert held(vars(evolution)) == 3 * 4 * (30 * 40 + 40)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_in_the_memory_of_the_cpu_are_bit_by_bit_those_on_the_device(rule, dtype):
+    found = []
+    for offload in (False, True):
+        torch.manual_seed(0)
+        ffn = nn.Linear(30, 40).to("cuda", dtype)
+        evolution = ExpertEvolution({0: ffn}, EvolutionOptions(rule, offload=offload), 10)
+        for step in range(5):
+            evolution.before_step()
+            for parameter in ffn.parameters():
+                generator = torch.Generator().manual_seed(step)
+                parameter.data += torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter)
+            evolution.after_step()
+        kept = evolution.shadows[0][0]
+        assert kept.is_cuda != offload and kept.is_pinned() == offload
+        found.append(evolution.expert_tensors())
+    for name, tensor in found[0].items():
+        assert torch.equal(found[1][name], tensor)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_step_that_was_skipped_leaves_the_experts_where_they_were(rule):
+    ffn = nn.Linear(3, 4)
+    evolution = ExpertEvolution({0: ffn}, EvolutionOptions(rule), 10)
+    random_walk(ffn, evolution, range(2))
+    before = {name: tensor.clone() for name, tensor in evolution.expert_tensors().items()}
+    if rule == "lookback":  # which has no memory: a step of no length leaves copies of theta_1
+        before = {name: ffn.get_parameter(name.rpartition(".")[2]).detach() for name in before}
+    evolution.before_step()
+    evolution.after_step(happened=False)
+    assert evolution.step == 2
+    for name, tensor in evolution.expert_tensors().items():
+        torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=1e-6)
+
+
+def test_half_a_step_is_neither_saved_nor_taken_twice(tmp_path):
+    ffn = scalar_ffn(1.0)
+    evolution = ExpertEvolution({0: ffn}, EvolutionOptions("scaled_update", fixed(0.5)), 10)
+    evolution.before_step()
+    evolution.before_step()
+    with pytest.raises(RuntimeError, match="half-way through a step"):
+        evolution.save(tmp_path)
+    ffn.weight.data.fill_(3.0)
+    evolution.after_step()
+    assert evolution.shadows[0][0].item() == 2.0
+    with pytest.raises(RuntimeError, match="without before_step"):
+        evolution.after_step()
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
@@ -151,21 +266,24 @@ def test_the_evolved_experts_are_no_part_of_the_model():
     assert {name for name, _ in ffn.named_parameters()} == {"weight", "bias"} and not list(ffn.buffers())
 
 
-def test_relative_distance_of_a_scaled_update_is_beta():
+def test_relative_distance_of_a_scaled_update_is_beta(tmp_path):
     ffn = nn.Linear(5, 5)
     evolution = ExpertEvolution({0: ffn}, EvolutionOptions("scaled_update", fixed(0.9, 0.4)), 3)
+    start = start_of(evolution, tmp_path)
     random_walk(ffn, evolution, range(3))
-    assert [by_layer[0] for by_layer in relative_distances(evolution)] == pytest.approx([0.9, 0.4], rel=1e-5)
+    assert [by_layer[0] for by_layer in relative_distances(evolution, start)] == pytest.approx([0.9, 0.4], rel=1e-5)
 
 
-def test_collapsed_experts_are_named_and_refused_with_a_way_out():
+def test_collapsed_experts_are_named_and_refused_with_a_way_out(tmp_path):
     ffn = nn.Linear(5, 5)
     evolution = ExpertEvolution({0: ffn}, EvolutionOptions("lookback"), 3)
+    start = start_of(evolution, tmp_path)
     random_walk(ffn, evolution, range(3))
-    check_not_collapsed(diversity_report(evolution), "cosine")
+    check_not_collapsed(diversity_report(evolution, start), "cosine")
     evolution.total_steps += 1
+    evolution.before_step()
     evolution.after_step()  # a step without movement, as at the end of a cosine schedule
-    report = diversity_report(evolution)
+    report = diversity_report(evolution, start)
     assert report["collapsed"] == ["expert2", "expert3", "expert4"]
     with pytest.raises(
         ValueError, match="'lookback' with stop_fraction 1.0 under a cosine .*scaled_update.*`allow_collapsed_experts=True`"

@@ -21,6 +21,7 @@ from evomoe.model.routers import Router
 from evomoe.model.routers.float32 import Float32Linear
 from evomoe.recipe.row_options import InitOptions, RouterOptions
 from evomoe.support.needs import needs
+from evomoe.training.evolution import Factors
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,9 @@ def halved(chosen_TK, counted_TK):
     return chosen_TK / 2
 
 
-@needs("back", "gradient")
-def drift(shadow, step, beta):
+def drift(beta):
     """Against the step and the gradient."""
-    torch._foreach_add_(shadow, step.back, alpha=beta)
-    torch._foreach_add_(shadow, step.gradient, alpha=-0.1)
+    return Factors(kept=1, before=beta, after=-beta, gradient=-0.1)
 
 
 @pytest.fixture

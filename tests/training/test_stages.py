@@ -88,13 +88,18 @@ def test_experts_evolve_once_per_optimiser_step_that_happened(workspace, monkeyp
 
     calls: list[int] = []
     original = ExpertEvolution.after_step
-    monkeypatch.setattr(ExpertEvolution, "after_step", lambda self: calls.append(self.step) or original(self))
+
+    def after_step(self, happened):
+        original(self, happened)
+        calls.append(self.step)
+
+    monkeypatch.setattr(ExpertEvolution, "after_step", after_step)
     run(make_recipe(workspace, stages=(2,)), report=False)
-    assert calls == [0, 1, 2, 3]
+    assert calls == [1, 2, 3, 4]
     calls.clear()
     monkeypatch.setattr(AcceleratedOptimizer, "step_was_skipped", property(lambda self: True))
     run(make_recipe(workspace, "skipped", stages=(2,)), report=False)
-    assert calls == []
+    assert calls == [0, 0, 0, 0]
 
 
 def test_equal_experts_of_any_initialiser_stop_stage_3_when_only_the_router_trains(workspace):

@@ -55,6 +55,11 @@ class StageFolder:
         return self.path / "checkpoints"
 
     @property
+    def start(self) -> Path:
+        """The FFNs of the MoE layers as Stage II found them; it goes with the checkpoints."""
+        return self.checkpoints / "start.safetensors"
+
+    @property
     def experts(self) -> Path:
         """The experts that Stage II evolved."""
         return self.path / "evolved_experts.safetensors"

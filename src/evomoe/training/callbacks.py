@@ -19,16 +19,22 @@ from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import decoder_layers, ffn_names
 from evomoe.recipe.options import EvolutionOptions
 from evomoe.support.files import naming, write_text
-from evomoe.training.collapse import relative_distances
+from evomoe.training.collapse import StartOfStage2, relative_distances
 from evomoe.training.evolution import ExpertEvolution
 from evomoe.training.meter import RouterMeter
 
 
 class EvolutionCallback(TrainerCallback):
-    """Runs expert evolution after every optimiser step that really happened."""
+    """Runs expert evolution before and after every optimiser step that really happened.
 
-    def __init__(self, options: EvolutionOptions, moe_layers: Sequence[int]) -> None:
-        self.options, self.moe_layers = options, list(moe_layers)
+    Args:
+        options: how experts evolve.
+        moe_layers: the layers that do.
+        start: where theta_1 of before the stage is kept.
+    """
+
+    def __init__(self, options: EvolutionOptions, moe_layers: Sequence[int], start: Path) -> None:
+        self.options, self.moe_layers, self.start = options, list(moe_layers), StartOfStage2(start)
         self.resume_from: str | None = None
         self.experts: ExpertEvolution | None = None
 
@@ -40,16 +46,22 @@ class EvolutionCallback(TrainerCallback):
         self.experts = ExpertEvolution(ffns, self.options, state.max_steps)
         if self.resume_from:
             self.experts.load(self.resume_from)
+        else:
+            self.start.write(self.experts, write=state.is_world_process_zero)
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        # Not in on_pre_optimizer_step: under DeepSpeed the step has happened by then.
+        assert self.experts is not None
+        self.experts.before_step()
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:
         assert self.experts is not None
-        if not getattr(optimizer, "step_was_skipped", False):
-            self.experts.after_step()
+        self.experts.after_step(happened=not getattr(optimizer, "step_was_skipped", False))
 
     def distances(self) -> dict[str, float]:
         """Mean over the layers of each evolved expert's relative distance to expert 1, for the log."""
         assert self.experts is not None
-        by_expert = relative_distances(self.experts)
+        by_expert = relative_distances(self.experts, self.start)
         return {f"distance/expert{n + 2}": sum(layers.values()) / len(layers) for n, layers in enumerate(by_expert)}
 
 

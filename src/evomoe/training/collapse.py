@@ -1,45 +1,85 @@
 """How different the evolved experts are from expert 1, and whether they collapsed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
 from evomoe.model.sparse_model import SparseModel
+from evomoe.support.files import write_tensors
+from evomoe.training import sharding
 from evomoe.training.evolution import ExpertEvolution
 
 COLLAPSED = 1e-3
 """Experts nearer to expert 1 than this share of the way that expert 1 went in Stage II count as copies of it."""
 
 
+class StartOfStage2:
+    """theta_1 as Stage II found it. It lies on the disk and is read parameter by parameter, so that no memory holds it.
+
+    Args:
+        path: of its file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, evolution: ExpertEvolution, write: bool = True) -> None:
+        """Keeps theta_1 as it is now; every process must call, those with ``write`` write."""
+        values = zip(evolution.names, evolution.local_values(), evolution.parameters(), strict=True)
+        tensors = {self._name(*name): sharding.whole(value, parameter) for name, value, parameter in values}
+        if write:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(self.path, tensors)
+
+    def local_values(self, evolution: ExpertEvolution) -> Iterable[Tensor]:
+        """This process's part of each parameter, in the order of the evolution's names; every process must call.
+
+        Raises:
+            ValueError: the file is not there.
+        """
+        if not self.path.is_file():
+            raise ValueError(f"{self.path} is not there: begin Stage II anew, without `resume`, in another output folder.")
+        with safe_open(self.path, framework="pt") as file:
+            for name, parameter in zip(evolution.names, evolution.parameters(), strict=True):
+                yield sharding.scatter(file.get_tensor(self._name(*name)), parameter)
+
+    @staticmethod
+    def _name(layer: int, name: str) -> str:
+        return f"layers.{layer}.{name}"
+
+
 @torch.no_grad()
-def relative_distances(evolution: ExpertEvolution) -> list[dict[int, float]]:
+def relative_distances(evolution: ExpertEvolution, start: StartOfStage2) -> list[dict[int, float]]:
     """For each evolved expert and layer, ``|theta_n - theta_1| / |theta_1 - theta_1 at the start of Stage II|``.
 
     0 for a copy of expert 1; 1 for an expert as far from expert 1 as Stage I is, for example one that never moved.
     """
-    theta1 = [t.to(s.device) for t, s in zip(evolution.local_values(), evolution.stage1, strict=True)]
-    moved = _norms(evolution, torch._foreach_sub(theta1, evolution.stage1))
-    distances = []
-    for shadow in evolution.shadows:
-        apart = _norms(evolution, torch._foreach_sub(shadow, theta1))
-        distances.append({layer: apart[layer] / moved[layer] if moved[layer] else 0.0 for layer in apart})
-    return distances
+    moved = _distances(evolution, start.local_values(evolution))
+    return [
+        {layer: distance / moved[layer] if moved[layer] else 0.0 for layer, distance in _distances(evolution, shadow).items()}
+        for shadow in evolution.shadows
+    ]
 
 
-def _norms(evolution: ExpertEvolution, tensors: Sequence[torch.Tensor]) -> dict[int, float]:
-    squares: dict[int, torch.Tensor] = {}
-    for (layer, _), tensor in zip(evolution.names, tensors, strict=True):
-        squares[layer] = squares.get(layer, torch.zeros((), device=tensor.device)) + tensor.square().sum()
+def _distances(evolution: ExpertEvolution, others: Iterable[Tensor]) -> dict[int, float]:
+    """The distance of theta_1 from other weights, by layer."""
+    squares: dict[int, Tensor] = {}
+    for (layer, _), theta1, other in zip(evolution.names, evolution.local_values(), others, strict=True):
+        apart = theta1.float() - other.to(theta1.device).float()
+        squares[layer] = squares.get(layer, torch.zeros((), device=theta1.device)) + apart.square().sum()
     stacked_L = torch.stack(list(squares.values()))
     if evolution.is_sharded() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(stacked_L)
     return dict(zip(squares, stacked_L.sqrt().tolist(), strict=True))
 
 
-def diversity_report(evolution: ExpertEvolution) -> dict[str, Any]:
+def diversity_report(evolution: ExpertEvolution, start: StartOfStage2) -> dict[str, Any]:
     """What Stage II leaves behind: relative distances by expert and layer, and which experts collapsed."""
-    by_expert = relative_distances(evolution)
+    by_expert = relative_distances(evolution, start)
     mean = {f"expert{n}": sum(layers.values()) / len(layers) for n, layers in enumerate(by_expert, start=2)}
     return {
         "rule": evolution.config.rule,

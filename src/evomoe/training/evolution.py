@@ -5,10 +5,13 @@ Implements: Eq. 1, Table 3 (evolution values), Table 15 (evolution values).
 theta_1 is the one trainable FFN of each MoE layer. The evolved experts are no modules: they are float32 shadows of its
 parameters, kept outside the module tree. So nothing frozen is sharded or gathered, no precision is lost, and a run with
 several processes needs no communication: each updates its own shard with the same betas.
+
+They are all that evolution holds, (E - 1) x 4 bytes for each parameter of theta_1: what a rule needs of theta_1 before the step
+is added to the shadows before the step.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,47 +23,55 @@ from torch import Tensor, nn
 from evomoe.recipe.options import EvolutionOptions
 from evomoe.support.errors import OptionError
 from evomoe.support.files import write_tensors
-from evomoe.support.needs import needs, needs_of
 from evomoe.training import sharding
 
 Tensors = list[Tensor]
 
 
-def ema(shadow: Tensors, step: "Step", beta: float) -> None:
+@dataclass(frozen=True)
+class Factors:
+    """What an optimiser step makes of an evolved expert: theta_n <- the sum of these factors times what they are named after.
+
+    Attributes:
+        kept: theta_n, as it was.
+        before: theta_1 before the step.
+        after: theta_1 after the step.
+        gradient: of theta_1.
+    """
+
+    kept: float = 0.0
+    before: float = 0.0
+    after: float = 0.0
+    gradient: float = 0.0
+
+
+def ema(beta: float) -> Factors:
     """theta_n <- b theta_n + (1 - b) theta_1: a moving average of expert 1."""
-    torch._foreach_lerp_(shadow, step.new, 1 - beta)
+    return Factors(kept=beta, after=1 - beta)
 
 
-@needs("back")
-def scaled_update(shadow: Tensors, step: "Step", beta: float) -> None:
+def scaled_update(beta: float) -> Factors:
     """theta_n <- theta_n + (1 - b) (theta_1 now - theta_1 before the step): a shorter step the same way."""
-    torch._foreach_add_(shadow, step.back, alpha=beta - 1)
+    return Factors(kept=1, before=beta - 1, after=1 - beta)
 
 
-@needs("back")
-def lookback(shadow: Tensors, step: "Step", beta: float) -> None:
+def lookback(beta: float) -> Factors:
     """theta_n <- b theta_1 before the step + (1 - b) theta_1 now."""
-    torch._foreach_copy_(shadow, step.new)
-    torch._foreach_add_(shadow, step.back, alpha=beta)
+    return Factors(before=beta, after=1 - beta)
 
 
-@needs("gradient")
-def literal(shadow: Tensors, step: "Step", beta: float) -> None:
+def literal(beta: float) -> Factors:
     """theta_n <- b theta_1 + (1 - b) gradient of theta_1: Eq. 1 as printed."""
-    torch._foreach_copy_(shadow, step.gradient)
-    torch._foreach_lerp_(shadow, step.new, beta)
+    return Factors(after=beta, gradient=1 - beta)
 
 
-RULES: dict[str, Callable[[Tensors, "Step", float], None]] = {
+RULES: dict[str, Callable[[float], Factors]] = {
     "ema": ema,
     "scaled_update": scaled_update,
     "lookback": lookback,
     "literal": literal,
 }
-"""The four readings of Eq. 1: each updates one expert's shadow in place, all layers in one fused call.
-
-A rule declares which fields of ``Step`` it needs beside ``new``: ``@needs("back", "gradient")``.
-"""
+"""The four readings of Eq. 1: a rule says, for a beta, what an optimiser step makes of an evolved expert."""
 
 
 def check_rule(options: EvolutionOptions) -> None:
@@ -69,23 +80,8 @@ def check_rule(options: EvolutionOptions) -> None:
         raise OptionError("evolution.rule", f"there is no '{options.rule}'; choose from {', '.join(RULES)}.")
 
 
-@dataclass(frozen=True)
-class Step:
-    """What an optimiser step did to theta_1, as lists over its parameters.
-
-    Attributes:
-        new: theta_1 after the step.
-        back: the way back, theta_1 before the step minus theta_1 after it; empty for rules that do not need it.
-        gradient: of theta_1; empty for rules that do not need it.
-    """
-
-    new: Tensors
-    back: Tensors
-    gradient: Tensors
-
-
 class ExpertEvolution:
-    """The evolved experts of all MoE layers, updated after every optimiser step.
+    """The evolved experts of all MoE layers, updated before and after every optimiser step.
 
     Args:
         ffns: theta_1, the trainable FFN of each MoE layer, by layer index.
@@ -99,12 +95,8 @@ class ExpertEvolution:
         check_rule(config)
         self.ffns, self.config, self.total_steps, self.step = dict(ffns), config, total_steps, 0
         self.names = [(layer, name) for layer, ffn in self.ffns.items() for name, _ in ffn.named_parameters()]
-        start = self.local_values()
-        self.shadows: list[Tensors] = [[self._place(t.clone()) for t in start] for _ in config.beta_ranges]
-        self.stage1: Tensors = [self._place(t.clone()) for t in start]
-        self.rule, needed = RULES[config.rule], needs_of(RULES[config.rule])
-        self._old: Tensors = [self._place(t.clone()) for t in start] if "back" in needed else []
-        self._needs_gradient = "gradient" in needed
+        self.shadows: list[Tensors] = [[self._shadow(value) for value in self.local_values()] for _ in config.beta_ranges]
+        self._begun = False  # whether a step's first half has happened
 
     @property
     def num_experts(self) -> int:
@@ -112,28 +104,44 @@ class ExpertEvolution:
         return len(self.shadows) + 1
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Updates the evolved experts; call once after each optimiser step that really happened, before ``zero_grad``."""
-        self.step += 1
-        if self.step > self.config.stop_fraction * self.total_steps:
-            return
-        new = [self._place(t) for t in self.local_values()]
-        gradient = [self._place(t) for t in self._local_gradients()] if self._needs_gradient else []
-        if self._old:
-            torch._foreach_sub_(self._old, new)  # in place: the buffer holds the way back until it is refilled below
-        for shadow, beta_by_layer in zip(self.shadows, self.draw_betas(self.step), strict=True):
-            for beta, chosen in self._groups(beta_by_layer):
-                step = Step(*([tensors[i] for i in chosen] if tensors else [] for tensors in (new, self._old, gradient)))
-                self.rule([shadow[i] for i in chosen], step, beta)
-        if self._old:
-            torch._foreach_copy_(self._old, new)
+    def before_step(self) -> None:
+        """The first half of an update; call once before each optimiser step, while theta_1 is what it was after the last one."""
+        if not self._begun and self._follows(self.step + 1):
+            self._begun = True
+            for shadow, theta1, _, factors in self._updates(self.step + 1):
+                if factors.before:
+                    _add(shadow, factors.kept, theta1, factors.before)
 
-    def _groups(self, beta_by_layer: Mapping[int, float]) -> list[tuple[float, list[int]]]:
-        """The parameters that share a beta: all of them, or those of one layer."""
-        groups: dict[float, list[int]] = {}
-        for i, (layer, _) in enumerate(self.names):
-            groups.setdefault(beta_by_layer[layer], []).append(i)
-        return list(groups.items())
+    @torch.no_grad()
+    def after_step(self, happened: bool = True) -> None:
+        """The second half; call once after each optimiser step, before ``zero_grad``.
+
+        Args:
+            happened: whether theta_1 took the step. One that was skipped is not counted; where a rule needs theta_1 before the step,
+                it is a step of no length.
+        """
+        begun, self._begun = self._begun, False
+        number, self.step = self.step + 1, self.step + happened
+        if not self._follows(number):
+            return
+        if not begun:
+            raise RuntimeError("ExpertEvolution.after_step was called without before_step.")
+        for shadow, theta1, chosen, factors in self._updates(number):
+            if happened or factors.before:
+                _add(shadow, 1.0 if factors.before else factors.kept, theta1, factors.after)
+            if happened and factors.gradient:
+                _add(shadow, 1.0, self._local_gradients(chosen), factors.gradient)
+
+    def _follows(self, step: int) -> bool:
+        return step <= self.config.stop_fraction * self.total_steps
+
+    def _updates(self, step: int) -> Iterator[tuple[Tensors, Tensors, list[int], Factors]]:
+        """What a step updates, by expert and layer: shadows, theta_1, the numbers of their parameters, the factors."""
+        theta1, rule = self.local_values(), RULES[self.config.rule]
+        for shadow, beta_by_layer in zip(self.shadows, self.draw_betas(step), strict=True):
+            for layer in self.ffns:
+                chosen = [i for i, (of, _) in enumerate(self.names) if of == layer]
+                yield [shadow[i] for i in chosen], [theta1[i] for i in chosen], chosen, rule(beta_by_layer[layer])
 
     def draw_betas(self, step: int) -> list[dict[int, float]]:
         """Beta of every evolved expert at an optimiser step, by layer.
@@ -154,14 +162,14 @@ class ExpertEvolution:
         return {
             f"layers.{layer}.experts.{n}.{name}": sharding.whole(tensor, parameter)
             for n, shadow in enumerate(self.shadows, start=1)
-            for (layer, name), tensor, parameter in zip(self.names, shadow, self._parameters(), strict=True)
+            for (layer, name), tensor, parameter in zip(self.names, shadow, self.parameters(), strict=True)
         }
 
     def save(self, folder: str | Path, write: bool = True) -> None:
-        """Writes experts, Stage I weights and position to ``folder``; every process must call, those with ``write`` write."""
+        """Writes experts and position to ``folder``; every process must call, those with ``write`` write."""
+        if self._begun:
+            raise RuntimeError("The evolved experts are half-way through a step; they can be saved between two.")
         tensors = self.expert_tensors()
-        for (layer, name), tensor, parameter in zip(self.names, self.stage1, self._parameters(), strict=True):
-            tensors[f"layers.{layer}.stage1.{name}"] = sharding.whole(tensor, parameter)
         if not write:
             return
         state = {"step": self.step, "total_steps": self.total_steps, "config": asdict(self.config)}
@@ -185,35 +193,50 @@ class ExpertEvolution:
                     f"{self.total_steps}. Resume with the same recipe, or choose another output folder."
                 )
             for n, shadow in enumerate(self.shadows, start=1):
-                self._fill(shadow, file, f"experts.{n}")
-            self._fill(self.stage1, file, "stage1")
+                for (layer, name), target, parameter in zip(self.names, shadow, self.parameters(), strict=True):
+                    whole = file.get_tensor(f"layers.{layer}.experts.{n}.{name}")
+                    target.copy_(sharding.scatter(whole, parameter))
         self.step = state["step"]
 
-    def _fill(self, targets: Tensors, file, label: str) -> None:
-        for (layer, name), target, parameter in zip(self.names, targets, self._parameters(), strict=True):
-            target.copy_(sharding.scatter(file.get_tensor(f"layers.{layer}.{label}.{name}"), parameter))
-
-    def _parameters(self) -> list[nn.Parameter]:
+    def parameters(self) -> list[nn.Parameter]:
+        """theta_1, in the order of ``names``."""
         # Looked up at every call: sharding wrappers replace Parameter objects.
         return [parameter for ffn in self.ffns.values() for parameter in ffn.parameters()]
 
     def is_sharded(self) -> bool:
         """Whether each process holds only a part of every parameter (FSDP2)."""
-        return any(map(sharding.is_sharded, self._parameters()))
+        return any(map(sharding.is_sharded, self.parameters()))
 
     def local_values(self) -> Tensors:
-        """theta_1 now, float32: this process's part, in the order of ``names``."""
-        return [sharding.local(parameter).detach().float() for parameter in self._parameters()]
+        """theta_1 now: this process's part, in the order of ``names``."""
+        return [sharding.local(parameter).detach() for parameter in self.parameters()]
 
-    def _local_gradients(self) -> Tensors:
+    def _local_gradients(self, chosen: list[int]) -> Tensors:
         gradients = []
-        for (layer, name), parameter in zip(self.names, self._parameters(), strict=True):
+        for (layer, name), parameter in ((self.names[i], self.parameters()[i]) for i in chosen):
             if parameter.grad is None:
-                raise ValueError(
-                    f"rule '{self.config.rule}' needs gradients, and layer {layer}'s {name} has none (not available under ZeRO)."
-                )
-            gradients.append(sharding.local(parameter.grad).float())
+                raise ValueError(f"rule '{self.config.rule}' needs gradients; layer {layer}'s {name} has none (as under ZeRO).")
+            gradients.append(sharding.local(parameter.grad))
         return gradients
 
-    def _place(self, tensor: Tensor) -> Tensor:
-        return tensor.cpu() if self.config.offload else tensor
+    def _shadow(self, value: Tensor) -> Tensor:
+        if not self.config.offload:
+            return value.float().clone()
+        kept = torch.empty(value.shape, dtype=torch.float32, pin_memory=value.is_cuda)
+        return kept.copy_(value)
+
+
+def _add(shadow: Tensors, kept: float, values: Tensors, factor: float) -> None:
+    """shadow <- kept shadow + factor values, in place, in float32, on the device of the values.
+
+    Shadows that are kept elsewhere go there and back, so that the result is the same wherever they are kept.
+    """
+    placed = [tensor.to(value.device, non_blocking=True) for tensor, value in zip(shadow, values, strict=True)]
+    if kept == 0:
+        torch._foreach_zero_(placed)
+    elif kept != 1:
+        torch._foreach_mul_(placed, kept)
+    torch._foreach_add_(placed, values, alpha=factor)
+    for tensor, changed in zip(shadow, placed, strict=True):
+        if tensor is not changed:
+            tensor.copy_(changed)

@@ -72,7 +72,6 @@ def train(
         data_collator=Collator(processor),
         processing_class=processor,
         order=_order(recipe, stage, dataset, arguments),
-        moe_layers=run.moe.moe_layers,
         metrics=run.folder.metrics,
         stage=STAGES[stage],
         label=folder.label,

@@ -1,6 +1,6 @@
 """Hugging Face's Trainer, plus router metrics, expert evolution in its checkpoints, and a progress bar that tells the loss."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from evomoe.data.turns import BadRecordError, plain_error
 from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.checkpoint import writing
-from evomoe.recipe.options import EvolutionOptions
 from evomoe.support import hf
 from evomoe.support.text import counted
 from evomoe.training.callbacks import EvolutionCallback, InterruptCallback, MetricsFile, ProgressBar, RouterCallback
@@ -31,7 +30,6 @@ class EvoMoETrainer(Trainer):
     Args:
         order: in which order it takes the records; None for the Trainer's own way.
         evolution: how experts evolve (Stage II); None for the other stages.
-        moe_layers: the layers that evolve.
         metrics: JSON-lines file that receives every logged value.
         stage: its name in that file.
         label: what the progress bar is called, if not by the stage's name.
@@ -41,8 +39,7 @@ class EvoMoETrainer(Trainer):
         self,
         *args: Any,
         order: RecordOrder | None = None,
-        evolution: EvolutionOptions | None = None,
-        moe_layers: Sequence[int] = (),
+        evolution: EvolutionCallback | None = None,
         metrics: Path | None = None,
         stage: str = "",
         label: str = "",
@@ -54,7 +51,7 @@ class EvoMoETrainer(Trainer):
         self.label_smoother = None  # it takes the labels away from the model, and does not shift those of a VLM
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
-        self.evolution = EvolutionCallback(evolution, moe_layers) if evolution else None
+        self.evolution = evolution
         self.meter = RouterMeter()
         if self.evolution:
             self.add_callback(self.evolution)
