@@ -1,11 +1,14 @@
 """What a run would do, told without weights: what trains, how many steps, what is too large."""
 
 import dataclasses
+import re
 
 import pytest
 from small_runs import make_recipe
 
+from evomoe import ROUTERS
 from evomoe.conversion.upcycled_folder import upcycle_folder
+from evomoe.model.routers.linear import LinearRouter
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
 
@@ -37,3 +40,43 @@ def test_dry_run_tells_how_far_a_run_to_resume_has_come(workspace, kill_at):
         run(recipe)
     stages = [line for line in describe(recipe, resume=True).splitlines() if line.startswith("Stage ")]
     assert [line.rpartition("; ")[2] for line in stages] == ["finished", "goes on after step 2"]
+
+
+def test_dry_run_tells_the_memory_of_each_stage(workspace):
+    text = describe(make_recipe(workspace, stages=(1, 2, 3)))
+    memory = [line for line in text.splitlines() if line.startswith("  memory of the process: at most ")]
+    assert len(memory) == 3 and ["evolved experts" in line for line in memory] == [False, True, False]
+    assert "with 4 rows of 33 tokens, the longest records" in text and "more than this device has" not in text
+    shared = describe(make_recipe(workspace, stages=(1,)), processes=4)
+    assert "  memory of each of 4 processes: at most " in shared
+    recipe = make_recipe(workspace)
+    offloaded = describe(recipe.but(evolution=dataclasses.replace(recipe.evolution, offload=True)))
+    assert "evolved experts 110.6 kB" in text and "evolved experts" not in offloaded
+
+
+def test_dry_run_says_if_the_device_is_too_small_and_why_there_is_no_estimate(workspace, monkeypatch):
+    recipe = make_recipe(workspace, stages=(3,), expert_init="noise")
+    monkeypatch.setattr("evomoe.training.dry_run.device_memory", lambda: 1_000_000)
+    assert "That is more than this device has, 1.0 MB. Smaller: `stage3.batch_size`" in describe(recipe)
+
+    class Looks(LinearRouter):
+        def forward(self, x_TD, modality):
+            return super().forward(x_TD / float(x_TD.abs().max()), modality)
+
+    monkeypatch.setitem(ROUTERS, "looks", Looks)
+    moe = dataclasses.replace(recipe.moe, router="looks", router_options={})
+    text = describe(recipe.but(moe=moe))
+    assert "  memory: no estimate (" in text and "learning rate" in text
+
+
+def test_dry_run_measures_steps_and_keeps_nothing(workspace):
+    before = sorted(workspace.rglob("*"))
+    text = describe(make_recipe(workspace, stages=(1, 2, 3)), measured=2)
+    assert len(re.findall(r"measured over 2 steps: [\d.e-]+ s each, 0:00:0\d \(h:mm:ss\) for 4 steps", text)) == 3
+    assert text.endswith("Nothing was kept.") and sorted(workspace.rglob("*")) == before
+
+
+def test_what_is_measured_is_checked(workspace):
+    for options, named in (({"measured": -1}, "measure"), ({"processes": 0}, "processes")):
+        with pytest.raises(ValueError, match=f"^{named}: "):
+            describe(make_recipe(workspace), **options)

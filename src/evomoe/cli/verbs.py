@@ -82,14 +82,22 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
     shown = typed_recipe(base, router)
 
     def train(
-        options: Any = shown, recipe: str = name, dry_run: bool = False, resume: bool = False, resume_anyway: bool = False
+        options: Any = shown,
+        recipe: str = name,
+        dry_run: bool = False,
+        processes: int = 1,
+        measure: int = 0,
+        resume: bool = False,
+        resume_anyway: bool = False,
     ) -> None:
         """Train a dense VLM into an EvoMoE on your own data, in stages.
 
         Args:
             options: the run.
             recipe: where the defaults come from: a name, see `evomoe list recipes`, a YAML file, or the recipe.json of another run.
-            dry_run: print what would train, parameter counts and steps; load no weights.
+            dry_run: print what would train, parameter counts, steps and memory; load no weights.
+            processes: with dry_run, how many processes the run will have.
+            measure: with dry_run, take so many steps of each stage and tell how long the stage takes. It loads the weights.
             resume: go on with the unfinished run in the output folder.
             resume_anyway: the same, also if weights, data or the number of processes have changed since it began.
         """
@@ -98,8 +106,12 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
         if dry_run:
             from evomoe.training.dry_run import describe
 
-            print(with_flags(describe(options, resume, resume_anyway)))
+            told = with_flags(describe(options, resume, resume_anyway, processes, measure))
+            if is_main_process():
+                print(told)
             return
+        if measure or processes != 1:
+            raise OptionError("measure" if measure else "processes", "it goes with --dry-run; `torchrun` starts processes.")
         from evomoe.training.run import run
 
         folder = RunFolder(options.output)

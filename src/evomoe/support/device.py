@@ -1,5 +1,6 @@
 """Which device computes: one answer for training, evaluation, analysis, demo and benchmarks."""
 
+import os
 import platform
 from typing import Any, TypeVar
 
@@ -27,6 +28,16 @@ def prepare(device: torch.device) -> None:
 def moved(model: Model, *where: Any) -> Model:
     """``model.to(*where)``, which type checkers misread of transformers' models: their method is wrapped."""
     return model.to(*where)
+
+
+def device_memory(device: torch.device | None = None) -> int | None:
+    """Bytes of memory of a device, in use or not; of the best one if none is named. None where the system does not say."""
+    device = best_device() if device is None else device
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def device_name(device: torch.device | None = None) -> str:

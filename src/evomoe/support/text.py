@@ -36,6 +36,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
+def in_bytes(size: int) -> str:
+    """1234567 -> "1.2 MB"."""
+    for unit, of in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= of:
+            return f"{size / of:.1f} {unit}"
+    return f"{size} bytes"
+
+
 def readable(count: int) -> str:
     """1234567 -> '1.23 M'."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):

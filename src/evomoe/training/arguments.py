@@ -108,5 +108,8 @@ def check_sharding(arguments: TrainingArguments) -> None:
 
 
 def _recomputes_reentrantly(options: dict[str, Any]) -> bool:
-    kwargs = options.get("gradient_checkpointing_kwargs")
-    return bool(options.get("gradient_checkpointing")) and isinstance(kwargs, dict) and bool(kwargs.get("use_reentrant"))
+    for name in ("gradient_checkpointing", "activation_checkpointing"):  # the first is transformers' old name
+        kwargs = options.get(f"{name}_kwargs")
+        if options.get(name) and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+            return True
+    return False
