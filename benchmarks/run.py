@@ -95,7 +95,7 @@ def naive_dtr(router: DynamicTokenAwareRouter, x_TD: torch.Tensor, modality: Mod
     """Eq. 5-8 with every token's two matrices formed: what DTR costs without the factored form."""
     x_TD = x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + 1e-6)
     out_TE = x_TD.new_zeros(x_TD.shape[0], router.num_experts)
-    for tokens, net in ((modality.image_tokens, router.image), (modality.text_tokens, router.text)):
+    for tokens, net in zip(modality.tokens, (router.image, router.text), strict=True):
         z_TD, R, H = x_TD[tokens], router.image.rank, router.image.width
         a_TH = nn.functional.linear(z_TD, net.embed.weight, net.embed.bias)
         down_HX = net.down.weight.view(H + 1, -1)

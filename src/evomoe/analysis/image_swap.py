@@ -60,7 +60,7 @@ def changed_by_pictures(
             for layer, record in before.items():
                 E = record.routing.logits_TE.shape[-1]
                 changed_T = changed_tokens(record.routing.index_TK, after[layer].routing.index_TK, E)
-                for name, tokens in (("text", record.modality.text_tokens), ("image", record.modality.image_tokens)):
+                for name, tokens in zip(("image", "text"), record.modality.tokens, strict=True):
                     seen = torch.tensor([changed_T[tokens].sum().item(), len(tokens)])
                     changed[name][layer] = changed[name].get(layer, 0) + seen
     return {

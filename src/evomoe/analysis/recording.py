@@ -13,6 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.routing import LayerRecord
 from evomoe.model.sparse_model import is_sparse
+from evomoe.model.without_waiting import occurrences
 
 MODALITIES = ("text", "image")
 
@@ -23,8 +24,9 @@ def expert_counts(record: LayerRecord) -> Tensor:
     """How many slots of each modality went to each expert in one layer, (M, E) int64; slots without an expert are none."""
     E, index_TK = record.routing.logits_TE.shape[-1], record.routing.index_TK
     kind_TK = record.modality.is_image_T.long().unsqueeze(-1).expand_as(index_TK)
-    cell = (kind_TK * E + index_TK)[index_TK < E]
-    return torch.bincount(cell, minlength=len(MODALITIES) * E).view(len(MODALITIES), E)
+    cells = len(MODALITIES) * E
+    cell_TK = (kind_TK * E + index_TK).masked_fill(index_TK >= E, cells)
+    return occurrences(cell_TK, cells).view(len(MODALITIES), E)
 
 
 def expert_names(real: int, all_of_them: int) -> list[str]:
@@ -86,8 +88,8 @@ class RoutingRecording:
             counts_ME = expert_counts(record).cpu()
             self.counts[layer] = self.counts[layer] + counts_ME if layer in self.counts else counts_ME
         modality = next(iter(records.values())).modality
-        self.tokens_M += torch.bincount(modality.is_image_T.long(), minlength=len(MODALITIES)).cpu()
-        for name, tokens_N in zip(MODALITIES, (modality.text_tokens, modality.image_tokens), strict=True):
+        self.tokens_M += occurrences(modality.is_image_T.long(), len(MODALITIES)).cpu()
+        for name, tokens_N in zip(MODALITIES, reversed(modality.tokens), strict=True):
             self.samples[name].add(tokens_N, records)
 
 

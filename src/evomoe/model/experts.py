@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from evomoe.model.fixed_shapes import MOST_EXPERTS, MOST_TOKENS, compiles_an_answer, run_every_expert
 from evomoe.model.grouped_experts import GroupedExperts
+from evomoe.model.without_waiting import occurrences
 
 
 class Slots:
@@ -18,7 +19,7 @@ class Slots:
     def __init__(self, index_TK: Tensor, num_experts: int) -> None:
         self.K = index_TK.shape[1]
         self.slot_of_S = torch.argsort(index_TK.reshape(-1), stable=True)
-        self.count_E = torch.bincount(index_TK.reshape(-1), minlength=num_experts)[:num_experts]
+        self.count_E = occurrences(index_TK, num_experts)
         self.token_of_S = self.slot_of_S // self.K
 
     def weighted_sum(self, y_SD: Tensor, weight_TK: Tensor, like_TD: Tensor) -> Tensor:

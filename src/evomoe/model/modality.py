@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from evomoe.model.without_waiting import places, places_of_kinds
+
 OfRows = Callable[[Tensor | None], Tensor]
 """Scores (N, E) of the tokens whose indices (N,) it is given, or of all tokens for None."""
 
@@ -32,14 +34,9 @@ class Modality:
     shape: tuple[int, int]
 
     @cached_property
-    def image_tokens(self) -> Tensor:
-        """(V,) int64: indices of the image tokens among the real tokens."""
-        return self.is_image_T.nonzero().squeeze(-1)
-
-    @cached_property
-    def text_tokens(self) -> Tensor:
-        """(T - V,) int64: indices of the text tokens among the real tokens."""
-        return (~self.is_image_T).nonzero().squeeze(-1)
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """(V,) and (T - V,) int64: indices of the image tokens and of the text tokens among the real tokens."""
+        return places_of_kinds(self.is_image_T, self.is_image_T.device)
 
     def scored_by(self, image: OfRows, text: OfRows, both: bool) -> Tensor:
         """The scores (T, E) of the image tokens by one network and of the text tokens by another.
@@ -48,11 +45,10 @@ class Modality:
             image, text: the networks.
             both: also run the network that has no tokens: DDP waits for its gradients.
         """
-        tokens = self.image_tokens, self.text_tokens
-        if not both and not all(map(len, tokens)):  # one modality only, as in every decoding step: nothing to gather
-            return (image if len(tokens[0]) else text)(None)
-        scores_TE = torch.cat([image(tokens[0]), text(tokens[1])])
-        return torch.zeros_like(scores_TE).index_copy(0, torch.cat(tokens), scores_TE)
+        if not both and not all(map(len, self.tokens)):  # one modality only, as in every decoding step: nothing to gather
+            return (image if len(self.tokens[0]) else text)(None)
+        scores_TE = torch.cat([image(self.tokens[0]), text(self.tokens[1])])
+        return torch.zeros_like(scores_TE).index_copy(0, torch.cat(self.tokens), scores_TE)
 
     def real(self, hidden_BSD: Tensor) -> Tensor:
         """The hidden states of the real tokens, (T, D)."""
@@ -76,10 +72,13 @@ class Modality:
     def of(cls, is_image_BS: Tensor, is_real_BS: Tensor | None) -> "Modality":
         """Builds the note from two (batch, sequence) masks; ``is_real_BS`` None means that no token is padding."""
         is_image_N, shape = is_image_BS.reshape(-1), (is_image_BS.shape[0], is_image_BS.shape[1])
-        if is_real_BS is None or bool(is_real_BS.all()):
+        if is_real_BS is None:
             return cls(is_image_N, None, shape)
-        position_T = is_real_BS.reshape(-1).nonzero().squeeze(-1)
-        return cls(is_image_N[position_T], position_T, shape)
+        on_cpu_N, is_real_N = torch.stack([is_image_N, is_real_BS.reshape(-1)]).cpu()  # the one time that a pass waits for a GPU
+        position_T = None if is_real_N.all() else places(is_real_N, is_image_N.device)
+        modality = cls(is_image_N if position_T is None else is_image_N[position_T], position_T, shape)
+        vars(modality)["tokens"] = places_of_kinds(on_cpu_N[is_real_N], is_image_N.device)
+        return modality
 
 
 def modality_of_inputs(

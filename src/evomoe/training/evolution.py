@@ -98,11 +98,6 @@ class ExpertEvolution:
         self.shadows: list[Tensors] = [[self._shadow(value) for value in self.local_values()] for _ in config.beta_ranges]
         self._begun = False  # whether a step's first half has happened
 
-    @property
-    def num_experts(self) -> int:
-        """E: expert 1 and the evolved ones."""
-        return len(self.shadows) + 1
-
     @torch.no_grad()
     def before_step(self) -> None:
         """The first half of an update; call once before each optimiser step, while theta_1 is what it was after the last one."""

@@ -186,7 +186,7 @@ class _Kinds:
             return
         padded, is_image_T = self.rows * self.length > self.T, torch.arange(self.T) < self.V
         modality = Modality(is_image_T, torch.arange(self.T) if padded else None, (self.rows, self.length))
-        vars(modality).update(image_tokens=torch.arange(self.V), text_tokens=torch.arange(self.V, self.T))
+        vars(modality)["tokens"] = torch.arange(self.V), torch.arange(self.V, self.T)
         with running(ForwardPass(modality, recording=True)):
             yield
 
@@ -272,10 +272,9 @@ class _WithoutContents(LiveBytes):
         self._counts: list[int] = []
 
     def __torch_dispatch__(self, func, types, args: Any = (), kwargs=None):
-        if func is torch.ops.aten.bincount.default:
-            experts, slots = (kwargs or {}).get("minlength", args[-1]), args[0].numel()
+        if func is torch.ops.aten.scatter_add_.default:  # as ``occurrences`` counts
+            experts, slots = args[0].numel() - 1, args[2].numel()
             self._counts = [slots // experts + (number < slots % experts) for number in range(experts)]
-            return torch.empty(experts, dtype=torch.int64)
         if func is torch.ops.aten._local_scalar_dense.default and self._counts:
             return self._counts.pop(0)
         return super().__torch_dispatch__(func, types, args, kwargs)

@@ -4,6 +4,7 @@ import torch
 
 from evomoe.analysis import balance
 from evomoe.analysis.recording import MODALITIES, expert_counts, expert_names
+from evomoe.model.without_waiting import occurrences
 
 
 class RouterMeter:
@@ -30,7 +31,7 @@ class RouterMeter:
             self.slots += record.routing.index_TK.numel()
             self.counts_2E = counts_2E if self.counts_2E is None else self.counts_2E + counts_2E
         if records:  # all layers see the same tokens
-            tokens_2 = len(records) * torch.bincount(records[0].modality.is_image_T.long(), minlength=2)
+            tokens_2 = len(records) * occurrences(records[0].modality.is_image_T.long(), 2)
             self.tokens_2 = tokens_2 if self.tokens_2 is None else self.tokens_2 + tokens_2
 
     def check_finite(self, step: int) -> None:

@@ -3,11 +3,11 @@
 Implements: Eq. 12.
 """
 
-import torch
 from torch import Tensor
 
 from evomoe.model.aux_losses.over_processes import summed
 from evomoe.model.routing import LayerRecord
+from evomoe.model.without_waiting import occurrences
 
 
 def balance(record: LayerRecord) -> Tensor:
@@ -18,6 +18,6 @@ def balance(record: LayerRecord) -> Tensor:
     """
     routing = record.routing
     E = routing.probs_TE.shape[1]
-    chosen_E = torch.bincount(routing.index_TK[routing.index_TK < E], minlength=E).float()
+    chosen_E = occurrences(routing.index_TK, E).float()
     chosen_E, probs_E, tokens = summed(chosen_E, routing.probs_TE.sum(0), chosen_E.new_tensor(len(routing.probs_TE)))
     return E * (chosen_E / chosen_E.sum().clamp(min=1) * probs_E / tokens.clamp(min=1)).sum()

@@ -9,6 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, distributed, nn
 
+from evomoe.model.without_waiting import occurrences
+
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {"softmax": lambda logits_TE: logits_TE.softmax(-1), "sigmoid": torch.sigmoid}
 """Probabilities (T, E) of logits (T, E); those of "sigmoid", as in DeepSeek-V3, do not add up to 1."""
 
@@ -52,8 +54,7 @@ class ChoiceBias(nn.Module):
 
     def count(self, index_TK: Tensor) -> None:
         """Notes which experts were chosen since the last ``move``."""
-        N = len(self.value_N)
-        counts_N = torch.bincount(index_TK.reshape(-1), minlength=N)[:N]
+        counts_N = occurrences(index_TK, len(self.value_N))
         self._counts_N = counts_N if self._counts_N is None else self._counts_N + counts_N
 
     def move(self, rate: float, num_real: int, virtual_share: float) -> None:
