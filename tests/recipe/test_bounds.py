@@ -108,7 +108,7 @@ TRAINER_REFUSES = {
     "learning_rate": "use `stage{n}.learning_rate`", "num_train_epochs": "use `stage{n}.epochs`", "max_steps": "use `stage{n}.steps`",
     "per_device_train_batch_size": "use `stage{n}.batch_size`", "gradient_accumulation_steps": "use `stage{n}.accumulation`",
     "seed": "use `seed`", "data_seed": "use `seed`", "dataloader_num_workers": "use `workers`", "output_dir": "use `output`",
-    "resume_from_checkpoint": "use `resume`", "remove_unused_columns": "leave it out", "eval_strategy": "`evomoe eval`",
+    "resume_from_checkpoint": "use `resume`", "remove_unused_columns": "leave it out", "use_liger_kernel": "leave it out", "eval_strategy": "`evomoe eval`",
 }  # fmt: skip
 
 
@@ -144,7 +144,6 @@ PASSED_ON = [
     "gradient_checkpointing_kwargs",
     "include_num_input_tokens_seen",
     "label_smoothing_factor",
-    "liger_kernel_config",
     "log_level",
     "log_level_replica",
     "log_on_each_node",
@@ -178,7 +177,6 @@ PASSED_ON = [
     "trackio_static_space_id",
     "train_sampling_strategy",
     "use_cpu",
-    "use_liger_kernel",
     "warmup_steps",
     "weight_decay",
 ]

@@ -60,6 +60,10 @@ _FIXED = {
     "local_rank": "torchrun says it",
     "use_cache": "training keeps no cache",
     **dict.fromkeys(
+        ("use_liger_kernel", "liger_kernel_config"),
+        "Liger knows dense families: it would put an FFN of its own in the place of each MoE layer",
+    ),
+    **dict.fromkeys(
         (
             "batch_eval_metrics", "bf16_full_eval", "do_eval", "do_predict", "eval_accumulation_steps", "eval_delay",
             "eval_do_concat_batches", "eval_on_start", "eval_steps", "eval_strategy", "eval_use_gather_object", "fp16_full_eval",
