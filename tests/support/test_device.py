@@ -79,8 +79,7 @@ def test_what_measures_goes_to_the_best_device(device, flushed, tmp_path, monkey
     run = SimpleNamespace(
         recipe=Recipe("model", "data.json", "run", stages=(3,), expert_init="noise"),
         starts_sparse=False,
-        model_of=lambda stage: None,
-        trained_names=lambda stage: [],
+        prepared=lambda stage: None,
         load=lambda source: Model(),
     )
     for work in (

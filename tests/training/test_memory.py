@@ -32,7 +32,8 @@ def estimated(name, trained, options, tmp_path):
     model = moved(model_of(name, trained), "meta")
     evolved = sum(p.numel() for layer in MOE_LAYERS for p in decoder_layers(model)[layer].mlp.parameters()) * 3 * 4
     arguments = arguments_of(options, str(tmp_path))
-    return stage_memory(model, trained, MOE_LAYERS, batch_of(name), arguments, evolved if trained == "ffn" else 0)
+    set_trainable(model, trained, MOE_LAYERS)
+    return stage_memory(model, batch_of(name), arguments, evolved if trained == "ffn" else 0)
 
 
 def measured(name, trained, options) -> int:
@@ -79,10 +80,10 @@ def test_every_family_has_an_estimate_in_every_stage(name, tmp_path):
     for trained, stage in STAGES.items():
         of_stage = moved(sparse if stage == 3 else model, "meta")
         of_stage.tie_weights()
-        need = stage_memory(of_stage, trained, layers, batch, arguments_of({}, str(tmp_path)))
+        set_trainable(of_stage, trained, layers)
+        need = stage_memory(of_stage, batch, arguments_of({}, str(tmp_path)))
         sizes = {name: p.nbytes for name, p in of_stage.named_parameters()}
         assert need.weights >= sum(sizes.values())  # buffers besides
-        set_trainable(of_stage, trained, layers)
         assert need.gradients == sum(sizes[name] for name, p in of_stage.named_parameters() if p.requires_grad)
         assert 0 < need.activations < need.peak <= sum((need.weights, need.gradients, need.optimizer, need.activations)) * 2
 
@@ -92,16 +93,18 @@ def test_every_router_has_an_estimate(router, tmp_path):
     model = upcycle(make_llava(), router=router, **ROUTER_OPTIONS.get(router, {}), expert_init="noise")
     batch, arguments = one_batch(model), arguments_of({}, str(tmp_path))
     trained = "experts" if router == "fixed" else "router+experts"  # which has no parameters
-    need = stage_memory(moved(model, "meta"), trained, model.config.moe.moe_layers, batch, arguments)
+    set_trainable(model, trained, model.config.moe.moe_layers)
+    need = stage_memory(moved(model, "meta"), batch, arguments)
     assert need.peak > need.weights + need.gradients
 
 
 def test_the_model_stays_as_it_is_and_longer_rows_take_more(tmp_path):
     model = moved(make_llava(), "meta")
+    set_trainable(model, "ffn", [0, 2])
     before = {name: (p.device, p.requires_grad) for name, p in model.named_parameters()}
     batch = one_batch(model)
     double = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}
-    one, two = (stage_memory(model, "ffn", [0, 2], b, arguments_of({}, str(tmp_path))) for b in (batch, double))
+    one, two = (stage_memory(model, b, arguments_of({}, str(tmp_path))) for b in (batch, double))
     assert two.activations == pytest.approx(2 * one.activations, rel=0.01) and (two.weights, two.optimizer) == (
         one.weights,
         one.optimizer,
@@ -113,7 +116,9 @@ def test_the_model_stays_as_it_is_and_longer_rows_take_more(tmp_path):
     ("options", "per_weight"), [({}, 8), ({"optim": "sgd"}, 0), ({"optim": "sgd", "optim_args": "momentum=0.9"}, 4)]
 )
 def test_the_optimizer_s_states_are_its_own(options, per_weight, tmp_path):
-    need = stage_memory(moved(make_llava(), "meta"), "text", [0], one_batch(make_llava()), arguments_of(options, str(tmp_path)))
+    model = moved(make_llava(), "meta")
+    set_trainable(model, "text", [0])
+    need = stage_memory(model, one_batch(make_llava()), arguments_of(options, str(tmp_path)))
     assert need.optimizer == pytest.approx(per_weight * need.gradients / 4, rel=0.01)
 
 

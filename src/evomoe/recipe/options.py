@@ -21,6 +21,7 @@ STAGES = {0: "align", 1: "warmup", 2: "evolution", 3: "routing"}
 
 LARGEST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
+LARGEST_RANK = 4096
 LARGEST_COEFFICIENT = 1e4
 """An auxiliary loss that weighs more drowns the language loss, and then float32."""
 
@@ -297,6 +298,9 @@ class StageOptions:
         seen_records: how many records of the data were trained on before; the stage goes on after them. By default those that
             earlier stages of the run take of the same data.
         train: what trains, as parts joined by "+": see ``evomoe.training.trainable``.
+        lora: rank of the low-rank adapters (LoRA) that train in the place of the weights of linear maps, and are merged into them
+            at the end of the stage; 0 trains the weights. Routers always train as they are.
+        lora_alpha: the adapters' outputs count lora_alpha / lora times.
         trainer: further TrainingArguments, as name=value with the value in JSON, e.g. bf16=true.
     """
 
@@ -308,6 +312,8 @@ class StageOptions:
     data: str | None = None
     seen_records: int | None = None
     train: str = ""
+    lora: int = 0
+    lora_alpha: int = 32
     trainer: NamedValues = field(default_factory=dict)
 
     def check(self) -> None:
@@ -318,5 +324,7 @@ class StageOptions:
         check_whole("steps", self.steps, 0, MOST_STEPS, hint="; 0 trains by epochs")
         check_whole("batch_size", self.batch_size, 1, MOST_RECORDS)
         check_whole("accumulation", self.accumulation, 1, MOST_RECORDS)
+        check_whole("lora", self.lora, 0, LARGEST_RANK, hint="; 0 trains the weights")
+        check_whole("lora_alpha", self.lora_alpha, 1, LARGEST_RANK)
         if self.seen_records is not None:
             check_whole("seen_records", self.seen_records, 0)

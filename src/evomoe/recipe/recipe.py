@@ -111,6 +111,10 @@ class Recipe:
                 self.stage(stage).check()
             check_trainer(f"stage{stage}.trainer", self.stage(stage).trainer, (stage,))
         check_trainer("trainer", self.trainer, self.stages)
+        if self.stage2.lora:
+            raise OptionError(
+                "stage2.lora", "experts evolve from the weights of the FFNs, which must train themselves; leave it out."
+            )
         if 2 in self.stages:
             unused = 3 in self.stages and not option_from_stage2(self.expert_init)
             if unused and len(self.evolution.beta_ranges) != self.moe.num_experts - 1:

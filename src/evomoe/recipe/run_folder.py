@@ -70,6 +70,11 @@ class StageFolder:
         return self.path / "diversity.json"
 
     @property
+    def adapter(self) -> Path:
+        """The adapters that were merged into ``model``, as peft reads them."""
+        return self.path / "adapter"
+
+    @property
     def seconds(self) -> Path:
         """How long the stage took so far."""
         return self.path / "seconds.txt"

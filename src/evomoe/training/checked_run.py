@@ -1,5 +1,6 @@
 """A recipe that was checked against its model, before weights are loaded or anything is written: made once, handed on."""
 
+import copy
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -31,6 +32,7 @@ from evomoe.support.needs import needs_of
 from evomoe.support.processor import Processor
 from evomoe.training.arguments import training_arguments, try_optimizer
 from evomoe.training.evolution import check_rule
+from evomoe.training.lora import Adapters
 from evomoe.training.trainable import set_trainable
 
 
@@ -67,9 +69,21 @@ class CheckedRun:
         """The model that a stage trains, without weights."""
         return self.sparse if stage == 3 else self.dense
 
-    def trained_names(self, stage: int) -> list[str]:
-        """The names of the parameters that a stage trains."""
-        return set_trainable(self.model_of(stage), self.recipe.stage(stage).train, self.moe.moe_layers)
+    def prepare(self, stage: int, model: PreTrainedModel) -> Adapters | None:
+        """Lets train what a stage trains of its model, and freezes the rest.
+
+        Returns:
+            The adapters that train in the place of weights, if the stage has any.
+        """
+        settings = self.recipe.stage(stage)
+        set_trainable(model, settings.train, self.moe.moe_layers)
+        return Adapters(model, settings.lora, settings.lora_alpha) if settings.lora else None
+
+    def prepared(self, stage: int) -> PreTrainedModel:
+        """The model that a stage trains, without weights, as it trains it."""
+        model = copy.deepcopy(self.model_of(stage))
+        self.prepare(stage, model)
+        return model
 
     def load(self, source: Path | str) -> PreTrainedModel:
         """Loads a model of the run."""
@@ -102,6 +116,7 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
     for stage in recipe.stages:
         _check_training_arguments(recipe, stage)
         _check_trained_parts(recipe, stage, sparse if stage == 3 else dense, sparse.config.moe)
+        _check_adapters(recipe, stage, sparse if stage == 3 else dense)
     processor = load_processor(recipe.model, recipe.trust_remote_code)
     with making(recipe.model, "its processor cannot be used"):
         ChatTemplate(processor, recipe.template_options)
@@ -222,6 +237,17 @@ def _check_trained_parts(recipe: Recipe, stage: int, model: PreTrainedModel, moe
             ways.append(f"`stage{stage}.train={of_text}`")
         remedy = f": give {' or '.join(ways)}" if ways else ""
         raise OptionError(error.option, f"{error.message} It is text-only{remedy}.") from error
+
+
+def _check_adapters(recipe: Recipe, stage: int, model: PreTrainedModel) -> None:
+    """Raises OptionError if a stage cannot train adapters as it is asked to; what it trains is marked."""
+    settings = recipe.stage(stage)
+    if not settings.lora:
+        return
+    if shared := {"fsdp", "deepspeed"} & (recipe.trainer | settings.trainer).keys():
+        raise OptionError(f"stage{stage}.lora", f"it was not tried with {shared.pop()}; leave one of them out. DDP is fine.")
+    with within(f"stage{stage}"):
+        Adapters(copy.deepcopy(model), settings.lora, settings.lora_alpha)
 
 
 def _check_savable(model: str, parts: Mapping[str, Any]) -> None:

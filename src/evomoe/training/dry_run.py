@@ -3,6 +3,7 @@
 import datetime
 
 import torch
+from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.data.conversations import ConversationDataset
 from evomoe.model.accounting import count_parameters, large_router
@@ -52,7 +53,8 @@ def describe(recipe: Recipe, resume: Resume = False, resume_anyway: bool = False
         same_run(run, datasets, resume_anyway)
     for stage, dataset in datasets.items():
         data, options = recipe.data_of(stage), trainer_options(recipe, stage)
-        model, names = run.model_of(stage), run.trained_names(stage)
+        model = run.prepared(stage)
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         counts, settings = count_parameters(model, names), recipe.stage(stage)
         lines += [
             "",
@@ -63,7 +65,7 @@ def describe(recipe: Recipe, resume: Resume = False, resume_anyway: bool = False
             + (f"; {readable(counts.activated)} run per token" if stage == 3 else ""),
             f"  {_shorten(names)}",
         ]
-        lines += _memory(run, stage, dataset, processes)
+        lines += _memory(run, stage, model, dataset, processes)
         if measured:
             lines.append(_time(measure(run, stage, dataset, measured), planned_steps(recipe, stage, len(dataset))))
         in_a_step = settings.batch_size * settings.accumulation
@@ -96,13 +98,13 @@ def _time(took: Measured, steps: int) -> str:
     return f"  measured over {counted(took.steps, 'step')}: {took.seconds:.3g} s each, {whole} (h:mm:ss) for {counted(steps, 'step')}{peak}"
 
 
-def _memory(run: CheckedRun, stage: int, dataset: ConversationDataset, processes: int) -> list[str]:
+def _memory(run: CheckedRun, stage: int, model: PreTrainedModel, dataset: ConversationDataset, processes: int) -> list[str]:
     """What a stage needs of the memory of each device, and what to do if that is more than there is."""
     recipe, settings = run.recipe, run.recipe.stage(stage)
     arguments = training_arguments(recipe, stage, run.folder.stage(stage), len(dataset))
     own = str(run.dense.config.dtype or "float32").removeprefix("torch.")
     precision = getattr(torch, own if recipe.dtype == "auto" else recipe.dtype)
-    model = in_its_precision(run.model_of(stage), precision)
+    model = in_its_precision(model, precision)
     evolved = 0
     if stage == 2 and not recipe.evolution.offload:
         names, layers = ffn_names(model), decoder_layers(model)
@@ -110,7 +112,7 @@ def _memory(run: CheckedRun, stage: int, dataset: ConversationDataset, processes
         evolved = 4 * (run.moe.num_experts - 1) * sum(p.numel() for ffn in ffns for p in ffn.parameters())
     try:
         batch = largest_batch(dataset, settings.batch_size, recipe.packing)
-        alone = stage_memory(model, settings.train, run.moe.moe_layers, batch, arguments, evolved)
+        alone = stage_memory(model, batch, arguments, evolved)
     except Exception as error:  # of a family, a router or an optimizer that looks at what tensors hold: no reason to end
         return [f"  memory: no estimate ({foreign(error)})"]
     need = alone.shared_out(arguments, processes, largest_layer(model))

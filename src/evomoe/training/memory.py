@@ -5,7 +5,7 @@ R rows, S tokens in each, T tokens in all that are not padding, V of them image 
 
 import copy
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -26,7 +26,6 @@ from evomoe.model.modality import Modality
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import decoder_layers, image_token_ids, part_of
 from evomoe.support import hf
-from evomoe.training.trainable import set_trainable
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,6 @@ def largest_batch(dataset: ConversationDataset, size: int, packing: bool) -> dic
 
 def stage_memory(
     model: PreTrainedModel,
-    trained: str,
-    moe_layers: Sequence[int],
     batch: Mapping[str, Tensor],
     arguments: TrainingArguments,
     evolved: int = 0,
@@ -101,9 +98,7 @@ def stage_memory(
     """What one process needs to train a stage by itself.
 
     Args:
-        model: of the stage, without weights, in the precision of its weights. It stays as it is.
-        trained: what trains, see ``evomoe.training.trainable``.
-        moe_layers: the layers whose FFNs evolve or are mixtures.
+        model: of the stage, without weights, in the precision of its weights; what trains is marked. It stays as it is.
         batch: a micro-batch.
         arguments: of the stage.
         evolved: bytes that evolution holds on the device.
@@ -114,7 +109,6 @@ def stage_memory(
     model, kinds = copy.deepcopy(model), _Kinds.of(model, batch)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         model.to_empty(device="cpu").tie_weights()
-        set_trainable(model, trained, moe_layers)
         model.train()
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)

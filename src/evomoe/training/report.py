@@ -26,7 +26,7 @@ def report_run(run: CheckedRun, final: Path, dataset: ConversationDataset) -> Pa
     """
     recipe, counts = run.recipe, {}
     for stage in recipe.stages:
-        counts[f"stage {stage} ({STAGES[stage]})"] = count_parameters(run.model_of(stage), run.trained_names(stage))
+        counts[f"stage {stage} ({STAGES[stage]})"] = count_parameters(run.prepared(stage))
     statistics, probe, origin = None, "", ""
     if run.starts_sparse or 3 in recipe.stages:
         model = moved(run.load(final), best_device())

@@ -27,7 +27,6 @@ from evomoe.training.checked_run import CheckedRun
 from evomoe.training.every_part import keep_in_every_batch
 from evomoe.training.packing import check_packing, in_one_row, records_to_try
 from evomoe.training.record_order import RecordOrder, seen_records, taken_records
-from evomoe.training.trainable import set_trainable
 from evomoe.training.trainer import EvoMoETrainer
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def train(
         logger.warning("Cut at max_length %d: %d of %s.", recipe.max_length, dataset.cut, counted(len(dataset), "record"))
     prepare(arguments.device)
     set_seed(recipe.seed)
-    set_trainable(model, recipe.stage(stage).train, run.moe.moe_layers)
+    adapters = run.prepare(stage, model)
     keep_in_every_batch(model, dataset)
     trainer = EvoMoETrainer(
         model=model,
@@ -86,6 +85,10 @@ def train(
         card()
     checkpoint = _resume_from(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if adapters:
+        if trainer.is_world_process_zero():
+            adapters.save(folder.adapter, recipe.model if stage == recipe.stages[0] else f"stage before {folder.path.name}")
+        adapters.merge()
     if finish:
         finish(trainer)
     stops: Any = model.generation_config  # which every server reads
