@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -170,30 +171,47 @@ def _title(table: "Table", found: Mapping[str, Any]) -> str:
     return table.heading + (f" ({found['split']} split)" if found["split"] != "test" else "")
 
 
+EXPERTS_HEADER = """## Experts of Stage II, each alone
+
+AVG on a part of the validation split. "Disagree" is the share of answers on which not all experts
+agree, in %. "Best for each" is what the best expert for each question would have. The last two
+columns compare the router with the best expert and with one drawn at random.
+"""
+
+
+def _experts_alone(experts: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of what each expert of Stage II had alone; rows and seeds that share Stage II and router share a line."""
+    by_numbers = defaultdict(list)
+    for name, one in experts.items():
+        alone, whole = one["alone"], one.get("whole")
+        cells = [", ".join(f"{score:.1f}" for score in alone)]
+        cells += [f"{one[key]:.1f}" if key in one else "" for key in ("disagreement", "best", "whole")]
+        cells += ["", ""] if whole is None else [f"{whole - max(alone):+.1f}", f"{whole - mean(alone):+.1f}"]
+        by_numbers[tuple(cells)].append(name)
+    header = ["row/seed", "experts", "disagree", "best for each", "router", "- best expert", "- one at random"]
+    return header, [[", ".join(names), *cells] for cells, names in by_numbers.items()]
+
+
 def table_page(table: "Table", found: Mapping[str, Any]) -> str:
     """The page of one table: where its numbers are from, the numbers, the experts behind them, notes."""
-    from evomoe.paper.study.choosing import described
     from evomoe.paper.study.results import render
+    from evomoe.support.text import markdown_table
 
     seeds = [seed for row in found["rows"].values() for seed in row["seeds"].values()]
     runs, trained = [seed["run"] for seed in seeds], [one for seed in seeds for one in seed.get("trained", ())]
-    run = "; ".join(dict.fromkeys(", ".join(one[key] for key in ("date", "machine", "versions")) for one in runs))
-    commits = f"scored at commits {_commits(runs)}"
+    made = dict.fromkeys(", ".join(one[key] for key in ("date", "machine", "versions")) for one in runs)
+    facts = [["scored on", f"{found['split']} split"], *(["run on", one] for one in made), ["scored at commits", _commits(runs)]]
     if trained:
-        commits += f", trained at {_commits(trained)}"
-    by_what = defaultdict(list)  # rows that share Stage II share these
-    for name, one in found["experts"].items():
-        by_what[described(one)].append(name)
-    experts = [f"- {', '.join(names)}: {what}" for what, names in by_what.items()]
-    blocks = [f"# {_title(table, found)}", "[How to read a table](../results.md#how-to-read-a-table)."]
-    blocks += [f"{found['split']} split; {run}; {commits}", render(table, found)]
-    if experts:
-        heading = "Experts of Stage II, each alone on a part of the validation split (row/seed, AVG):"
-        blocks.append(f"{heading}\n\n" + "\n".join(experts))
+        facts.append(["trained at commits", _commits(trained)])
+    blocks = [f"# {_title(table, found)}", render(table, found)]
     if table.name == "anyexperts":
         blocks.append("![Score against real experts per token](anyexperts.png)")
     if table.notes:
         blocks.append("\n".join(f"- {note}" for note in table.notes))
+    if found["experts"]:
+        blocks += [EXPERTS_HEADER, markdown_table(*_experts_alone(found["experts"]))]
+    blocks += ["## How this was made", markdown_table(["what", ""], facts)]
+    blocks.append("[How to read a table](../results.md#how-to-read-a-table).")
     return "\n\n".join(block.strip() for block in blocks) + "\n"
 
 

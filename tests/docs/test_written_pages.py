@@ -29,3 +29,10 @@ def test_an_entry_stands_on_the_page_of_its_day(tmp_path):
     (tmp_path / "2026-11-02.md").write_text("## 2026-11-01: a third\n")
     with pytest.raises(ValueError, match="2026-11-02.md: the entry '2026-11-01: a third' must begin with '2026-11-02: '"):
         generate.log(tmp_path)
+
+
+def test_rows_that_share_their_experts_share_a_line():
+    shared = {"alone": [60.0, 62.0], "disagreement": 12.34, "best": 70.0, "whole": 61.5}
+    header, lines = generate._experts_alone({"a/0": shared, "b/0": shared, "c/0": {"alone": [1.0, 2.0]}})
+    assert lines == [["a/0, b/0", "60.0, 62.0", "12.3", "70.0", "61.5", "-0.5", "+0.5"], ["c/0", "1.0, 2.0", *[""] * 5]]
+    assert len(header) == len(lines[0])

@@ -116,7 +116,7 @@ def export(
         checkpoint: folder or hub name of an EvoMoE.
         out: folder to write; must not exist.
         to: native is the same model in a sparse family of transformers, where one fits; dense has one expert in every layer.
-        expert: of dense: its number, from 1, or mean for the experts' mean.
+        expert: for ``--to dense``: the expert's number, from 1; or mean, for the mean of the experts' weights.
         dtype: precision of the weights; auto is the checkpoint's own.
         trust_remote_code: run code from the model's repository.
     """

@@ -99,7 +99,7 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
             processes: with dry_run, how many processes the run will have.
             measure: with dry_run, take so many steps of each stage and tell how long the stage takes. It loads the weights.
             resume: go on with the unfinished run in the output folder.
-            resume_anyway: the same, also if weights, data or the number of processes have changed since it began.
+            resume_anyway: go on even if weights, data or the number of processes have changed since the run began.
         """
         options = plain_recipe(options, base, arguments)
         check_paths(options, resume or resume_anyway)
@@ -310,7 +310,7 @@ def table(
     Args:
         name: the paper's number of the table, or a study of our own, see `evomoe list tables`.
         scale: mini runs here; paper says which models, data, steps and GPU hours it took, and writes the recipes to launch.
-        rows: some rows only; the one that the others are compared with is run too, unless the results have it.
+        rows: run these rows only. The baseline that they are compared with is run too, unless the results have it.
         seeds: how many; 0 for as many as the table needs.
         jobs: how many pieces of work at once.
         split: test reports; validation is for choosing.

@@ -48,7 +48,8 @@ class Recipe:
     Attributes:
         model: dense VLM: a folder or a hub name.
         data: LLaVA JSON, JSON lines, a folder of ``datasets.save_to_disk`` or a hub dataset ("name" or "name:split").
-        output: run folder; must be new, or hold a run without a checkpoint, or with ``resume`` an unfinished run of this recipe.
+        output: folder for this run. It must be new, or hold a run that got to no checkpoint; with ``resume``, an unfinished
+            run of this recipe.
         image_root: folder that the records' image paths are relative to.
         stages: which of 0 (align the projector), 1 (warm-up), 2 (expert evolution), 3 (routing) run.
         moe_layers: "alternating", "all", "without_first", or indices separated by commas.
