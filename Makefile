@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-faults test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs docs-site \
+.PHONY: demo test test-all test-faults test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs docs-site tutorial \
 	clean
 
 $(READY): pyproject.toml constraints.txt
@@ -115,6 +115,10 @@ dist: $(READY)
 docs-site: .venv-docs/ready
 	@PYTHONPATH=src NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "The site is in build/site; to read it: $(PYTHON) -m http.server --directory build/site"
+
+# The commands of docs/tutorial.md, and the pictures that they draw; minutes. Chromium draws one of them.
+tutorial: $(READY)
+	@PATH=$(abspath $(BIN)):$$PATH $(BIN)/python docs/draw_tutorial.py $(if $(CHROMIUM),--chromium $(CHROMIUM))
 
 docs: $(READY)
 	@$(BIN)/python docs/generate.py

@@ -81,7 +81,10 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page, monkeypatch):
+def test_every_evomoe_command_on_a_page_is_one_that_the_command_line_takes(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for recipe in blocks(page, "yaml"):
+        (tmp_path / "recipe.yaml").write_text(recipe)
     taken = []
     verbs = (
         "demo",
