@@ -110,7 +110,7 @@ def export(
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     trust_remote_code: bool = False,
 ) -> None:
-    """Write an EvoMoE as a model that needs no evomoe: for vLLM, SGLang, llama.cpp, or whoever has transformers alone.
+    """Write an EvoMoE as a model that needs no evomoe: for vLLM, SGLang, llama.cpp, or people who have transformers alone.
 
     Args:
         checkpoint: folder or hub name of an EvoMoE.

@@ -223,8 +223,8 @@ def _check_block(layer: nn.Module, where: str, D: int) -> None:
             handle.remove()
     if not same:
         raise UnsupportedModelError(
-            f"{where}: {type(block).__name__} gives its experts something else than its router is given or says, so that a router of this "
-            "library cannot take their places."
+            f"{where}: {type(block).__name__} gives its experts something else than it gives its router. No router of this library can "
+            "take its place."
         )
 
 

@@ -181,7 +181,7 @@ class Recipe:
         """Reads recipe.json, the one in a run's folder, or a recipe in YAML, which may leave options at their defaults.
 
         Raises:
-            ValueError: it is no recipe of this version, or neither JSON nor YAML; the message names the file.
+            ValueError: it is not a recipe of this version, or neither JSON nor YAML; the message names the file.
         """
         if Path(path).is_dir() and not (Path(path) / "recipe.json").exists():
             raise ValueError(f"{path}: there is no recipe.json in this folder.")
@@ -203,7 +203,7 @@ class Recipe:
                 values[name] = part(**_tuples(values[name]))
             return cls(**_tuples(values))
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no recipe of this version: {error}.") from error
+            raise ValueError(f"{path} is not a recipe of this version: {error}.") from error
         except OptionError as error:
             raise OptionError(error.option, f"{error.message} It stands in {path}.") from error
 
