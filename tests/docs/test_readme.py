@@ -19,8 +19,8 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")),
     *sorted({*(ROOT / "docs").rglob("*.md")} - {ANSWERS}),
 ]
-WRITTEN = [ROOT / "docs" / name for name in ("results", "log", "results.md", "log.md", "paper-map.md")]
-"""Pages that a command writes, and the log, which stays as it was written."""
+WRITTEN = [ROOT / "docs" / name for name in ("results", "log", "paper-map.md")]
+"""Pages whose lines a command writes, and the log, which stays as it was written."""
 
 
 def blocks(page: Path, language: str) -> list[str]:

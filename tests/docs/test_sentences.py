@@ -7,13 +7,8 @@ import pytest
 from sentences import LONGEST, help_texts, paragraphs, sentences, words
 
 ROOT = Path(__file__).parents[2]
-LOG = ROOT / "docs" / "log"
+LOG = ROOT / "docs" / "log"  # stays as it was written
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-EXCEPTIONS = {
-    "docs/results/answers.md": "its numbers are measured anew; a part of results.md",
-    "docs/results.md": "written from answers.md",
-}
-"""Pages whose sentences may be long, and why. The log stays as it was written."""
 
 
 def too_long(texts) -> list[str]:
@@ -22,8 +17,6 @@ def too_long(texts) -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent != LOG], ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_sentence_of_a_page_is_long(page):
-    if (name := page.relative_to(ROOT).as_posix()) in EXCEPTIONS:
-        pytest.skip(EXCEPTIONS[name])
     assert too_long(paragraphs(page.read_text(encoding="utf-8"))) == []
 
 
