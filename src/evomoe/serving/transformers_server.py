@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -120,6 +121,7 @@ def _our_models(checkpoint: str, dtype: str, trust_remote_code: bool) -> "Iterat
             return model_manager.Modality.VLM if takes_pictures(model.config) else model_manager.Modality.LLM
 
         @staticmethod
+        @lru_cache
         def get_gen_models(cache_dir: str | None = None) -> list[dict[str, Any]]:
             """The one model that is served; transformers lists the hub's cache, which need not be there."""
             return [{"id": checkpoint, "object": "model", "owned_by": "", "created": begin}]
