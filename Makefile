@@ -109,11 +109,12 @@ dist: $(READY)
 # The pages as a site with a search, in build/site; it needs no torch.
 .venv-docs/ready:
 	@$(PYTHON) -m venv .venv-docs
-	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8'
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8' ruff==0.17.6
 	@touch $@
 
 docs-site: .venv-docs/ready
-	@PYTHONPATH=src NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@# Not --quiet: it hides warnings from --strict, which then ends nothing.
+	@PYTHONPATH=src NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "The site is in build/site; to read it: $(PYTHON) -m http.server --directory build/site"
 
 # What is wrong with the Dockerfiles, in an environment of its own.

@@ -1,5 +1,6 @@
 """What ``make docs-site`` adds to the pages: the README as the first one, the parser's help, the public names, links into the code."""
 
+import logging
 import posixpath
 import re
 from collections.abc import Iterable
@@ -61,7 +62,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page, config: MkDocsConfig, files: Files) -> str:
-    """Links to files that are no pages become their names: the site stands without the repository."""
+    """Links to files that are no pages become their names: the site stands without the repository. Blocks of code lose the
+    name of their file, which the site's Markdown does not know."""
     folder = posixpath.dirname(page.file.src_uri)
     where = "" if page.file.src_uri in FROM_ROOT.values() else posixpath.join("docs", folder)
 
@@ -73,7 +75,15 @@ def on_page_markdown(markdown: str, page, config: MkDocsConfig, files: Files) ->
             return f"{found['mark']}[{text}]({posixpath.relpath(inside, folder or '.')}{anchor})"
         return text if text.startswith("`") else f"{text} (`{path}`)"
 
+    markdown = re.sub(r"^(```\w+) \S+$", r"\1", markdown, flags=re.M)
     return re.sub(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)", link, markdown)
+
+
+def on_page_content(html: str, page, config: MkDocsConfig, files: Files) -> str:
+    """Warns, which ends a strict build, of a block of code that the site shows as prose."""
+    if "```" in re.sub(r"<(code|pre)\b.*?</\1>", "", html, flags=re.S):
+        logging.getLogger("mkdocs.hooks").warning("%s: a block of code is not read as one", page.file.src_uri)
+    return html
 
 
 def _commands(surface: str) -> str:
