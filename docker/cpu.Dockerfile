@@ -18,8 +18,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 RUN pip install --no-cache-dir --constraint versions.txt '.[all]'
 
-# Models and data are in /work: docker run -v "$PWD:/work".
+# Models and data are in /data: docker run -v "$PWD:/data".
 USER 1000
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["evomoe"]
 CMD ["doctor"]

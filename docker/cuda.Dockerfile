@@ -1,7 +1,7 @@
 # EvoMoE for NVIDIA GPUs: PyPI's torch brings CUDA; the host needs its driver and the NVIDIA Container Toolkit. From the clone's
 # top folder:
 #   docker build -f docker/cuda.Dockerfile -t evomoe:cuda .
-#   docker run --gpus all --ipc host -v "$PWD:/work" evomoe:cuda doctor
+#   docker run --gpus all --ipc host -v "$PWD:/data" evomoe:cuda doctor
 FROM python:3.12-slim-bookworm
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -21,8 +21,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 RUN pip install --no-cache-dir --constraint versions.txt '.[all]'
 
-# Models and data are in /work: docker run -v "$PWD:/work".
+# Models and data are in /data: docker run -v "$PWD:/data".
 USER 1000
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["evomoe"]
 CMD ["doctor"]
