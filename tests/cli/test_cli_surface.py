@@ -72,7 +72,7 @@ def test_the_snapshot_holds_names_and_defaults():
     for line in (
         "--num-experts INT E. Paper: 4. (default: 4)",
         "--stage0.learning-rate FLOAT peak, after warm-up; cosine decay. (default: 0.001)",
-        "--dry-run, --no-dry-run print what would train, parameter counts and steps; load no weights. (default: False)",
+        "--dry-run, --no-dry-run print what would train, parameter counts, steps and memory; load no weights. (default: False)",
     ):
         assert line in text.splitlines()
 

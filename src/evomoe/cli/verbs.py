@@ -54,11 +54,8 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
     name = value_of("--recipe", arguments) or "evomoe"
     from_file = Path(name).suffix in (".json", *YAML)
     if not from_file and name not in RECIPES:
-        refuse(
-            OptionError(
-                "recipe", f"there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json or a .yaml file."
-            )
-        )
+        known = ", ".join(RECIPES)
+        refuse(OptionError("recipe", f"there is no '{name}'; choose from {known}, or name a recipe.json or a .yaml file."))
     if value_of("--lr", arguments):  # what many will try, and too short for the parser to guess what is meant
         refuse("each stage has its own `lr`: `stage1.learning_rate`; see `evomoe train --help`.")
     if from_file:
@@ -97,7 +94,7 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
             recipe: where the defaults come from: a name, see `evomoe list recipes`, a YAML file, or the recipe.json of another run.
             dry_run: print what would train, parameter counts, steps and memory; load no weights.
             processes: with dry_run, how many processes the run will have.
-            measure: with dry_run, take so many steps of each stage and tell how long the stage takes. It loads the weights.
+            measure: with dry_run, take this many steps of each stage and tell how long the stage takes. It loads the weights.
             resume: go on with the unfinished run in the output folder.
             resume_anyway: go on even if weights, data or the number of processes have changed since the run began.
         """
