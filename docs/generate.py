@@ -1,6 +1,7 @@
-"""Writes docs/paper-map.md from the ``Implements:`` lines of the modules, and docs/results.md from the numbers in docs/results.
+"""Writes the pages of docs that are made of other files.
 
-Run it with ``make docs``.
+docs/paper-map.md from the ``Implements:`` lines of the modules; docs/results.md and a page a table in docs/results from the
+numbers there; docs/log.md, the table of contents of docs/log. Run it with ``make docs``.
 """
 
 import ast
@@ -9,9 +10,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evomoe.paper.tables.table import Table
 
 ROOT = Path(__file__).parents[1]
-SOURCE, OUTPUT, RESULTS = ROOT / "src" / "evomoe", ROOT / "docs" / "paper-map.md", ROOT / "docs" / "results.md"
+DOCS, SOURCE = ROOT / "docs", ROOT / "src" / "evomoe"
 
 ITEMS = {
     "Section 1": "the two challenges: uniform experts, rigid routers",
@@ -135,11 +141,20 @@ def paper_map(docstrings: Mapping[str, str]) -> str:
 
 RESULTS_HEADER = """# Results
 
-Written by `make docs` from the numbers in [results](results), which `evomoe table N --results docs/results` keeps; do not edit it by
-hand. Every row starts from the same small dense model and takes as many optimiser steps on the fine-tuning mix, unless the text below its
-table says otherwise; see [mini.md](mini.md) for the world that it sees. Ours: mean ± standard deviation over the seeds; the paper's number, of a model a thousand times as large on other
-data, in parentheses. The last column is the difference of AVG from the baseline, seed by seed, with its 95 % confidence interval.
+`make docs` writes this page and a page a table from the numbers in [results](results), which
+`evomoe table N --results docs/results` keeps. Do not edit them by hand.
 
+"""
+
+HOW_TO_READ = """## How to read a table
+
+- Every row starts from the same small dense model. It takes as many optimiser steps on the
+  fine-tuning mix as the others, unless the text below its table says otherwise.
+- The models see the world of [mini.md](mini.md).
+- Our number is the mean ± the standard deviation over the seeds.
+- The number in parentheses is the paper's, of a model a thousand times as large on other data.
+- The last column is the difference of AVG from the baseline, seed by seed, with its 95 % confidence
+  interval.
 """
 
 
@@ -152,44 +167,101 @@ def _commits(runs: Iterable[Mapping[str, str]]) -> str:
     return ", ".join(dict.fromkeys(one["commit"] for one in runs))
 
 
-def results(folder: Path = ROOT / "docs" / "results") -> str:
-    """The text of docs/results.md."""
-    from evomoe.paper.study.choosing import described
+def _title(table: "Table", found: Mapping[str, Any]) -> str:
+    return table.heading + (f" ({found['split']} split)" if found["split"] != "test" else "")
+
+
+EXPERTS_HEADER = """## Experts of Stage II, each alone
+
+AVG on a part of the validation split. "Disagree" is the share of answers on which not all experts
+agree, in %. "Best for each" is what the best expert for each question would have. The last two
+columns compare the router with the best expert and with one drawn at random.
+"""
+
+
+def _experts_alone(experts: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of what each expert of Stage II had alone; rows and seeds that share Stage II and router share a line."""
+    by_numbers = defaultdict(list)
+    for name, one in experts.items():
+        alone, whole = one["alone"], one.get("whole")
+        cells = [", ".join(f"{score:.1f}" for score in alone)]
+        cells += [f"{one[key]:.1f}" if key in one else "" for key in ("disagreement", "best", "whole")]
+        cells += ["", ""] if whole is None else [f"{whole - max(alone):+.1f}", f"{whole - mean(alone):+.1f}"]
+        by_numbers[tuple(cells)].append(name)
+    header = ["row/seed", "experts", "disagree", "best for each", "router", "- best expert", "- one at random"]
+    return header, [[", ".join(names), *cells] for cells, names in by_numbers.items()]
+
+
+def table_page(table: "Table", found: Mapping[str, Any]) -> str:
+    """The page of one table: where its numbers are from, the numbers, the experts behind them, notes."""
     from evomoe.paper.study.results import render
+    from evomoe.support.text import markdown_table
+
+    seeds = [seed for row in found["rows"].values() for seed in row["seeds"].values()]
+    runs, trained = [seed["run"] for seed in seeds], [one for seed in seeds for one in seed.get("trained", ())]
+    made = dict.fromkeys(", ".join(one[key] for key in ("date", "machine", "versions")) for one in runs)
+    facts = [["scored on", f"{found['split']} split"], *(["run on", one] for one in made), ["scored at commits", _commits(runs)]]
+    if trained:
+        facts.append(["trained at commits", _commits(trained)])
+    blocks = [f"# {_title(table, found)}", render(table, found)]
+    if table.name == "anyexperts":
+        blocks.append("![Score against real experts per token](anyexperts.png)")
+    if table.notes:
+        blocks.append("\n".join(f"- {note}" for note in table.notes))
+    if found["experts"]:
+        blocks += [EXPERTS_HEADER, markdown_table(*_experts_alone(found["experts"]))]
+    blocks += ["## How this was made", markdown_table(["what", ""], facts)]
+    blocks.append("[How to read a table](../results.md#how-to-read-a-table).")
+    return "\n\n".join(block.strip() for block in blocks) + "\n"
+
+
+def results(folder: Path = DOCS / "results") -> dict[str, str]:
+    """The texts of the results by path below docs: a page a table, and the one that says what they say."""
     from evomoe.paper.tables import TABLES
 
-    parts = []
+    pages, contents = {}, []
     for path in sorted(folder.glob("table*.json"), key=lambda path: _place(path.stem.removeprefix("table"))):
         found = json.loads(path.read_text(encoding="utf-8"))
         table = TABLES[found["table"]]
-        seeds = [seed for row in found["rows"].values() for seed in row["seeds"].values()]
-        runs, trained = [seed["run"] for seed in seeds], [one for seed in seeds for one in seed.get("trained", ())]
-        run = "; ".join(dict.fromkeys(", ".join(one[key] for key in ("date", "machine", "versions")) for one in runs))
-        commits = f"scored at commits {_commits(runs)}"
-        if trained:
-            commits += f", trained at {_commits(trained)}"
-        by_what = defaultdict(list)  # rows that share Stage II share these
-        for name, one in found["experts"].items():
-            by_what[described(one)].append(name)
-        experts = [f"- {', '.join(names)}: {what}" for what, names in by_what.items()]
-        title = f"## {table.heading}"
-        if found["split"] != "test":
-            title += f" ({found['split']} split)"
-        blocks = [title, f"{found['split']} split; {run}; {commits}", render(table, found)]
-        if experts:
-            heading = "Experts of Stage II, each alone on a part of the validation split (row/seed, AVG):"
-            blocks.append(f"{heading}\n\n" + "\n".join(experts))
-        if table.name == "anyexperts":
-            blocks.append("![Score against real experts per token](results/anyexperts.png)")
-        blocks.append("\n".join(f"- {note}" for note in table.notes))
-        parts.append("\n\n".join(blocks))
+        page = f"results/{path.stem}.md"
+        pages[page] = table_page(table, found)
+        contents.append(f"- [{_title(table, found)}]({page})")
     answers = folder / "answers.md"
-    if answers.is_file():
-        parts.insert(0, answers.read_text(encoding="utf-8"))
-    return RESULTS_HEADER + "\n\n".join(part.strip() for part in parts) + "\n"
+    parts = [answers.read_text(encoding="utf-8")] if answers.is_file() else []
+    parts += ["## The tables\n\n" + "\n".join(contents), HOW_TO_READ]
+    return pages | {"results.md": RESULTS_HEADER + "\n\n".join(part.strip() for part in parts) + "\n"}
 
 
-def draw(folder: Path = ROOT / "docs" / "results") -> None:
+LOG_HEADER = """# Log of experiments
+
+A page a day, newest first. Negative results stay. Each entry names the command, or says that its
+script was thrown away. Write an entry into the page of its day; `make docs` writes this page.
+"""
+
+
+def log(folder: Path = DOCS / "log") -> str:
+    """The text of docs/log.md: the days, and what their entries are called.
+
+    Raises:
+        ValueError: an entry is not on the page of its day.
+    """
+    parts = [LOG_HEADER]
+    for path in sorted(folder.glob("*.md"), reverse=True):
+        titles = re.findall(r"^## (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for title in titles:
+            if not title.startswith(f"{path.stem}: "):
+                raise ValueError(f"{path}: the entry '{title}' must begin with '{path.stem}: ', the day of its page.")
+        entries = "\n".join(f"- {title.removeprefix(f'{path.stem}: ')}" for title in titles)
+        parts.append(f"## [{path.stem}](log/{path.name})\n\n{entries}\n")
+    return "\n".join(parts)
+
+
+def pages() -> dict[str, str]:
+    """Every page that this writes, by its path below docs."""
+    return results() | {"log.md": log(), "paper-map.md": paper_map(read_docstrings())}
+
+
+def draw(folder: Path = DOCS / "results") -> None:
     """The picture of the study of AnyExperts, beside its numbers."""
     from evomoe.paper.figures.figure_experts_curve import plot_experts_curve
 
@@ -199,5 +271,5 @@ def draw(folder: Path = ROOT / "docs" / "results") -> None:
 
 if __name__ == "__main__":
     draw()
-    RESULTS.write_text(results(), encoding="utf-8")
-    OUTPUT.write_text(paper_map(read_docstrings()), encoding="utf-8")
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")

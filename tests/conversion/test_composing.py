@@ -290,7 +290,7 @@ def test_a_quantized_part_is_refused(quantized, tower, tmp_path):
 
 def test_a_tower_without_patches_is_refused():
     tower = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))
-    with pytest.raises(ValueError, match="ResNetModel is no patch-based vision tower"):
+    with pytest.raises(ValueError, match="ResNetModel is not a patch-based vision tower"):
         compose(make_language_model(), tower, make_tokenizer(), make_siglip()[1])
 
 

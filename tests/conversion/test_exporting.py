@@ -159,7 +159,7 @@ def test_a_model_that_scores_otherwise_is_not_kept(tmp_path, monkeypatch):
 
 
 def test_a_dense_model_has_nothing_to_export(workspace, tmp_path):
-    with pytest.raises(ValueError, match="is no EvoMoE model; there is nothing to export"):
+    with pytest.raises(ValueError, match="is not an EvoMoE model; there is nothing to export"):
         export_folder(str(workspace / "model"), tmp_path / "out", "dense")
 
 

@@ -121,7 +121,7 @@ def test_deep_json_is_one_sentence_wherever_it_is_read(workspace, deep, file):
 
 
 def test_deep_values_on_the_command_line_are_one_sentence():
-    with pytest.raises(ValueError, match="lie in each other too deeply"):
+    with pytest.raises(ValueError, match="are nested too deeply"):
         parse_named_values(["deepspeed=" + "[" * 20_000])
 
 

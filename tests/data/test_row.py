@@ -192,7 +192,7 @@ def test_an_index_names_a_picture_of_the_record(pictures):
         (shown({"type": "image", "url": "https://x.org/a.png"}), "the image https://x.org/a.png lies in the net; save it"),
         (shown({"type": "text", "text": "a", "image": "red.png"}), "neither a text nor an image"),
         (shown({"type": "video", "video": "a.mp4"}), "neither a text nor an image: {'type': 'video'"),
-        (shown({"type": "image", "image": "data:image/png;base64,%%%"}), "is no picture in base64"),
+        (shown({"type": "image", "image": "data:image/png;base64,%%%"}), "is not a picture in base64"),
     ],
 )
 def test_pictures_of_parts_that_cannot_be_are_refused(row, message, pictures):

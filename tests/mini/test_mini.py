@@ -72,6 +72,16 @@ def test_same_seed_same_bytes(tmp_path):
         mini.TestSizes(gqa=0)
 
 
+def test_a_fraction_of_the_world_has_some_of_everything():
+    tenth, least = mini.Sizes().times(0.1), mini.Sizes().times(1e-9)
+    assert (tenth.letters, tenth.stage2, tenth.validation.mme, tenth.test.gqa) == (3200, 1600, 2, 50)
+    assert {least.words, least.stage1, *vars(least.validation).values(), *vars(least.test).values()} == {1}
+    assert mini.Sizes().times(1) == mini.Sizes()
+    for wrong in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="fraction: .* must be positive"):
+            mini.Sizes().times(wrong)
+
+
 def test_a_world_of_more_records_begins_with_the_same(tmp_path):
     few = mini.TestSizes(1, 1, 2, 1, 1, 1, 3)
     for name, stage2 in (("usual", 4), ("more", 7)):
@@ -115,12 +125,16 @@ def test_ensure_takes_the_world_of_a_quicker_process(tmp_path, monkeypatch):
     assert (finished / "README.md").read_text() == finished.name
 
 
-def test_command_line(tmp_path, monkeypatch):
+def test_command_line(tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(mini, "write", lambda folder, seed: asked.append((folder, seed)))
-    monkeypatch.setattr("sys.argv", ["mini", "out", "--seed", "7"])
+    monkeypatch.setattr(mini, "write", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("sys.argv", ["mini", "out", "--seed", "7", "--fraction", "0.5"])
     runpy.run_module("evomoe.mini")
-    assert asked == [("out", 7)]
+    assert asked == [("out", 7, mini.Sizes().times(0.5))]
+    monkeypatch.setattr("sys.argv", ["mini", "out", "--fraction", "0"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("evomoe.mini")
+    assert "fraction: 0.0 must be positive" in capsys.readouterr().err
 
 
 def test_no_scene_in_two_splits(world):

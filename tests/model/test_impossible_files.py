@@ -115,7 +115,7 @@ def test_yaml_that_unfolds(tmp_path, text, told):
 
 def test_recipes_that_are_none(tmp_path):
     (tmp_path / "r.json").write_text("[]")
-    with pytest.raises(ValueError, match="r.json is no recipe of this version: it must have options by name"):
+    with pytest.raises(ValueError, match="r.json is not a recipe of this version: it must have options by name"):
         Recipe.load(tmp_path / "r.json")
     with pytest.raises(ValueError, match="there is no recipe.json in this folder"):
         Recipe.load(tmp_path)

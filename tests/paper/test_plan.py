@@ -52,7 +52,7 @@ def test_the_numbers_are_the_paper_s(tmp_path):
 
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path, capsys):
     (tmp_path / "broken.json").write_text("{}")
-    for name, message in (("broken.json", "broken.json is no recipe of this version"), ("none.json", "none.json")):
+    for name, message in (("broken.json", "broken.json is not a recipe of this version"), ("none.json", "none.json")):
         with pytest.raises(SystemExit):
             cli.main(["train", "--recipe", str(tmp_path / name)])
         assert message in capsys.readouterr().err

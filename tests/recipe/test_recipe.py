@@ -297,6 +297,6 @@ def test_a_recipe_of_another_version_is_refused_by_its_name(tmp_path, change):
     (values if change == "top" else values["moe"])["new_field"] = 1
     path.write_text("{" if change == "broken" else json.dumps(values))
     with pytest.raises(
-        ValueError, match=r"recipe.json( is no recipe of this version: .*new_field|, line 1, column 2: broken JSON)"
+        ValueError, match=r"recipe.json( is not a recipe of this version: .*new_field|, line 1, column 2: broken JSON)"
     ):
         Recipe.load(path)

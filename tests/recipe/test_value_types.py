@@ -117,7 +117,7 @@ def test_an_option_that_is_not_there_is_told_with_the_one_that_was_meant():
 
 @pytest.mark.parametrize("convert", [upcycle, attach])
 def test_what_is_no_model_is_told_how_to_become_one(convert):
-    with pytest.raises(UnsupportedModelError, match="^'folder' is no model of transformers; `AutoModelForImageTextToText"):
+    with pytest.raises(UnsupportedModelError, match="^'folder' is not a model of transformers; `AutoModelForImageTextToText"):
         convert("folder")
 
 

@@ -48,8 +48,8 @@ def test_what_is_left_out_keeps_its_default(tmp_path):
     [
         ("modle: m", r"A recipe has no such option. Did you mean `model`\? It stands in .*r.yaml"),
         ("stage2: {step: 3}", r"Did you mean `steps`\?"),
-        ("stage2: 3", "is no recipe of this version: stage2 must have options by name"),
-        ("- 1", "is no recipe of this version: it must have options by name"),
+        ("stage2: 3", "is not a recipe of this version: stage2 must have options by name"),
+        ("- 1", "is not a recipe of this version: it must have options by name"),
         ("seed: x", "seed"),
         ("model: a\nseed: 1\nmodel: b", r"r.yaml, line 3, column 1: broken YAML: 'model' stands there twice"),
         ("model: [", r"r.yaml, line 1, column \d+: broken YAML"),

@@ -32,9 +32,10 @@ def messages(words: str, picture: Path | None = None) -> list[dict]:
 
 
 @needs_server
-def test_answers_over_http_are_those_of_a_conversation(checkpoint, workspace):
+def test_answers_over_http_are_those_of_a_conversation(checkpoint, workspace, monkeypatch, tmp_path):
     from openai import OpenAI
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "no-such-cache"))
     pictures = sorted((workspace / "images").glob("*.png"))
     asked = [("what is this?", None), *(("what is this?", picture) for picture in pictures[:3]), ("what color?", pictures[0])]
     expected = []
@@ -58,6 +59,7 @@ def test_answers_over_http_are_those_of_a_conversation(checkpoint, workspace):
                 return answer.choices[0].message.content.strip()
             return "".join(piece.choices[0].delta.content or "" for piece in answer if piece.choices).strip()
 
+        assert [model.id for model in client.models.list()] == [checkpoint]
         assert [ask(number) for number in range(len(asked))] == expected
         with ThreadPoolExecutor(8) as pool:
             assert [*pool.map(ask, [*range(len(asked))] * 2)] == expected * 2

@@ -249,7 +249,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     for options, steps in ((EvolutionOptions("ema"), 10), (EvolutionOptions(), 11)):
         with pytest.raises(ValueError, match="Resume with the same recipe"):
             ExpertEvolution({0: ffn}, options, steps).load(tmp_path)
-    with pytest.raises(ValueError, match="no checkpoint of Stage II"):
+    with pytest.raises(ValueError, match="it is not a whole checkpoint of Stage II"):
         ExpertEvolution({0: ffn}, EvolutionOptions(), 10).load(tmp_path / "elsewhere")
     assert not list(tmp_path.glob("*.partial"))
 

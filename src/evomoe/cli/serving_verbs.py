@@ -110,13 +110,13 @@ def export(
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     trust_remote_code: bool = False,
 ) -> None:
-    """Write an EvoMoE as a model that needs no evomoe: for vLLM, SGLang, llama.cpp, or whoever has transformers alone.
+    """Write an EvoMoE as a model that needs no evomoe: for vLLM, SGLang, llama.cpp, or people who have transformers alone.
 
     Args:
         checkpoint: folder or hub name of an EvoMoE.
         out: folder to write; must not exist.
         to: native is the same model in a sparse family of transformers, where one fits; dense has one expert in every layer.
-        expert: of dense: its number, from 1, or mean for the experts' mean.
+        expert: for ``--to dense``: the expert's number, from 1; or mean, for the mean of the experts' weights.
         dtype: precision of the weights; auto is the checkpoint's own.
         trust_remote_code: run code from the model's repository.
     """

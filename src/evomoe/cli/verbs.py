@@ -54,11 +54,8 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
     name = value_of("--recipe", arguments) or "evomoe"
     from_file = Path(name).suffix in (".json", *YAML)
     if not from_file and name not in RECIPES:
-        refuse(
-            OptionError(
-                "recipe", f"there is no '{name}'; choose from {', '.join(RECIPES)}, or name a recipe.json or a .yaml file."
-            )
-        )
+        known = ", ".join(RECIPES)
+        refuse(OptionError("recipe", f"there is no '{name}'; choose from {known}, or name a recipe.json or a .yaml file."))
     if value_of("--lr", arguments):  # what many will try, and too short for the parser to guess what is meant
         refuse("each stage has its own `lr`: `stage1.learning_rate`; see `evomoe train --help`.")
     if from_file:
@@ -97,9 +94,9 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
             recipe: where the defaults come from: a name, see `evomoe list recipes`, a YAML file, or the recipe.json of another run.
             dry_run: print what would train, parameter counts, steps and memory; load no weights.
             processes: with dry_run, how many processes the run will have.
-            measure: with dry_run, take so many steps of each stage and tell how long the stage takes. It loads the weights.
+            measure: with dry_run, take this many steps of each stage and tell how long the stage takes. It loads the weights.
             resume: go on with the unfinished run in the output folder.
-            resume_anyway: the same, also if weights, data or the number of processes have changed since it began.
+            resume_anyway: go on even if weights, data or the number of processes have changed since the run began.
         """
         options = plain_recipe(options, base, arguments)
         check_paths(options, resume or resume_anyway)
@@ -310,7 +307,7 @@ def table(
     Args:
         name: the paper's number of the table, or a study of our own, see `evomoe list tables`.
         scale: mini runs here; paper says which models, data, steps and GPU hours it took, and writes the recipes to launch.
-        rows: some rows only; the one that the others are compared with is run too, unless the results have it.
+        rows: run these rows only. The baseline that they are compared with is run too, unless the results have it.
         seeds: how many; 0 for as many as the table needs.
         jobs: how many pieces of work at once.
         split: test reports; validation is for choosing.

@@ -55,8 +55,9 @@ def attach(
 
     Args:
         model: from transformers, image-text-to-text or causal language model.
-        k_min, k_max: the range of slots; by default the one in which a token of importance 1/2 that uses its cap has as many real
-            experts as before. It has more as long as virtual experts are not chosen: see ``calibrate``.
+        k_min: fewest slots of a token. By default a token of importance 1/2 that uses its cap has as many real experts as
+            before. It has more as long as virtual experts are not chosen: see ``calibrate``.
+        k_max: most slots of a token; give both, or neither.
         gate: what multiplies an expert's output, a name of ``GATES``; by default what the model does, but "straight_through" in place of
             "normalised" where virtual experts are to learn: the values are the same, and importance has a gradient through ``lam``.
         aux_losses: coefficient of each auxiliary loss; by default balance 0.01 and importance 0.001. They take the place of the
@@ -223,8 +224,8 @@ def _check_block(layer: nn.Module, where: str, D: int) -> None:
             handle.remove()
     if not same:
         raise UnsupportedModelError(
-            f"{where}: {type(block).__name__} gives its experts something else than its router is given or says, so that a router of this "
-            "library cannot take their places."
+            f"{where}: {type(block).__name__} gives its experts something else than it gives its router. No router of this library can "
+            "take its place."
         )
 
 

@@ -70,7 +70,7 @@ def compose(
             )
     vision_config = vision_tower.config
     if not hasattr(vision_config, "patch_size"):
-        raise ValueError(f"{type(vision_tower).__name__} is no patch-based vision tower: its config has no patch_size.")
+        raise ValueError(f"{type(vision_tower).__name__} is not a patch-based vision tower: its config has no patch_size.")
     moved(vision_tower, language_model.device, language_model.dtype)
     patches, class_tokens = _features(vision_tower, image_processor)
     strategy, layer = ("default", -2) if class_tokens else ("full", -1)

@@ -84,7 +84,7 @@ def export_folder(
     with new_folder(out) as folder:
         sparse = load_model(checkpoint, dtype, trust_remote_code).eval()
         if not is_sparse(sparse):
-            raise ValueError(f"{checkpoint}: {type(sparse).__name__} is no EvoMoE model; there is nothing to export.")
+            raise ValueError(f"{checkpoint}: {type(sparse).__name__} is not an EvoMoE model; there is nothing to export.")
         words = _random_words(sparse)
         exported = native(sparse) if to == "native" else one_expert(sparse, expert)
         exported.save_pretrained(folder)

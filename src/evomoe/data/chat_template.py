@@ -305,7 +305,7 @@ class ChatTemplate:
             if "\0" in text:
                 raise BadRecordError(f"{where} holds a null character; remove it")
             if (half := next((sign for sign in text if "\ud800" <= sign <= "\udfff"), None)) is not None:
-                raise BadRecordError(f"{where} holds half a character, {half!r}, which is no text; remove it")
+                raise BadRecordError(f"{where} holds half a character, {half!r}, which is not text; remove it")
             if token := self._control.search(text):
                 raise BadRecordError(f"{where} holds {token[0]!r}, which the model reads as a control token; write it otherwise")
 

@@ -225,4 +225,4 @@ def _picture(image: object) -> Picture:
     try:
         return base64.b64decode(encoded, validate=True)
     except binascii.Error as error:
-        raise BadRecordError(f"the image {shortened(image)} is no picture in base64: {error}") from error
+        raise BadRecordError(f"the image {shortened(image)} is not a picture in base64: {error}") from error

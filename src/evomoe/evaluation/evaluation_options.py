@@ -22,7 +22,8 @@ class EvaluationOptions:
         protocol: whose prompts and rules.
         batch_size: questions per batch; changes no answer.
         data_root: folder in which each benchmark has a folder of its name; without it, the hub is asked.
-        limit: only so many questions, drawn at random but always the same, groups that are scored together kept whole; 0 for all.
+        limit: ask this many questions or a few more, a fixed random sample; questions that are scored together stay together. 0 asks
+            all.
         output: folder for answers and results; runs/eval/NAME unless named, NAME from the checkpoint's path.
         dtype: precision of the weights.
         image_aspect: pad: pad pictures to a square first, as LLaVA-1.5 does; keep: do not; auto: where the processor would crop them.

@@ -162,8 +162,8 @@ def _records(path: Path, records: Iterable[Any], unit: str) -> Iterator[ForeignA
             text = "prediction" if "prediction" in record else None  # beside it, "answer" is the right one
         if identity is None or text is None:
             raise ValueError(
-                f"{where}: not an answer; wanted are the fields question_id and text (LLaVA), question_id and answer (EvalAI), "
-                "questionId and prediction (GQA), index and prediction (MMBench), or id and answer."
+                f"{where}: not an answer; wanted are the fields question_id and text (LLaVA), or question_id and answer (EvalAI). "
+                "Or they are questionId and prediction (GQA), index and prediction (MMBench), or id and answer."
             )
         if not isinstance(record[identity], str | int | float):
             raise ValueError(f"{where}: the id must be text or a number, not {record[identity]!r:.80}.")

@@ -4,7 +4,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -92,6 +92,21 @@ class Sizes:
     stage2: int = 16_000
     validation: TestSizes = field(default_factory=lambda: TestSizes(250, 250, 450, 250, 75, 20, 210))
     test: TestSizes = field(default_factory=TestSizes)
+
+    def times(self, fraction: float) -> "Sizes":
+        """The same with this fraction of everything, at least one of each.
+
+        Raises:
+            OptionError: the fraction is not positive.
+        """
+        if not 0 < fraction < float("inf"):
+            raise OptionError("fraction", f"{fraction} must be positive.")
+
+        def part(sizes: TestSizes) -> TestSizes:
+            return TestSizes(**{name: max(1, round(size * fraction)) for name, size in vars(sizes).items()})
+
+        training = {name: max(1, round(size * fraction)) for name, size in vars(self).items() if isinstance(size, int)}
+        return replace(self, **training, validation=part(self.validation), test=part(self.test))
 
 
 def write(folder: str | os.PathLike[str], seed: int = 0, sizes: Sizes | None = None, training: bool = True) -> None:

@@ -80,9 +80,7 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
             config.moe  # noqa: B018  (it checks itself)
         return config
     except OptionError as error:
-        raise ValueError(
-            f"{source}: its config.json has {error} If you wrote what it names, import the file that registers it first."
-        ) from error
+        raise ValueError(f"{source}: its config.json has {error}") from error
     except ValueError as error:
         if hf.UNKNOWN_FAMILY not in str(error.__cause__ or error):
             raise

@@ -28,7 +28,7 @@ def check_is_model(model: object) -> None:
     """Raises UnsupportedModelError for a folder's name, a processor and whatever else is no model."""
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            f"{model!r} is no model of transformers; `AutoModelForImageTextToText.from_pretrained` loads one from a folder or hub name."
+            f"{model!r} is not a model of transformers; `AutoModelForImageTextToText.from_pretrained` loads one from a folder or hub name."
         )
 
 

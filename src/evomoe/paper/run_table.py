@@ -185,7 +185,7 @@ def plan_table(name: str, rows: Sequence[str] = (), study: Path = Path("runs/stu
 
     table = find(name)
     if not table.name.isdigit():
-        raise OptionError("scale", f"{table.name} is a study of our own, which the paper has not at its scale.")
+        raise OptionError("scale", f"{table.name} is a study of our own, and the paper has no such table. Choose scale 'mini'.")
     chosen = [row for row in with_baseline(table, rows) if row.protocol == "equal"]  # there it is the paper's for all
     return describe_plan(table, chosen, study / "paper" / f"table{name}", not dry_run)
 

@@ -101,14 +101,14 @@ class Choice(RouterOptions):
 
     Attributes:
         scores: how logits become probabilities.
-        groups: the real experts stand in so many groups of equal size.
-        open_groups: a token's experts come from so many groups: those with the largest sum of their best experts.
+        groups: the real experts form this many groups of equal size.
+        open_groups: a token's experts come from this many groups: those with the largest sum of their best experts.
         group_best: how many best experts of a group that sum is of.
         biased: whether a bias takes part in the choice of experts, not in their weights.
-        bias_rate: how far that bias moves after each optimiser step towards equally loaded real experts that have the share
-            1 - rho of all slots; 0 leaves it as it is.
-        over: the chosen slots whose probabilities the gates normalised and straight_through divide those of real experts by:
-            real or all. Those of virtual experts are divided by the sum over all, so that no weight is above 1.
+        bias_rate: how far that bias moves after each optimiser step; 0 leaves it as it is. It moves until the real experts
+            are equally loaded and have the share 1 - rho of all slots.
+        over: which chosen slots a real expert's probability is divided by, under the gates normalised and straight_through:
+            real or all. That of a virtual expert is divided by the sum over all, so that no weight is above 1.
         output_scale: what the weights of a token's experts are multiplied by.
     """
 

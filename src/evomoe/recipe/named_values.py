@@ -23,7 +23,7 @@ def parse_named_values(items: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             values[name] = text
         except RecursionError:
-            raise ValueError(f"'{name}': lists or objects lie in each other too deeply") from None
+            raise ValueError(f"'{name}': lists or objects are nested too deeply") from None
     return values
 
 

@@ -161,9 +161,10 @@ class MoEOptions:
         expert_dropout: during training, hide each expert from a token with this probability (Table 14).
         aux_losses: coefficient of each auxiliary loss. Paper: balance, 0.001, alone; z keeps the router's scores small.
         aux_reduction: how the losses of the layers combine: mean, or sum as MoE-LLaVA does.
-        router_gradient: which experts tell the router what it should have chosen: chosen, as the paper prints it; all; or auto,
-            which is all while the experts are frozen, else chosen.
-        gradient_experts: at most so many experts that a token did not choose tell it, drawn at random at each step; 0 for all.
+        router_gradient: which experts the router learns from: the chosen, as in the paper; all; or auto, which is all while they
+            are frozen, else the chosen.
+        gradient_experts: the router learns from at most this many experts that a token did not choose, drawn at random at
+            each step; 0 for all.
     """
 
     num_experts: int = 4
@@ -232,8 +233,8 @@ class ConversionOptions:
         dtype: precision of the loaded weights.
         seed: draws the router's weights and the initialiser's noise.
         trust_remote_code: run code from the model's repository.
-        remote_code: also write the module through which transformers loads the model where evomoe is installed but not
-            imported; it runs only for those who load with trust_remote_code=True.
+        remote_code: also write a module that imports evomoe, so that you can load the model without that import. It runs
+            only with trust_remote_code=True.
     """
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -253,8 +254,8 @@ class EvolutionOptions:
         rule: a reading of Eq. 1: ema, scaled_update, lookback or literal.
         beta_ranges: low and high per evolved expert; beta is drawn uniformly at every step, low = high fixes it. Paper:
             experts 2, 3, 4 draw from [0.9, 0.99], [0.8, 0.89], [0.7, 0.79].
-        stop_fraction: evolved experts stop following after this share of Stage II, so that an average is taken while the
-            learning rate is still high.
+        stop_fraction: evolved experts stop following expert 1 after this share of Stage II: below 1, they average over steps
+            of a high learning rate.
         beta_scope: "step" draws one beta per step for all layers, "layer" one per layer.
         seed: draws the betas.
         offload: keep the evolved experts in CPU memory.
@@ -295,8 +296,8 @@ class StageOptions:
         batch_size: records per device and micro-batch.
         accumulation: micro-batches per optimiser step.
         data: other data than the run's, for this stage only.
-        seen_records: how many records of the data were trained on before; the stage goes on after them. By default those that
-            earlier stages of the run take of the same data.
+        seen_records: how many records of the data were trained on before; the stage begins after them. By default it counts
+            what earlier stages of the run take of the same data.
         train: what trains, as parts joined by "+": see ``evomoe.training.trainable``.
         lora: rank of the low-rank adapters (LoRA) that train in the place of the weights of linear maps, and are merged into them
             at the end of the stage; 0 trains the weights. Routers always train as they are.

@@ -48,7 +48,8 @@ class Recipe:
     Attributes:
         model: dense VLM: a folder or a hub name.
         data: LLaVA JSON, JSON lines, a folder of ``datasets.save_to_disk`` or a hub dataset ("name" or "name:split").
-        output: run folder; must be new, or hold a run without a checkpoint, or with ``resume`` an unfinished run of this recipe.
+        output: folder for this run. It must be new, or hold a run that got to no checkpoint; with ``resume``, an unfinished
+            run of this recipe.
         image_root: folder that the records' image paths are relative to.
         stages: which of 0 (align the projector), 1 (warm-up), 2 (expert evolution), 3 (routing) run.
         moe_layers: "alternating", "all", "without_first", or indices separated by commas.
@@ -184,7 +185,7 @@ class Recipe:
         """Reads recipe.json, the one in a run's folder, or a recipe in YAML, which may leave options at their defaults.
 
         Raises:
-            ValueError: it is no recipe of this version, or neither JSON nor YAML; the message names the file.
+            ValueError: it is not a recipe of this version, or neither JSON nor YAML; the message names the file.
         """
         if Path(path).is_dir() and not (Path(path) / "recipe.json").exists():
             raise ValueError(f"{path}: there is no recipe.json in this folder.")
@@ -206,7 +207,7 @@ class Recipe:
                 values[name] = part(**_tuples(values[name]))
             return cls(**_tuples(values))
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no recipe of this version: {error}.") from error
+            raise ValueError(f"{path} is not a recipe of this version: {error}.") from error
         except OptionError as error:
             raise OptionError(error.option, f"{error.message} It stands in {path}.") from error
 

@@ -190,7 +190,7 @@ class RunFolder:
             if resume == "if begun" and not self.can_resume():
                 return
             raise OptionError(
-                "output", f"{output} is not empty and holds no recipe.json, so it is no run's folder; name another."
+                "output", f"{output} is not empty and holds no recipe.json, so it is not the folder of a run; name another."
             )
         if resume:
             self.check_same(recipe)

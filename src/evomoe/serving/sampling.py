@@ -14,7 +14,7 @@ class Sampling:
     Attributes:
         temperature: 0 always takes the likeliest word; larger values vary more.
         top_p: the words are drawn from the likeliest that have this probability together.
-        top_k: and from at most so many; 0 for any number.
+        top_k: the words are drawn from at most this many; 0 for any number.
         repetition_penalty: above 1, words that were said already become less likely.
         max_new_tokens: longest answer.
         seed: draws the words, when the temperature is not 0.

@@ -4,8 +4,10 @@ import argparse
 import inspect
 import json
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -103,6 +105,8 @@ def _our_models(checkpoint: str, dtype: str, trust_remote_code: bool) -> "Iterat
     """Within the block, the server loads this model in our way: its own knows neither the type nor the classes of an EvoMoE."""
     from transformers.cli.serving import model_manager
 
+    begin = int(time.time())
+
     class Manager(model_manager.ModelManager):
         def _load_processor(self, *args: Any, **kwargs: Any) -> Any:
             return load_processor(checkpoint, trust_remote_code)
@@ -115,6 +119,12 @@ def _our_models(checkpoint: str, dtype: str, trust_remote_code: bool) -> "Iterat
         @staticmethod
         def get_model_modality(model: Any, processor: Any = None) -> Any:
             return model_manager.Modality.VLM if takes_pictures(model.config) else model_manager.Modality.LLM
+
+        @staticmethod
+        @lru_cache
+        def get_gen_models(cache_dir: str | None = None) -> list[dict[str, Any]]:
+            """The one model that is served; transformers lists the hub's cache, which need not be there."""
+            return [{"id": checkpoint, "object": "model", "owned_by": "", "created": begin}]
 
     # The server imports the name when it is made, and keeps what it made.
     with mock.patch.object(model_manager, "ModelManager", Manager):

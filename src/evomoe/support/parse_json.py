@@ -17,11 +17,11 @@ LARGEST = 1_500_000_000
 
 @contextmanager
 def shallow(name: str | Path) -> Iterator[None]:
-    """Lets JSON in the block, whoever reads it, be refused with a sentence if its lists and objects lie in each other too deeply."""
+    """Lets JSON in the block, whoever reads it, be refused with a sentence if its lists and objects are nested too deeply."""
     try:
         yield
     except RecursionError as error:
-        raise ValueError(f"{name}: broken JSON: lists or objects lie in each other too deeply.") from error
+        raise ValueError(f"{name}: broken JSON: lists or objects are nested too deeply.") from error
 
 
 def parse_json(text: str, name: str, first_line: int = 1, make_object: Callable[[Pairs], Any] | None = None) -> Any:

@@ -58,5 +58,5 @@ def read_yaml(path: str | Path) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: the file is not UTF-8 text: {error.reason}.") from error
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
-        reason = "lists or objects lie in each other too deeply" if isinstance(error, RecursionError) else error
+        reason = "lists or objects are nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{path}: broken YAML: {reason}") from error

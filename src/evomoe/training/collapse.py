@@ -102,7 +102,7 @@ def check_not_collapsed(report: dict[str, Any], schedule: str) -> None:
         return
     raise ValueError(
         f"All evolved experts are copies of expert 1 (largest relative distance "
-        f"{max(report['relative_distance'].values()):.1e}): rule '{report['rule']}' with stop_fraction {report['stop_fraction']} "
+        f"{max(report['relative_distance'].values()):.1e}). Rule '{report['rule']}' with stop_fraction {report['stop_fraction']} "
         f"under a {schedule} learning rate lets them catch up. The language loss would give the router no gradient. Use rule "
         "'scaled_update', or 'ema' with a stop_fraction below 1; `allow_collapsed_experts=True` goes on all the same."
     )

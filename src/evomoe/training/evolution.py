@@ -178,7 +178,7 @@ class ExpertEvolution:
         """
         path = Path(folder) / "evolution_state.safetensors"
         if not path.is_file():
-            raise ValueError(f"{folder} holds no evolution_state.safetensors: it is no checkpoint of Stage II, or incomplete.")
+            raise ValueError(f"{folder} holds no evolution_state.safetensors: it is not a whole checkpoint of Stage II.")
         with safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["evolution"])
             mine = json.loads(json.dumps(asdict(self.config)))

@@ -21,7 +21,7 @@ class FigureOptions(ProbeOptions):
         names: what the checkpoints are called in the picture; by their folders unless named.
         benchmarks: 1a: what the model is scored on, slots: whose questions are shown, see `evomoe list benchmarks`.
         data_root: 1a, slots: folder in which each benchmark has a folder of its name; without it, the hub is asked.
-        limit: 1a: only so many questions of each benchmark, drawn at random but always the same; 0 for all.
+        limit: 1a: ask this many questions of each benchmark, a fixed random sample; 0 asks all.
         scores: 1a: JSON with scores known already, {checkpoint: {"own": 65.5, "shuffled": [65.3, ...]}}, such as the figure's own.
     """
 

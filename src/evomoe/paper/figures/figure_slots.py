@@ -91,6 +91,6 @@ def _questions(processor: Processor, model: SparseModel, options: FigureOptions)
     if not shown:
         raise OptionError(
             "benchmarks",
-            f"of {', '.join(options.benchmarks)} no question that was drawn has a picture; name another one, or records with `data`.",
+            f"none of the questions of {', '.join(options.benchmarks)} that were drawn has a picture. Name another benchmark, or `data`.",
         )
     return f"questions of {', '.join(options.benchmarks)}", shown

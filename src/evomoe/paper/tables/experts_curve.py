@@ -68,8 +68,8 @@ def against_fixed(found: Mapping[str, Any], groups: Mapping[str, Sequence[str]] 
     if not lines:
         return ""
     title = (
-        "Less the top-k that was trained at 8 and is asked with as many real experts, which between two whole numbers is taken to lie "
-        "on the line from one to the other:"
+        "Less the top-k that was trained at 8 and is asked with as many real experts. Between two whole numbers its score is taken "
+        "to lie on the line from one to the other:"
     )
     return f"{title}\n\n" + markdown_table(["row", "real experts", *groups], lines)
 

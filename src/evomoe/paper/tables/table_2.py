@@ -31,8 +31,8 @@ TABLE = Table(
         *((name, other) for name in ("evomoe-paper", "evolution-paper") for other in ("dense", "dense-longer")),
     ),
     notes=(
-        "Equal steps: every row takes 600 on the fine-tuning mix. The paper's protocol: Stage II takes 600 as the dense row does, "
-        "and Stage III 200 on top, in which the router alone trains; `dense-longer` takes 800.",
+        "Equal steps: every row takes 600 on the fine-tuning mix. Under the paper's protocol Stage II takes 600, as the dense row "
+        "does. Stage III takes 200 on top, in which the router alone trains; `dense-longer` takes 800.",
         "Table 1 gives MoE-tuning an AVG of 65.3, Tables 2 and 10 one of 65.5.",
     ),
     seeds=3,

@@ -41,8 +41,8 @@ TABLE = Table(
     baseline="moe-tuning",
     notes=(
         "The paper does not say how large the noise, the dropout and the weights of the losses in (b) to (f) are: 1e-3, 0.1, 0.01.",
-        "(c): evolution while all of the language model trains on the warm-up mix, as in a longer Stage I (in small 400 steps more), then "
-        "router and experts on the fine-tuning mix for as long as in (a).",
+        "(c): experts evolve while all of the language model trains on the warm-up mix, as in a longer Stage I (in small 400 steps "
+        "more). Then router and experts train on the fine-tuning mix for as long as in (a).",
         "The paper's (b) and (d) agree with no row of its Table 14.",
     ),
 )
