@@ -24,7 +24,7 @@ def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
 def taken_records(recipe: Recipe, stage: int, num_records: int) -> int:
     """How many records a stage takes in all; one that it takes in two passes counts twice."""
     passes, steps = divmod(planned_steps(recipe, stage, num_records), _steps_per_pass(recipe, stage, num_records))
-    return passes * num_records + steps * _records_per_step(recipe, stage)
+    return passes * num_records + steps * records_per_step(recipe, stage)
 
 
 def seen_records(recipe: Recipe, stage: int, num_records: int) -> int:
@@ -42,7 +42,8 @@ def _steps_per_pass(recipe: Recipe, stage: int, num_records: int) -> int:
     return math.ceil(batches / options.accumulation)
 
 
-def _records_per_step(recipe: Recipe, stage: int) -> int:
+def records_per_step(recipe: Recipe, stage: int) -> int:
+    """Of all processes together."""
     options = recipe.stage(stage)
     return options.batch_size * options.accumulation * process_count()
 
