@@ -14,6 +14,7 @@ from measured_peak import MOE_LAYERS, arguments_of, batch_of, model_of
 from small_runs import make_recipe
 from tiny import FAMILIES, inputs_for, make, make_llava
 from tiny.router_options import ROUTER_OPTIONS
+from transformers import Trainer
 
 from evomoe import ROUTERS, upcycle
 from evomoe.conversion.upcycled_folder import upcycle_folder
@@ -153,3 +154,17 @@ def test_a_model_has_the_precision_that_loading_gives_it(workspace, dtype):
     loaded = load_model(workspace / "sparse", str(dtype).removeprefix("torch."))
     said = in_its_precision(run.sparse, dtype)
     assert {name: p.dtype for name, p in said.named_parameters()} == {name: p.dtype for name, p in loaded.named_parameters()}
+
+
+def test_an_optimizer_that_looks_at_contents_is_asked_what_it_keeps_of_others(tmp_path, monkeypatch):
+    class Looks(torch.optim.AdamW):
+        def step(self):
+            assert all(float(p.grad.sum()) == 0 for group in self.param_groups for p in group["params"])
+            super().step()
+
+    model, batch, arguments = moved(make_llava(), "meta"), one_batch(make_llava()), arguments_of({}, str(tmp_path))
+    set_trainable(model, "text", [0])
+    expected = stage_memory(model, batch, arguments)
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", lambda *_: (Looks, {"lr": 1e-3}))
+    need = stage_memory(model, batch, arguments)
+    assert need.optimizer == pytest.approx(expected.optimizer, rel=0.01) and need.peak == pytest.approx(expected.peak, rel=0.05)

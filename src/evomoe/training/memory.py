@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
@@ -119,24 +119,41 @@ def stage_memory(
             for tensor in (*model.parameters(), *model.buffers()):
                 live.add(tensor)
             weights, activations = live.now, 0
-            optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-            optimizer: Any = optimizer_class(parameters, **options)
-            for parameter in parameters:
-                parameter.grad = torch.empty_like(parameter)
-            optimizer.step()  # from now on it has its states
-            optimizer.zero_grad()
+            kept = _optimizer_with_states(parameters, arguments)
+            states = {tensor.untyped_storage(): tensor.untyped_storage().nbytes() for tensor in kept}
             for _ in range(min(2, arguments.gradient_accumulation_steps)):
                 before = live.now
                 loss = _loss(model, inputs, kinds, sees, arguments)
                 activations = live.now - before
                 loss.backward()
                 del loss
-            states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-            sizes = {tensor.untyped_storage(): tensor.untyped_storage().nbytes() for tensor in states}
     gradients = sum(p.numel() * p.element_size() for p in parameters)
     mask = kinds.rows * kinds.length**2  # one byte each; it keeps padding and other records apart
     peak = live.peak + evolved + mask
-    return StageMemory(weights, gradients, sum(sizes.values()), evolved, activations + mask, peak, sees is False)
+    return StageMemory(weights, gradients, sum(states.values()), evolved, activations + mask, peak, sees is False)
+
+
+def _optimizer_with_states(parameters: list[nn.Parameter], arguments: TrainingArguments) -> list[Tensor]:
+    """What an optimizer keeps of parameters without contents; one that looks at contents is asked what it keeps of others."""
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+
+    def states_of(parameters: list[nn.Parameter]) -> list[Tensor]:
+        optimizer: Any = optimizer_class(parameters, **options)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+
+    try:
+        return states_of(parameters)
+    except RuntimeError:
+        for parameter in parameters:
+            parameter.grad = None
+    with _disable_current_modes():
+        sample = nn.Parameter(torch.zeros(512, 512, dtype=parameters[0].dtype))
+        share = sum(state.nbytes for state in states_of([sample])) / sample.numel()
+    return [torch.empty(int(share * parameter.numel()), dtype=torch.uint8) for parameter in parameters]
 
 
 def in_its_precision(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
