@@ -299,8 +299,8 @@ class StageOptions:
         seen_records: how many records of the data were trained on before; the stage begins after them. By default it counts
             what earlier stages of the run take of the same data.
         train: what trains, as parts joined by "+": see ``evomoe.training.trainable``.
-        lora: rank of the adapters (LoRA) that train in the place of the weights of linear maps; 0 trains the weights. At the end
-            of the stage they are merged. Routers always train as they are.
+        lora: rank of low-rank adapters (LoRA), which train in the place of linear maps' weights; 0 trains the weights. They
+            are merged at the end of the stage. Routers always train as they are.
         lora_alpha: the adapters' outputs count lora_alpha / lora times.
         trainer: further TrainingArguments, as name=value with the value in JSON, e.g. bf16=true.
     """
