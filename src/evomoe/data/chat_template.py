@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, TemplateError, meta
 
-from evomoe.data.marks import Marks, Piece, Span, common_start, pieces_pattern
+from evomoe.data.marks import Marks, Piece, Span, common_start, tokens_pattern
 from evomoe.data.records import IMAGE_MARK, BadRecordError, Record, Turn
 from evomoe.support.bounded import memory_limit, time_limit
 from evomoe.support.errors import OptionError, foreign
@@ -21,6 +21,7 @@ _PROBE = (Turn("user", "ping"), Turn("assistant", "pong"))
 _SECONDS, _MEMORY, _LONGEST = 10.0, 2 * 10**9, 10**8
 """What a record's renderings may take: time, bytes, and the characters that each may have."""
 _REFUSES = "the chat template refuses"
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class LabelMismatchError(BadRecordError):
@@ -84,7 +85,7 @@ class ChatTemplate:
             str(token): getattr(token, "special", True) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()
         }
         added |= dict.fromkeys(getattr(self.tokenizer, "all_special_tokens", ()), True)
-        self._special = pieces_pattern(list(added))
+        self._special = tokens_pattern(list(added))
         placeholders = {str(getattr(processor, name, "") or "") for name in ("image_token", "video_token", "audio_token")}
         control = [token for token, special in added.items() if special] + sorted(placeholders)
         # One character is a character, whatever a tokenizer pads with.
@@ -141,8 +142,9 @@ class ChatTemplate:
         is_end = last + 1 == len(record.turns)
         at = places[last]
         tail = text[_of(spans[at]).end :] if is_end else self._tail(record, last)
-        begins, lead = self._last_begin(record, text, last, spans, at, thoughts)
-        header = self._header(record, last) if len(answers) > 1 else ""
+        asked = self._rendered(record, self._messages(record.turns[:last]), add_generation_prompt=True) if last else ""
+        begins, lead = self._last_begin(text, asked, spans, at, thoughts)
+        header = self._header(record, last, asked) if len(answers) > 1 else ""
         found = {last: (begins, len(text) if is_end else self._answer_end(text, spans, at, tail))}
         for number in answers[:-1]:
             at = places[number]
@@ -184,19 +186,16 @@ class ChatTemplate:
         return found
 
     def _last_begin(
-        self, record: Record, text: str, last: int, spans: list[Span | None], at: int, thoughts: list[int | None]
+        self, text: str, asked: str, spans: list[Span | None], at: int, thoughts: list[int | None]
     ) -> tuple[int, str]:
         """Where the last answer begins, and what the template puts between that and the answer."""
         shown = _start(spans, thoughts, at)
-        asked = self._rendered(record, self._messages(record.turns[:last]), add_generation_prompt=True) if last else ""
         begins = len(asked) if text.startswith(asked) and _end_before(spans, at) <= len(asked) <= shown else shown
         return begins, text[begins:shown]
 
-    def _header(self, record: Record, last: int) -> str:
+    def _header(self, record: Record, last: int, asked: str) -> str:
         """What the template writes where the assistant is to answer."""
-        messages = self._messages(record.turns[:last])
-        asked = self._rendered(record, messages, add_generation_prompt=True)
-        return asked[common_start(asked, self._rendered(record, messages), self._special) :]
+        return asked[common_start(asked, self._rendered(record, self._messages(record.turns[:last])), self._special) :]
 
     def _tail(self, record: Record, last: int) -> str:
         """What the template writes after an answer with which a conversation ends."""
@@ -278,14 +277,15 @@ class ChatTemplate:
         marks = Marks(pieces)
         numbers = iter(range(len(pieces)))
         marked = self._rendered(record, [_replaced(message, marks, numbers) for message in messages], add_generation_prompt)
-        spans, thoughts = marks.found(marked)
+        plain = marks.taken_out(marked)
+        spans, thoughts = marks.found(marked, plain)
         for piece, span in zip(pieces, spans, strict=True):
             if piece.words and span is None:
                 raise LabelMismatchError(
                     f"{record.where}: the chat template loses, repeats or rewrites the text of turn {piece.turn} "
                     f"({record.turns[piece.turn].role}): {piece.words[:80]!r}"
                 )
-        if marks.taken_out(marked) != text:
+        if plain != text:
             raise LabelMismatchError(
                 f"{record.where}: the chat template renders other text once its turns are marked, so no answer can be told apart"
             )
@@ -304,8 +304,8 @@ class ChatTemplate:
         for text in (words, turn.thinking):
             if "\0" in text:
                 raise BadRecordError(f"{where} holds a null character; remove it")
-            if (half := next((sign for sign in text if "\ud800" <= sign <= "\udfff"), None)) is not None:
-                raise BadRecordError(f"{where} holds half a character, {half!r}, which is not text; remove it")
+            if half := _HALF.search(text):
+                raise BadRecordError(f"{where} holds half a character, {half[0]!r}, which is not text; remove it")
             if token := self._control.search(text):
                 raise BadRecordError(f"{where} holds {token[0]!r}, which the model reads as a control token; write it otherwise")
 

@@ -6,6 +6,7 @@ both sequences of ids. Either way every id outside of the runs must equal that o
 """
 
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -59,13 +60,13 @@ def place_labels(
     """
     tokens = _tokens_of(record, rendered.text, ids, replacements, tokenizer, image_token)
     labels = [IGNORED] * len(ids)
-    for first, last in answer_tokens(record, rendered, ids, tokens, tokenizer):
+    for first, last in answer_tokens(record, rendered, ids, [token[:2] for token in tokens], tokenizer):
         labels[first : last + 1] = ids[first : last + 1]
     return PlacedLabels(labels, [token.of_image for token in tokens])
 
 
 def answer_tokens(
-    record: Record, rendered: RenderedConversation, ids: list[int], tokens: Sequence[Token], tokenizer: Tokenizer
+    record: Record, rendered: RenderedConversation, ids: list[int], places: Sequence[tuple[int, int]], tokenizer: Tokenizer
 ) -> list[tuple[int, int]]:
     """The first and the last token of every answer.
 
@@ -73,19 +74,19 @@ def answer_tokens(
         record: Named in errors.
         rendered: The text and the characters of its answers.
         ids: (S,) token ids.
-        tokens: (S,) their characters, in reading order.
+        places: (S,) the start and the end of their characters, in reading order; the same for a token that has none.
         tokenizer: Reads the ids back.
 
     Raises:
         LabelMismatchError: An answer has no token, shares one with another turn, or does not read as it should.
     """
     spans = []
-    inside_of = _tokens_inside(rendered.answers, tokens)
+    inside_of = tokens_inside(rendered.answers, places)
     for (start, end), answer, inside in zip(rendered.answers, rendered.words, inside_of, strict=True):
         if inside is None:
             raise LabelMismatchError(f"{record.where}: no token belongs to the answer {shortened(answer)!r}")
         first, last = inside
-        outside = rendered.text[tokens[first].start : start] + rendered.text[end : max(end, tokens[last].end)]
+        outside = rendered.text[places[first][0] : start] + rendered.text[end : max(end, places[last][1])]
         if outside.strip():
             raise LabelMismatchError(
                 f"{record.where}: a token at the border of the answer {shortened(answer)!r} also holds {outside!r} of another turn"
@@ -99,19 +100,22 @@ def answer_tokens(
     return spans
 
 
-def _tokens_inside(answers: Sequence[tuple[int, int]], tokens: Sequence[Token]) -> list[tuple[int, int] | None]:
-    """The first and the last token with characters of each answer; one pass, for conversations of a thousand turns."""
-    found: list[tuple[int, int] | None] = [None] * len(answers)
-    next_answer = 0
-    for number, token in enumerate(tokens):
-        if token.start == token.end:  # of a picture, or added by the tokenizer
-            continue
-        while next_answer < len(answers) and answers[next_answer][1] <= token.start:
-            next_answer += 1
-        for at in range(next_answer, len(answers)):
-            if answers[at][0] >= token.end:
-                break
-            found[at] = ((found[at] or (number, number))[0], number)
+def tokens_inside(spans: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]]) -> list[tuple[int, int] | None]:
+    """The first and the last token with characters of each span, for conversations of a thousand turns too.
+
+    Args:
+        spans: the start and the end of some characters each.
+        places: (S,) as ``answer_tokens`` takes them.
+    """
+    starts, ends = zip(*places, strict=True) if places else ((), ())
+    # Those without characters, of a picture or added by the tokenizer, stand in no order.
+    numbers = [number for number, start in enumerate(starts) if start < ends[number]]
+    if len(numbers) < len(starts):
+        starts, ends = [starts[number] for number in numbers], [ends[number] for number in numbers]
+    found = []
+    for start, end in spans:
+        first, after = bisect_right(ends, start), bisect_left(starts, end)
+        found.append((numbers[first], numbers[after - 1]) if first < after else None)
     return found
 
 

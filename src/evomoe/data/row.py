@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -20,9 +20,10 @@ _LEARNED = ("loss", "weight", "train")
 """Fields of a turn that say whether an answer is learned."""
 _SOURCES = ("image", "path", "url", "image_url", "bytes")
 """Fields of a part that hold its picture."""
-_OF_TURN = {"role", "from", "content", "value", *_THINKING, *_LEARNED}
-_OF_PART = {"type", "text", "index", *_SOURCES}
+_OF_TURN = frozenset({"role", "from", "content", "value", *_THINKING, *_LEARNED})
+_OF_PART = frozenset({"type", "text", "index", *_SOURCES})
 FIELDS = ("id", *PICTURES, *CONVERSATION, *SYSTEM)
+_OF_ROW = frozenset(FIELDS)
 
 _REFUSED = re.compile(
     r"(?P<media>(?:video|audio|sound|speech)s?(?:_?(?:path|file|url|bytes)s?)?)|(?P<tools>tools?|tool_calls?|tool_call_id|functions?|function_call)"
@@ -64,7 +65,7 @@ def read_row(row: object) -> Row:
     """
     if not isinstance(row, Mapping):
         raise BadRecordError(f"a record must be an object with named fields, not {kind_of(row)}")
-    unread = _unread(row, FIELDS, "")
+    unread = _unread(row, _OF_ROW, "")
     turns, shown = [], []
     for number, turn in enumerate(_turns_of(row)):
         if not isinstance(turn, Mapping):
@@ -100,8 +101,10 @@ def _first(row: Mapping[str, Any], *names: str) -> Any:
     return next((row[name] for name in names if _is_there(row.get(name))), None)
 
 
-def _unread(row: Mapping[str, Any], known: Iterable[str], where: str) -> list[str]:
+def _unread(row: Mapping[str, Any], known: frozenset[str], where: str) -> list[str]:
     """The fields that nobody reads; raises BadRecordError for one that changes what the record means."""
+    if known.issuperset(row):
+        return []
     given = [str(field) for field in row if field not in known and value_of(row, field) is not None]
     for field in given:
         if found := _REFUSED.fullmatch(field):
@@ -130,6 +133,8 @@ def _turn(number: int, turn: Mapping[str, Any], content: str) -> Turn:
     if not isinstance(role, str) or role not in _ROLES:
         raise BadRecordError(f"turn {number} has the unknown role {role!r}; known are {', '.join(_ROLES)}")
     role = _ROLES[role]
+    if len(turn) == 2:  # a role and a text, as nearly all have it
+        return Turn(role, content)
     thinking = {field: value for field in _THINKING if (value := value_of(turn, field)) is not None}
     if thinking and role != "assistant":
         raise BadRecordError(f"turn {number} has the field {next(iter(thinking))!r}; only an answer has reasoning")

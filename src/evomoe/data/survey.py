@@ -1,6 +1,6 @@
 """A look at every record before training, without decoding a picture: its length, and whether its labels can be placed."""
 
-import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.images import BadImageError, Shape, read_size
-from evomoe.data.labels import Token, answer_tokens
+from evomoe.data.labels import answer_tokens, tokens_inside
 from evomoe.data.records import BadRecordError, Record
 from evomoe.support import hf
 from evomoe.support.errors import foreign, panics_as_errors
@@ -129,21 +129,25 @@ def _measure(
         if isinstance(encoding, Exception):
             results[number] = Surveyed(1, cannot_process(record.where, template.tokenizer, encoding))
             continue
-        ids, tokens = encoding.ids, list(itertools.starmap(Token, encoding.offsets))
+        ids, places = encoding.ids, encoding.offsets
         try:
-            spans = answer_tokens(record, conversation, ids, tokens, template.tokenizer)
+            spans = answer_tokens(record, conversation, ids, places, template.tokenizer)
         except BadRecordError as error:
             results[number] = Surveyed(len(ids), str(error))
             continue
         except Exception as error:
             results[number] = Surveyed(len(ids), cannot_process(record.where, template.tokenizer, error))
             continue
-        shown = template.image_token
-        placeholders = (
-            [i for i, token in enumerate(tokens) if shown in conversation.text[token.start : token.end]] if sizes else []
-        )
+        placeholders = _placeholders(conversation.text, template.image_token, places) if sizes else []
         results[number] = _Measured(record.where, len(ids), spans[0][0], placeholders, sizes)
     return [results[number] for number in numbers]
+
+
+def _placeholders(text: str, placeholder: str, places: Sequence[tuple[int, int]]) -> list[int]:
+    """The tokens that hold a placeholder; none for a tokenizer that splits it."""
+    spans = [found.span() for found in re.finditer(re.escape(placeholder), text)]
+    inside = tokens_inside(spans, places)
+    return [one[0] for one in inside if one and one[0] == one[1]]
 
 
 def _tokenized(texts: list[str], template: ChatTemplate) -> list[Any]:
