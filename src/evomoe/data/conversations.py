@@ -13,9 +13,10 @@ from transformers import ProcessorMixin
 
 from evomoe.data.chat_template import ChatTemplate, LabelMismatchError, messages_of
 from evomoe.data.images import Shape, open_rgb
+from evomoe.data.kept_survey import kept_survey
 from evomoe.data.labels import IGNORED, place_labels
 from evomoe.data.records import BadRecordError, Record, bad_summary
-from evomoe.data.survey import Surveyed, cut_fault, read_pictures, survey
+from evomoe.data.survey import Surveyed, cut_fault, read_pictures
 from evomoe.recipe.options import ImageAspect, check_on_bad_record
 from evomoe.support.errors import OptionError, panics_as_errors
 from evomoe.support.processor import Processor, cannot_process, tokenizer_of
@@ -46,6 +47,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         image_aspect: What becomes of the pictures' shape.
         keep: Hold the items in memory once they are made, for several runs in turn.
         template_options: Arguments of the chat template, such as enable_thinking.
+        workers: The processes that `check` and `lengths` take; 0 takes none but this one.
 
     Attributes:
         skipped: The message of every record left out.
@@ -67,6 +69,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         image_aspect: ImageAspect = "auto",
         keep: bool = False,
         template_options: Mapping[str, Any] | None = None,
+        workers: int = 0,
     ) -> None:
         check_on_bad_record(on_bad_record)
         if max_length < 1:
@@ -78,6 +81,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         self.processor = processor
         self.max_length = max_length
         self.on_bad_record = on_bad_record
+        self._workers = workers
         self._shape = Shape(processor, image_aspect)
         self._template = ChatTemplate(processor, template_options)
         self.notes = [*getattr(records, "notes", ()), *self._template.notes()]
@@ -178,7 +182,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
 
     @cached_property
     def _surveyed(self) -> list[Surveyed]:
-        return survey(self.records, self.processor, self._template, self._shape, self.max_length)
+        return kept_survey(self.records, self.processor, self._template, self._shape, self.max_length, self._workers)
 
     def _encode(self, record: Record) -> dict[str, torch.Tensor]:
         """An item.

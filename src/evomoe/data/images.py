@@ -5,7 +5,6 @@ import os
 import stat
 import warnings
 from contextlib import suppress
-from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -57,10 +56,23 @@ class ImageFolder:
             raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} holds a null character")
         resolved = os.path.normpath(os.path.join(self.folder, path))
         free = os.path.isabs(path) and self.allow_absolute_outside
-        inside = Path(resolved).is_relative_to(self.folder) or Path(resolved).is_relative_to(os.path.realpath(self.folder))
-        if not free and not inside:
+        if not free and not _lies_in(self.folder, resolved) and not _lies_in(os.path.realpath(self.folder), resolved):
             raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} leaves the image folder {self.folder}")
         return resolved
+
+    def within(self, path: str) -> str:
+        """The path that it has in the folder, from which joining leads back to the absolute one; the absolute one of a file elsewhere.
+
+        Raises:
+            BadImageError: The path leaves the folder.
+        """
+        resolved = self.resolve(path)
+        inside = _lies_in(self.folder, resolved) and resolved != self.folder
+        return resolved[len(self.folder.rstrip(os.sep)) + 1 :] if inside else resolved
+
+
+def _lies_in(folder: str, path: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def read_size(source: str | bytes) -> tuple[int, int]:
@@ -73,8 +85,11 @@ def read_size(source: str | bytes) -> tuple[int, int]:
         return _open_header(file, _name(source)).size
 
 
-def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> None:
+def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> tuple[int, int]:
     """Checks a picture by its header and by what its format says of a whole file. It is decoded only if that looks wrong.
+
+    Returns:
+        Its width and height, in pixels.
 
     Args:
         source: A path or an encoded picture.
@@ -97,6 +112,7 @@ def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> N
         if whole is False:
             file.seek(0)
             _decode(_open_header(file, name), name)
+    return width, height
 
 
 def open_rgb(source: "str | bytes | Image.Image", name: str = "") -> Image.Image:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
@@ -12,12 +13,11 @@ from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.images import BadImageError, Shape, read_size
 from evomoe.data.labels import answer_tokens, tokens_inside
 from evomoe.data.records import BadRecordError, Record
+from evomoe.data.row_check import AT_ONCE, PROGRESS_FROM
 from evomoe.support import hf
 from evomoe.support.errors import foreign, panics_as_errors
 from evomoe.support.processor import Processor, cannot_process
-
-_AT_ONCE = 1_000
-_PROGRESS_FROM = 10_000
+from evomoe.support.workers import mapped
 
 _Size = tuple[int, int]  # height and width, in pixels
 _Read = TypeVar("_Read")
@@ -49,6 +49,7 @@ def survey(
     template: ChatTemplate,
     shape: Shape,
     max_length: int,
+    workers: int = 0,
 ) -> list[Surveyed]:
     """Renders and tokenises every record, places its labels and finds whether it can be cut.
 
@@ -62,16 +63,18 @@ def survey(
         template: Its chat template.
         shape: What becomes of the pictures' shape.
         max_length: The tokens that an item may have.
+        workers: The processes that do it; 0 does it in this one.
     """
-    known: dict[str, _Size] = {}
+    known: dict[str, _Size] = getattr(records, "picture_sizes", {})
     measured: list[_Measured | Surveyed] = []
+    chunks = [range(start, min(start + AT_ONCE, len(records))) for start in range(0, len(records), AT_ONCE)]
+    found = mapped(partial(_measure, records, template=template, shape=shape, known=known), chunks, workers)
     with tqdm(
-        total=len(records), desc="checking labels and lengths", unit="record", disable=len(records) < _PROGRESS_FROM
+        total=len(records), desc="checking labels and lengths", unit="record", disable=len(records) < PROGRESS_FROM
     ) as progress:
-        for start in range(0, len(records), _AT_ONCE):
-            numbers = range(start, min(start + _AT_ONCE, len(records)))
-            measured += _measure(records, numbers, template, shape, known)
-            progress.update(len(numbers))
+        for one in found:
+            measured += one
+            progress.update(len(one))
     sizes = Counter(size for one in measured if isinstance(one, _Measured) for size in one.sizes)
     tokens_of = _image_tokens(sizes, processor, template)
     return [_judge(one, tokens_of, max_length) if isinstance(one, _Measured) else one for one in measured]

@@ -136,10 +136,13 @@ def load_data(recipe: Recipe, processor: Processor, keep: bool = False) -> dict[
     """
 
     def load(data: str) -> ConversationDataset:
-        records = load_records(data, recipe.image_root, recipe.on_bad_record, recipe.max_pixels, recipe.check_pictures)
-        dataset = ConversationDataset(
-            records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect, keep, recipe.template_options
+        records = load_records(
+            data, recipe.image_root, recipe.on_bad_record, recipe.max_pixels, recipe.check_pictures, recipe.workers
         )
+        dataset = ConversationDataset(
+            records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect, keep, recipe.template_options,
+            recipe.workers,
+        )  # fmt: skip
         dataset.check()
         return dataset
 
