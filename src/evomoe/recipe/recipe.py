@@ -64,7 +64,7 @@ class Recipe:
         check_pictures: "header" looks whether files are whole, as far as their formats say; "decode" decodes every picture before training.
         template_options: arguments of the model's chat template, as name=value, e.g. enable_thinking=false.
         dtype: precision of the loaded weights: float32, bfloat16 or auto. Mixed precision is ``trainer`` bf16=true.
-        workers: processes that decode images; 0 decodes in the main process.
+        workers: processes that check records and decode images; 0 does both in the main process.
         seed: of data order, router weights and dropout.
         trust_remote_code: run code from the model's repository.
         allow_collapsed_experts: let Stage III start on experts that are all alike.
