@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from evomoe.data.chat_template import ChatTemplate, LabelMismatchError, messages
 from evomoe.data.images import Shape, open_rgb
 from evomoe.data.kept_survey import kept_survey
 from evomoe.data.labels import IGNORED, place_labels
+from evomoe.data.mix import MixedRecords, Share
 from evomoe.data.records import BadRecordError, Record, bad_summary
 from evomoe.data.survey import Surveyed, cut_fault, read_pictures
 from evomoe.recipe.options import ImageAspect, check_on_bad_record
@@ -39,7 +41,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     answers and the end-of-turn text after them; they are checked against the template token by token.
 
     Args:
-        records: What `load_records` returns; its `skipped` messages are taken over.
+        records: What `load_records` returns, or several of these as `MixedRecords`; their `skipped` messages are taken over.
         processor: A transformers processor with a fast tokenizer, or such a tokenizer alone for text.
         max_length: The most tokens of an item, image tokens included; the rest is cut. A cut through a picture, or
             one that leaves no label, makes the record bad.
@@ -53,6 +55,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         skipped: The message of every record left out.
         notes: What is worth knowing of how these records are rendered.
         end_id: The token that ends an answer; None if the tokenizer has none.
+        shares: The sources' parts of a pass, in the order of the records; a single one without a mix.
 
     Raises:
         LabelMismatchError: The chat template suits none of the first records, so it will suit none.
@@ -77,6 +80,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         if len(records) == 0:
             raise OptionError("records", "there are none.")
         self.records: Any = records
+        self.shares = self._shares(range(len(records)))
         self.skipped: list[str] = list(getattr(records, "skipped", ()))
         self.processor = processor
         self.max_length = max_length
@@ -163,9 +167,15 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
             )
         good = [number for number in range(len(self)) if number not in faults]
         self.skipped += faults.values()
+        self.shares = self._shares(good)
         self._surveyed = [self._surveyed[number] for number in good]
         self.records = Subset(self.records, good)
         self._kept = None if self._kept is None else {}
+
+    @property
+    def per_pass(self) -> int:
+        """How many records a pass takes; one that it takes twice counts twice."""
+        return sum(share.taken for share in self.shares)
 
     @property
     def cut(self) -> int:
@@ -182,7 +192,17 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
 
     @cached_property
     def _surveyed(self) -> list[Surveyed]:
-        return kept_survey(self.records, self.processor, self._template, self._shape, self.max_length, self._workers)
+        parts = self.records.parts if isinstance(self.records, MixedRecords) else [self.records]
+        found = (kept_survey(part, self.processor, self._template, self._shape, self.max_length, self._workers) for part in parts)
+        return [*itertools.chain.from_iterable(found)]
+
+    def _shares(self, good: Sequence[int]) -> list[Share]:
+        """The sources' parts of a pass over the good records."""
+        if not isinstance(self.records, MixedRecords):
+            return [Share(getattr(self.records, "name", ""), 1.0, len(good))]
+        counts = Counter(map(self.records.source_of, good))
+        parts = zip(self.records.parts, self.records.weights, strict=True)
+        return [Share(part.name, weight, counts[source]) for source, (part, weight) in enumerate(parts)]
 
     def _encode(self, record: Record) -> dict[str, torch.Tensor]:
         """An item.

@@ -114,7 +114,7 @@ class Records(Sequence[Record]):
 
 
 def load_records(
-    data: "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | datasets.Dataset",
+    data: "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | datasets.Dataset | Source",
     image_root: str | os.PathLike[str] | None = None,
     on_bad_record: Literal["stop", "skip"] = "stop",
     max_pixels: int | None = None,
@@ -129,7 +129,8 @@ def load_records(
 
     Args:
         data: A .json or .jsonl file, a folder written by `datasets.save_to_disk`, the name of a hub dataset
-            ("name:split"; the split is "train" unless named), a `datasets.Dataset` or a list of records.
+            ("name:split"; the split is "train" unless named), a `datasets.Dataset` or a list of records; or what `open_source`
+            made of one of these.
         image_root: The folder of the pictures; no path may leave it. Without it, relative paths start at the data
             file's folder (else at the current folder) and may not leave it; absolute paths may point anywhere.
         on_bad_record: "stop" raises after all records are checked; "skip" leaves bad records out and lists them.
@@ -148,7 +149,7 @@ def load_records(
     check_choice("check_pictures", check_pictures, PictureCheck)
     if image_root is not None:
         check_folder("image_root", os.fspath(image_root))
-    source = open_source(data)
+    source = data if isinstance(data, Source) else open_source(data)
     images = ImageFolder(source.folder if image_root is None else image_root, image_root is None)
     limit = (Image.MAX_IMAGE_PIXELS or 2**63) if max_pixels is None else max_pixels
     if not len(source.rows):

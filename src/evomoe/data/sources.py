@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,17 @@ def open_source(data: "str | os.PathLike[str] | Sequence[Any] | datasets.Dataset
     if isinstance(data, Sequence):
         return Source("the given list", data, os.getcwd())
     return _from_dataset(data, "the given dataset")
+
+
+def open_sources(names: Sequence[str]) -> dict[str, Source]:
+    """Opens several files or datasets; messages call those that end alike by their whole names.
+
+    Raises:
+        ValueError: There is no such file or dataset, or it cannot be read.
+    """
+    opened = {name: open_source(name) for name in names}
+    short = [source.name for source in opened.values()]
+    return {name: source if short.count(source.name) == 1 else replace(source, name=name) for name, source in opened.items()}
 
 
 def _open_named(name: str) -> Source:

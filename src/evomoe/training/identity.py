@@ -12,7 +12,9 @@ from torch.utils.data import Subset
 
 from evomoe.conversion.expert_init import option_from_stage2
 from evomoe.data.conversations import ConversationDataset
+from evomoe.data.mix import MixedRecords
 from evomoe.data.records import Records
+from evomoe.recipe.data_mix import DataSource
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.content import file_hash, fingerprint, text_hash
 from evomoe.support.errors import OptionError
@@ -57,13 +59,18 @@ def _identity(recipe: Recipe, datasets: Mapping[int, ConversationDataset], befor
         before: what it was when it began; whatever has the same dates is taken from there.
     """
     known = before.get("data", {})
-    data = {recipe.data_of(stage): dataset for stage, dataset in datasets.items()}
+    data: dict[str, Any] = {}
+    for stage, dataset in datasets.items():
+        sources = recipe.sources_of(stage)
+        for source, records in zip(sources, _parts(dataset, len(sources)), strict=True):
+            data.setdefault(_key(recipe, source), records)
     experts = recipe.init_options.get(option_from_stage2(recipe.expert_init), "")
     return {
         "processes": process_count(),
         "model": _model(recipe.model, before.get("model", {})),
         "experts": file_hash(experts) if 3 in recipe.stages and isinstance(experts, str) and Path(experts).is_file() else "",
-        "data": {name: _data(dataset, known.get(name, {})) for name, dataset in data.items()},
+        # Others than Records were made by the caller, not read from anywhere.
+        "data": {name: one.content(known.get(name, {})) if isinstance(one, Records) else {} for name, one in data.items()},
     }
 
 
@@ -104,13 +111,17 @@ def _seen(files: Iterable[Path]) -> str:
     return text_hash(found)
 
 
-def _data(dataset: ConversationDataset, before: Identity) -> Identity:
-    """The rows as they stand in the source, good and bad ones, and the picture files that they name."""
+def _parts(dataset: ConversationDataset, count: int) -> list[Any]:
+    """The records of each source, as they were read: good and bad ones."""
     records: Any = dataset.records
     while isinstance(records, Subset):
         records = records.dataset
-    # Others were made by the caller, not read from anywhere.
-    return records.content(before) if isinstance(records, Records) else {}
+    return records.parts if isinstance(records, MixedRecords) else [records] * count
+
+
+def _key(recipe: Recipe, source: DataSource) -> str:
+    """A source's name, with the folder of its pictures if that is not the run's one."""
+    return source.name if source.image_root == recipe.image_root else f"{source.name}, pictures in {source.image_root}"
 
 
 def _data_changes(before: Identity, now: Identity) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evomoe.paper.study.study import Cell
-from evomoe.paper.study.task import identity, last_parts
+from evomoe.paper.study.task import identity, last_parts, stage_values
 from evomoe.paper.tables.table import Table
 from evomoe.recipe.options import STAGES
 from evomoe.support.files import write_text
@@ -37,8 +37,9 @@ def _recipe(cell: Cell) -> dict[str, Any]:
     """What is kept of a recipe: all but where its files lay, and the seed; of the base a hash of its weights too, and how it was asked."""
     recipe = asdict(cell.recipe) | {"model": identity(cell.scoring.base), "output": "", "seed": "each"}
     recipe |= {name: last_parts(recipe[name]) for name in ("data", "image_root")}
-    for options in (recipe[f"stage{stage}"] for stage in STAGES):
-        options["data"] = options["data"] and last_parts(options["data"])
+    for name in (f"stage{stage}" for stage in STAGES):
+        recipe[name] = stage_values(recipe[name])
+        recipe[name]["data"] = recipe[name]["data"] and last_parts(recipe[name]["data"])
     recipe["evolution"]["seed"] = "each"
     return recipe | cell.scoring.intervention.changes()
 

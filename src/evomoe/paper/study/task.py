@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,8 +70,8 @@ class Training:
             if name not in ("model", "output", "workers", *(f"stage{n}" for n in STAGES if n != self.stage))
             and (name not in _ONLY_FOR or self.stage in _ONLY_FOR[name])
         }
-        kept["data"], kept["image_root"] = (last_parts(path) for path in (self.recipe.data, self.recipe.image_root))
-        own = kept[f"stage{self.stage}"]
+        kept["data"], kept["image_root"] = last_parts(self.recipe.data), last_parts(self.recipe.image_root)
+        own = stage_values(kept[f"stage{self.stage}"])
         kept[f"stage{self.stage}"] = own | {"data": last_parts(own["data"])}
         source = self.source.key if isinstance(self.source, Training) else identity(self.source)
         return _hash([kept, source])
@@ -229,8 +230,15 @@ def _digest(file: Path, changed: int) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def last_parts(path: str | None) -> str:
-    """A file by its name and that of the world it is in, wherever that is."""
+def stage_values(options: dict[str, Any]) -> dict[str, Any]:
+    """A stage's options without one that was not there when first results were kept, unless it says something."""
+    return {name: value for name, value in options.items() if name != "image_root" or value is not None}
+
+
+def last_parts(path: str | Sequence[str | None] | None) -> str:
+    """A file by its name and that of the world it is in, wherever that is; several as a list of these."""
+    if path is not None and not isinstance(path, str):
+        return " ".join(map(last_parts, path))
     return "/".join(Path(path or "").parts[-3:])
 
 
