@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, TemplateError, meta
 
 from evomoe.data.marks import Marks, Piece, Span, common_start, tokens_pattern
-from evomoe.data.records import IMAGE_MARK, BadRecordError, Record, Turn
+from evomoe.data.turns import IMAGE_MARK, VIDEO_MARK, BadRecordError, Record, Turn
 from evomoe.support.bounded import memory_limit, time_limit
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.processor import Processor, tokenizer_of
-from evomoe.support.text import shortened
+from evomoe.support.text import counted, shortened
 
 Message = dict[str, Any]
 
@@ -21,6 +21,7 @@ _PROBE = (Turn("user", "ping"), Turn("assistant", "pong"))
 _SECONDS, _MEMORY, _LONGEST = 10.0, 2 * 10**9, 10**8
 """What a record's renderings may take: time, bytes, and the characters that each may have."""
 _REFUSES = "the chat template refuses"
+_IMAGE, _IMAGE_OR_VIDEO = re.compile(IMAGE_MARK), re.compile(f"{IMAGE_MARK}|{VIDEO_MARK}")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -44,12 +45,16 @@ class RenderedConversation:
     words: tuple[str, ...]
 
 
-def messages_of(turns: tuple[Turn, ...]) -> list[Message]:
-    """Turns as Hugging Face messages: lists of image and text parts, in the order of the marks.
+def messages_of(turns: tuple[Turn, ...], videos: bool = False) -> list[Message]:
+    """Turns as Hugging Face messages: lists of image, video and text parts, in the order of the marks.
 
     Line breaks next to a mark are dropped: they only set the mark apart, and templates bring their own.
+
+    Args:
+        turns: of a conversation.
+        videos: whether it has any; if not, "<video>" is a word.
     """
-    return [_message(turn, _parts(turn)) for turn in turns]
+    return [_message(turn, _parts(turn, videos)) for turn in turns]
 
 
 class ChatTemplate:
@@ -71,6 +76,7 @@ class ChatTemplate:
     def __init__(self, processor: Processor, options: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer_of(processor)
         self._takes_images = processor is not self.tokenizer
+        self._takes_videos, self._taker = getattr(processor, "video_processor", None) is not None, type(processor).__name__
         owner = processor if getattr(processor, "chat_template", None) else self.tokenizer
         if not getattr(owner, "chat_template", None):
             raise ValueError(
@@ -81,6 +87,7 @@ class ChatTemplate:
         self.options = dict(options or {})
         self._apply = owner.apply_chat_template
         self.image_token: str = str(getattr(processor, "image_token", IMAGE_MARK))
+        self.video_token: str = str(getattr(processor, "video_token", VIDEO_MARK))
         added = {
             str(token): getattr(token, "special", True) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()
         }
@@ -116,6 +123,10 @@ class ChatTemplate:
         with self._bounded(record):
             return self._located(record, add_generation_prompt=True)[0]
 
+    def placeholders(self, record: Record) -> list[str]:
+        """What stands in a record's rendering for a picture or a video, of those kinds that it has."""
+        return [self.image_token] * bool(record.images) + [self.video_token] * bool(record.videos)
+
     def special_tokens(self, text: str) -> dict[str, bool]:
         """What to tell the processor of special tokens: a template that writes the first one itself must not get a second."""
         first = self.tokenizer.bos_token
@@ -142,7 +153,7 @@ class ChatTemplate:
         is_end = last + 1 == len(record.turns)
         at = places[last]
         tail = text[_of(spans[at]).end :] if is_end else self._tail(record, last)
-        asked = self._rendered(record, self._messages(record.turns[:last]), add_generation_prompt=True) if last else ""
+        asked = self._rendered(record, self._messages(record, last), add_generation_prompt=True) if last else ""
         begins, lead = self._last_begin(text, asked, spans, at, thoughts)
         header = self._header(record, last, asked) if len(answers) > 1 else ""
         found = {last: (begins, len(text) if is_end else self._answer_end(text, spans, at, tail))}
@@ -195,11 +206,11 @@ class ChatTemplate:
 
     def _header(self, record: Record, last: int, asked: str) -> str:
         """What the template writes where the assistant is to answer."""
-        return asked[common_start(asked, self._rendered(record, self._messages(record.turns[:last])), self._special) :]
+        return asked[common_start(asked, self._rendered(record, self._messages(record, last)), self._special) :]
 
     def _tail(self, record: Record, last: int) -> str:
         """What the template writes after an answer with which a conversation ends."""
-        part = Record(record.where, (), record.turns[: last + 1])
+        part = Record(record.where, (), record.turns[: last + 1], record.videos)
         text, spans, _, _ = self._located(part, check_images=False)
         return text[_of(spans[-1]).end :]
 
@@ -230,14 +241,19 @@ class ChatTemplate:
         # A template for plain strings may print a list of parts instead of failing on it.
         return all(turn.text in text for turn in _PROBE) and "'type'" not in text and '"type"' not in text
 
-    def _messages(self, turns: tuple[Turn, ...]) -> list[Message]:
-        return messages_of(turns) if self._structured else self._plain_messages(turns)
+    def _messages(self, record: Record, end: int | None = None) -> list[Message]:
+        """The messages of a record's turns, or of those before one."""
+        turns, videos = record.turns[:end], bool(record.videos)
+        return messages_of(turns, videos) if self._structured else self._plain_messages(turns, videos)
 
-    def _plain_messages(self, turns: tuple[Turn, ...]) -> list[Message]:
-        return [_message(turn, self._plain_text(turn)) for turn in turns]
+    def _plain_messages(self, turns: tuple[Turn, ...], videos: bool = False) -> list[Message]:
+        return [_message(turn, self._plain_text(turn, videos)) for turn in turns]
 
-    def _plain_text(self, turn: Turn) -> str:
-        return turn.text if turn.role == "assistant" else turn.text.replace(IMAGE_MARK, self.image_token)
+    def _plain_text(self, turn: Turn, videos: bool) -> str:
+        if turn.role == "assistant":
+            return turn.text
+        text = turn.text.replace(IMAGE_MARK, self.image_token)
+        return text.replace(VIDEO_MARK, self.video_token) if videos else text
 
     @contextmanager
     def _bounded(self, record: Record) -> Iterator[None]:
@@ -265,9 +281,11 @@ class ChatTemplate:
         """A record's rendering, and where the words of its turns stand in it."""
         if record.images and not self._takes_images:
             raise BadRecordError(f"{record.where}: it has images, but {type(self.tokenizer).__name__} takes only text")
+        if record.videos and not self._takes_videos:
+            raise BadRecordError(f"{record.where}: it has a video, and {self._taker} takes none")
         for number, turn in enumerate(record.turns):
-            self._check_words(f"{record.where}: turn {number} ({turn.role})", turn)
-        messages = self._messages(record.turns)
+            self._check_words(f"{record.where}: turn {number} ({turn.role})", turn, bool(record.videos))
+        messages = self._messages(record)
         text = self._rendered(record, messages, add_generation_prompt)
         pieces = [
             Piece.of(number, words, record.turns[number].role == "assistant")
@@ -293,14 +311,15 @@ class ChatTemplate:
             raise BadRecordError(
                 f"{record.where}: the chat template loses the reasoning of the last answer: {shortened(thinking)!r}"
             )
-        if check_images and record.images and (shown := text.count(self.image_token)) != len(record.images):
-            raise LabelMismatchError(
-                f"{record.where}: the text after the chat template has {shown} {self.image_token} for {len(record.images)} images"
-            )
+        for found, token, name in ((record.images, self.image_token, "image"), (record.videos, self.video_token, "video")):
+            if check_images and found and (shown := text.count(token)) != len(found):
+                raise LabelMismatchError(
+                    f"{record.where}: the text after the chat template has {shown} {token} for {counted(len(found), name)}"
+                )
         return text, spans, thoughts, marks
 
-    def _check_words(self, where: str, turn: Turn) -> None:
-        words = turn.text if turn.role == "assistant" else turn.text.replace(IMAGE_MARK, "")
+    def _check_words(self, where: str, turn: Turn, videos: bool) -> None:
+        words = turn.text if turn.role == "assistant" else _marks(videos).sub("", turn.text)
         for text in (words, turn.thinking):
             if "\0" in text:
                 raise BadRecordError(f"{where} holds a null character; remove it")
@@ -338,15 +357,20 @@ def _message(turn: Turn, content: str | list[Message]) -> Message:
     return {"role": turn.role, "content": content} | thinking
 
 
-def _parts(turn: Turn) -> list[Message]:
+def _marks(videos: bool) -> re.Pattern[str]:
+    return _IMAGE_OR_VIDEO if videos else _IMAGE
+
+
+def _parts(turn: Turn, videos: bool) -> list[Message]:
     if turn.role == "assistant":
         return [{"type": "text", "text": turn.text}]
     parts: list[Message] = []
-    for number, words in enumerate(turn.text.split(IMAGE_MARK)):
+    marks = _marks(videos).findall(turn.text)
+    for number, words in enumerate(_marks(videos).split(turn.text)):
         if number > 0:
-            parts.append({"type": "image"})
+            parts.append({"type": "image" if marks[number - 1] == IMAGE_MARK else "video"})
             words = words.removeprefix("\n")
-        if number < turn.text.count(IMAGE_MARK):
+        if number < len(marks):
             words = words.removesuffix("\n")
         if words.strip():
             parts.append({"type": "text", "text": words})

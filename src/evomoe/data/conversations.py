@@ -18,8 +18,9 @@ from evomoe.data.kept_survey import kept_survey
 from evomoe.data.labels import IGNORED, place_labels
 from evomoe.data.mix import MixedRecords, Share
 from evomoe.data.records import BadRecordError, Record, bad_summary
-from evomoe.data.survey import Surveyed, cut_fault, read_pictures
-from evomoe.recipe.options import ImageAspect, check_on_bad_record
+from evomoe.data.survey import Surveyed, cut_fault, read_pictures, read_videos
+from evomoe.data.videos import VideoReader, options_of
+from evomoe.recipe.options import VIDEO_FRAMES, ImageAspect, check_on_bad_record
 from evomoe.support.errors import OptionError, panics_as_errors
 from evomoe.support.processor import Processor, cannot_process, tokenizer_of
 
@@ -50,6 +51,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         keep: Hold the items in memory once they are made, for several runs in turn.
         template_options: Arguments of the chat template, such as enable_thinking.
         workers: The processes that `check` and `lengths` take; 0 takes none but this one.
+        video_frames: How many frames are taken of each video.
 
     Attributes:
         skipped: The message of every record left out.
@@ -73,6 +75,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         keep: bool = False,
         template_options: Mapping[str, Any] | None = None,
         workers: int = 0,
+        video_frames: int = VIDEO_FRAMES,
     ) -> None:
         check_on_bad_record(on_bad_record)
         if max_length < 1:
@@ -86,7 +89,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         self.max_length = max_length
         self.on_bad_record = on_bad_record
         self._workers = workers
-        self._shape = Shape(processor, image_aspect)
+        self._shape, self._reader = Shape(processor, image_aspect), VideoReader(processor, video_frames)
         self._template = ChatTemplate(processor, template_options)
         self.notes = [*getattr(records, "notes", ()), *self._template.notes()]
         self.end_id = self._template.end_id
@@ -193,7 +196,8 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     @cached_property
     def _surveyed(self) -> list[Surveyed]:
         parts = self.records.parts if isinstance(self.records, MixedRecords) else [self.records]
-        found = (kept_survey(part, self.processor, self._template, self._shape, self.max_length, self._workers) for part in parts)
+        options = (self.processor, self._template, self._shape, self.max_length, self._reader, self._workers)
+        found = (kept_survey(part, *options) for part in parts)
         return [*itertools.chain.from_iterable(found)]
 
     def _shares(self, good: Sequence[int]) -> list[Share]:
@@ -221,9 +225,9 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     def _encoded(self, record: Record) -> dict[str, torch.Tensor]:
         rendered = self._template.render(record)
         batch = self._process(record, rendered.text)
-        replacements = batch.pop("text_replacement_offsets", [None if record.images else ()])[0]
+        replacements = batch.pop("text_replacement_offsets", [None if record.images or record.videos else ()])[0]
         ids = batch["input_ids"][0].tolist()
-        placed = place_labels(record, rendered, ids, replacements, self._tokenizer, self._template.image_token)
+        placed = place_labels(record, rendered, ids, replacements, self._tokenizer, self._template.placeholders(record))
         self._check_cut(record, placed.labels, placed.of_image)
         item = {key: value[0] if key in TOKEN_KEYS else value for key, value in batch.items()}
         item["labels"] = torch.tensor(placed.labels)
@@ -233,8 +237,11 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         options: dict[str, Any] = self._template.special_tokens(text)
         if record.images:
             options["images"] = [read_pictures(record, lambda image: self._shape.fit(open_rgb(image)))]
-            if _reports_replacements(self.processor):
-                options["return_text_replacement_offsets"] = True
+        if record.videos:
+            options |= options_of(read_videos(record, self._reader.read))
+        kinds = ["image"] * bool(record.images) + ["video"] * bool(record.videos)
+        if kinds and all(_reports_replacements(self.processor, kind) for kind in kinds):
+            options["return_text_replacement_offsets"] = True
         return self.processor(text=[text], return_tensors="pt", **options)
 
     def _check_cut(self, record: Record, labels: list[int], of_image: list[bool]) -> None:
@@ -381,6 +388,7 @@ def _grow(tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     return torch.nn.functional.pad(tensor, [pad for size in reversed(missing) for pad in (0, size)])
 
 
-def _reports_replacements(processor: Processor) -> bool:
-    replace = getattr(type(processor), "replace_image_token", None)
-    return replace is not None and replace is not ProcessorMixin.replace_image_token
+def _reports_replacements(processor: Processor, kind: str) -> bool:
+    """Whether a processor says what it puts in place of pictures or videos."""
+    name = f"replace_{kind}_token"
+    return getattr(type(processor), name, None) not in (None, getattr(ProcessorMixin, name))

@@ -81,7 +81,7 @@ def read_size(source: str | bytes) -> tuple[int, int]:
     Raises:
         BadImageError: It is missing or not a picture.
     """
-    with _open_file(source) as file:
+    with open_file(source) as file:
         return _open_header(file, _name(source)).size
 
 
@@ -100,7 +100,7 @@ def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> t
         BadImageError: It is missing, not a picture, has more than `max_pixels` pixels, or is damaged.
     """
     name = _name(source)
-    with _open_file(source) as file:
+    with open_file(source) as file:
         picture = _open_header(file, name)
         width, height = picture.size
         if width * height > max_pixels:
@@ -127,7 +127,7 @@ def open_rgb(source: "str | bytes | Image.Image", name: str = "") -> Image.Image
     """
     if isinstance(source, Image.Image):
         return _decode(source, "in memory")
-    with _open_file(source) as file:
+    with open_file(source) as file:
         return _decode(_open_header(file, name or _name(source)), name or _name(source))
 
 
@@ -175,20 +175,25 @@ def _name(source: str | bytes) -> str:
     return shortened(source, _SHOWN) if isinstance(source, str) else "in the image column"
 
 
-def _open_file(source: str | bytes) -> BinaryIO:
+def open_file(source: str | bytes, kind: str = "image") -> BinaryIO:
+    """Opens a picture's or a video's file, or what it holds.
+
+    Raises:
+        BadImageError: It is missing, cannot be read, or is no regular file.
+    """
     if isinstance(source, bytes):
         return io.BytesIO(source)
     name = _name(source)
     try:
-        kind = os.stat(source).st_mode
-        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for whoever writes into it
-            raise BadImageError(f"image {name} is not a regular file")
+        mode = os.stat(source).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for whoever writes into it
+            raise BadImageError(f"{kind} {name} is not a regular file")
         return open(source, "rb")
     except FileNotFoundError:
         leads_to = f" (a link to {os.path.realpath(source)})" if os.path.realpath(source) != os.path.abspath(source) else ""
-        raise MissingImageError(f"image {name} does not exist{leads_to}") from None
+        raise MissingImageError(f"{kind} {name} does not exist{leads_to}") from None
     except OSError as error:
-        raise BadImageError(f"image {name} cannot be read: {error.strerror}") from error
+        raise BadImageError(f"{kind} {name} cannot be read: {error.strerror}") from error
 
 
 def _open_header(file: BinaryIO, name: str) -> Image.Image:

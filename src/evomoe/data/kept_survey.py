@@ -17,6 +17,7 @@ from evomoe.data.images import Shape
 from evomoe.data.kept import Found, Keeper
 from evomoe.data.records import Record
 from evomoe.data.survey import Surveyed, survey
+from evomoe.data.videos import VideoReader
 from evomoe.support.content import file_hash, text_hash
 from evomoe.support.processor import Processor, tokenizer_of
 
@@ -26,17 +27,23 @@ _OF_TODAY = "strftime_now"
 
 
 def kept_survey(
-    records: Sequence[Record], processor: Processor, template: ChatTemplate, shape: Shape, max_length: int, workers: int
+    records: Sequence[Record],
+    processor: Processor,
+    template: ChatTemplate,
+    shape: Shape,
+    max_length: int,
+    reader: VideoReader,
+    workers: int,
 ) -> list[Surveyed]:
     """What ``survey`` finds.
 
     It is kept for records of a file or a dataset, under: their content, which of them are good, the sizes of their pictures; all that
     the processor saves, and the folder of a class that is not transformers'; the template's arguments, and the day if the template asks
-    for it; the shape, the most tokens, and the libraries' versions.
+    for it; the shape, the most tokens, the frames of a video, and the libraries' versions.
     """
 
     def find(_: Found | None = None) -> list[Surveyed]:
-        return survey(records, processor, template, shape, max_length, workers)
+        return survey(records, processor, template, shape, max_length, reader, workers)
 
     keeper: Keeper | None = getattr(records, "keeper", None)
     if keeper is None or (of_processor := _hash(processor)) is None:
@@ -49,6 +56,7 @@ def kept_survey(
         "day": str(date.today()) if _OF_TODAY in of_processor["template"] else "",
         "aspect": shape.aspect,
         "max_length": max_length,
+        "frames": reader.frames,
         "libraries": [library.__version__ for library in _LIBRARIES],
     }
     return keeper.outcome("labels", options, make=find, write=_written, read=_read)
@@ -69,7 +77,8 @@ def _read(found: Found) -> list[Surveyed]:
 
 def _hash(processor: Processor) -> dict[str, Any] | None:
     """A processor by all that it saves and by the files of its classes; None if it saves nothing, or a class is in no file."""
-    parts = {type(part) for part in (processor, tokenizer_of(processor), getattr(processor, "image_processor", None)) if part}
+    own = (getattr(processor, f"{kind}_processor", None) for kind in ("image", "video"))
+    parts = {type(part) for part in (processor, tokenizer_of(processor), *own) if part}
     classes: dict[str, str] = {}
     for part in parts:
         name = f"{part.__module__}.{part.__qualname__}"

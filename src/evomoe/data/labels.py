@@ -7,7 +7,7 @@ both sequences of ids. Either way every id outside of the runs must equal that o
 
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from evomoe.data.chat_template import LabelMismatchError, RenderedConversation
@@ -41,7 +41,7 @@ def place_labels(
     ids: list[int],
     replacements: Replacements | None,
     tokenizer: Tokenizer,
-    image_token: str,
+    placeholders: Sequence[str],
 ) -> PlacedLabels:
     """Labels the answers among the processor's token ids.
 
@@ -52,13 +52,13 @@ def place_labels(
         replacements: What the processor put where the placeholders stood: dicts with "span" (start, end) in the text
             and "replacement"; None if the processor does not say.
         tokenizer: The processor's fast tokenizer.
-        image_token: The placeholder of a picture in the text.
+        placeholders: What stands in the text for a picture or a video, of those kinds that the record has.
 
     Raises:
         LabelMismatchError: The ids differ from the text's outside of the pictures, or an answer's borders fall into
             tokens.
     """
-    tokens = _tokens_of(record, rendered.text, ids, replacements, tokenizer, image_token)
+    tokens = _tokens_of(record, rendered.text, ids, replacements, tokenizer, placeholders)
     labels = [IGNORED] * len(ids)
     for first, last in answer_tokens(record, rendered, ids, [token[:2] for token in tokens], tokenizer):
         labels[first : last + 1] = ids[first : last + 1]
@@ -125,15 +125,20 @@ def _letters(text: str) -> str:
 
 
 def _tokens_of(
-    record: Record, text: str, ids: list[int], replacements: Replacements | None, tokenizer: Tokenizer, image_token: str
+    record: Record,
+    text: str,
+    ids: list[int],
+    replacements: Replacements | None,
+    tokenizer: Tokenizer,
+    placeholders: Sequence[str],
 ) -> list[Token]:
     own_text = text if replacements is None else _expand(text, replacements)
-    placeholder = tokenizer.convert_tokens_to_ids(image_token) if replacements is None else None
+    standing_for = {tokenizer.convert_tokens_to_ids(one) for one in placeholders} if replacements is None else set()
     failures = []
     for add_special_tokens in (True, False):  # the processor keeps its own choice to itself
         own = tokenizer(own_text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
         try:
-            origins = align(own["input_ids"], ids, placeholder)
+            origins = align(own["input_ids"], ids, standing_for)
         except _Difference as difference:
             failures.append((difference.at, difference.own_at, own["input_ids"]))
             continue
@@ -153,13 +158,13 @@ class _Difference(Exception):
         self.at, self.own_at = at, own_at
 
 
-def align(own_ids: list[int], ids: list[int], placeholder: int | None) -> list[int | None]:
+def align(own_ids: list[int], ids: list[int], placeholders: Collection[int]) -> list[int | None]:
     """Finds for each of `ids` its position in `own_ids`, where one placeholder stands for a run of any ids.
 
     Args:
-        own_ids: (S',) ids with one placeholder for each picture.
-        ids: (S,) ids with a run of one or more ids for each picture.
-        placeholder: The id of the placeholder; None if `own_ids` has none, so that both must be equal.
+        own_ids: (S',) ids with one placeholder for each picture or video.
+        ids: (S,) ids with a run of one or more ids for each of them.
+        placeholders: The ids of the placeholders; none if `own_ids` has none, so that both must be equal.
 
     Returns:
         (S,) positions in `own_ids`; None within a run.
@@ -167,7 +172,7 @@ def align(own_ids: list[int], ids: list[int], placeholder: int | None) -> list[i
     Raises:
         _Difference: Something differs outside of the runs.
     """
-    borders = [i for i, own in enumerate(own_ids) if own == placeholder]
+    borders = [i for i, own in enumerate(own_ids) if own in placeholders]
     segments = list(zip([0, *(i + 1 for i in borders)], [*borders, len(own_ids)], strict=True))
     origins: list[int | None] = []
     for number, (start, end) in enumerate(segments):

@@ -43,7 +43,6 @@ class Records(Sequence[Record]):
     Attributes:
         skipped: The message of every record left out.
         notes: The fields that nobody reads.
-        picture_sizes: The height and width of each picture file, by its absolute path.
     """
 
     def __init__(self, source: Source, images: ImageFolder, found: RowOutcome) -> None:
@@ -61,10 +60,15 @@ class Records(Sequence[Record]):
         return self._source.name
 
     @cached_property
-    def picture_sizes(self) -> dict[str, tuple[int, int]]:
-        """The height and width of each picture file, in pixels, by its absolute path."""
-        found = self._found.pictures.items()
-        return {os.path.join(self._images.folder, path): state[2:] for path, state in found if state is not None}
+    def sizes(self) -> dict[tuple[str, bool], tuple[int, ...]]:
+        """The height and width of each picture, in pixels, by its absolute path and False; of a video its frames too, by its path and True."""
+        return {
+            (os.path.join(self._images.folder, file.path), file.is_video): (
+                (state.frames, state.height, state.width) if file.is_video else (state.height, state.width)
+            )
+            for file, state in self._found.pictures.items()
+            if state is not None
+        }
 
     @property
     def keeper(self) -> Keeper | None:
@@ -74,7 +78,7 @@ class Records(Sequence[Record]):
     @property
     def shown(self) -> str:
         """A hash of which rows are good, and of the sizes of their picture files."""
-        sizes = (f"{path} {state and state[2:]}" for path, state in sorted(self._found.pictures.items()))
+        sizes = (f"{file} {state and state[2:]}" for file, state in sorted(self._found.pictures.items()))
         return text_hash([str(sorted(self._found.bad)), *sizes])
 
     def content(self, before: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,10 +89,10 @@ class Records(Sequence[Record]):
         """
         digests = self._found.digests or b"".join(map(row_digest, self._source.rows))
         states = self._found.pictures.items()
-        pictures = {
-            os.path.join(self._images.folder, path): (state.size, state.date) if state else None for path, state in states
+        files = {
+            os.path.join(self._images.folder, file.path): (state.size, state.date) if state else None for file, state in states
         }
-        return content_of(digests, pictures, self.keeper, before)
+        return content_of(digests, files, self.keeper, before)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -107,8 +111,9 @@ class Records(Sequence[Record]):
         row = self._source.rows[number]
         name = where(self._source.name, number, row)
         try:
-            turns, images, _ = read_row(row)
-            return Record(name, tuple(_lazy_picture(image, self._images) for image in images), turns)
+            turns, images, videos, _ = read_row(row)
+            shown = tuple(_lazy_picture(image, self._images) for image in images)
+            return Record(name, shown, turns, tuple(map(self._images.resolve, videos)))
         except (BadRecordError, BadImageError, OSError) as error:  # the files have changed since they were checked
             raise BadRecordError(f"{name}: {error}") from error
 
@@ -124,8 +129,8 @@ def load_records(
     """Opens training data and checks every record, without decoding the pictures.
 
     A record holds `conversations` (turns with from/value, as LLaVA writes them) or `messages` (turns with
-    role/content, the content a text or a list of text and image parts), and its pictures in `image`, `images` or the
-    parts. Fields that would change its meaning and are not read, such as `video`, make it bad.
+    role/content, the content a text or a list of parts), its pictures in `image`, `images` or the parts, and its videos in `video`,
+    `videos` or the parts. Fields that would change its meaning and are not read, such as `audio`, make it bad.
 
     Args:
         data: A .json or .jsonl file, a folder written by `datasets.save_to_disk`, the name of a hub dataset

@@ -17,6 +17,7 @@ from evomoe.data.record_content import row_digest
 from evomoe.data.row import read_row, value_of
 from evomoe.data.sources import Source
 from evomoe.data.turns import BadRecordError
+from evomoe.data.videos import check_video
 from evomoe.support.text import shortened
 from evomoe.support.workers import mapped
 
@@ -37,12 +38,21 @@ class PictureState(NamedTuple):
         size: in bytes.
         date: when it was changed, in nanoseconds.
         height, width: in pixels.
+        frames: how many a video has; 0 for a picture.
     """
 
     size: int
     date: int
     height: int
     width: int
+    frames: int = 0
+
+
+class MediaFile(NamedTuple):
+    """A picture's or a video's file: its path in the image folder, or the absolute one of a file elsewhere."""
+
+    path: str
+    is_video: bool = False
 
 
 @dataclass
@@ -52,15 +62,15 @@ class RowOutcome:
     Attributes:
         bad: why a row cannot be learned, by its number.
         unread: the fields that nobody reads, and how many rows have them.
-        pictures: the picture files that rows name, by path; those in the image folder by the path in there. None: not usable.
+        pictures: the files of pictures and videos that rows name. None: not usable.
         missing: those of them that do not exist.
         digests: 16 bytes for each row; empty where rows are in memory.
     """
 
     bad: dict[int, str] = field(default_factory=dict)
     unread: Counter[str] = field(default_factory=Counter)
-    pictures: dict[str, PictureState | None] = field(default_factory=dict)
-    missing: set[str] = field(default_factory=set)
+    pictures: dict[MediaFile, PictureState | None] = field(default_factory=dict)
+    missing: set[MediaFile] = field(default_factory=set)
     digests: bytes = b""
 
     def add(self, other: "RowOutcome") -> None:
@@ -73,12 +83,12 @@ class RowOutcome:
 
     def kept(self) -> Found:
         """What holds another time too. Rows that are bad are looked at each time, for what their messages name may change."""
-        good = {path: state for path, state in self.pictures.items() if state is not None}
+        good = {file: state for file, state in self.pictures.items() if state is not None}
         arrays = {
             "bad": np.array(sorted(self.bad), np.int64),
             "digests": np.frombuffer(self.digests, np.uint8),
-            "paths": np.frombuffer(b"\0".join(map(os.fsencode, good)), np.uint8),
-            "states_P4": np.array([*good.values()], np.int64).reshape(-1, 4),
+            "paths": np.frombuffer(b"\0".join(os.fsencode(file.path) for file in good), np.uint8),
+            "states_P5": np.array([*good.values()], np.int64).reshape(-1, 5),
         }
         return Found(arrays, {"unread": dict(self.unread)})
 
@@ -96,7 +106,7 @@ class RowCheck:
     def __init__(self, source: Source, images: ImageFolder, max_pixels: int, decode: bool) -> None:
         self._source, self._images = source, images
         self._max_pixels, self._decode = max_pixels, decode
-        self._known: dict[str, PictureState | BadImageError] = {}
+        self._known: dict[MediaFile, PictureState | BadImageError] = {}
 
     def outcome(self, workers: int) -> RowOutcome:
         """What is found in the rows, taken from what was kept as far as it holds."""
@@ -139,26 +149,26 @@ class RowCheck:
 
     def _still(self, kept: Found) -> RowOutcome | None:
         """What was kept, if all pictures are what they were."""
-        paths, states = _pictures(kept)
+        files, states = _pictures(kept)
         with ThreadPoolExecutor(_ASKING) as pool:
-            blocks = [range(start, min(start + AT_ONCE, len(paths))) for start in range(0, len(paths), AT_ONCE)]
-            if not all(pool.map(lambda block: all(self._state(paths[n]) == states[n][:2] for n in block), blocks)):
+            blocks = [range(start, min(start + AT_ONCE, len(files))) for start in range(0, len(files), AT_ONCE)]
+            if not all(pool.map(lambda block: all(self._state(files[n]) == states[n][:2] for n in block), blocks)):
                 return None
-        return self._with_bad_rows(kept, dict(zip(paths, states, strict=True)))
+        return self._with_bad_rows(kept, dict(zip(files, states, strict=True)))
 
     def _renewed(self, before: Found | None) -> RowOutcome | None:
         """What was kept, if those pictures that are others now are sound too."""
         if before is None:
             return None
-        pictures: dict[str, PictureState] = {}
-        for path, state in zip(*_pictures(before), strict=True):
+        pictures: dict[MediaFile, PictureState] = {}
+        for file, state in zip(*_pictures(before), strict=True):
             try:
-                pictures[path] = state if self._state(path) == state[:2] else self._look(path)
+                pictures[file] = state if self._state(file) == state[:2] else self._look(file)
             except BadImageError:
                 return None
         return self._with_bad_rows(before, pictures)
 
-    def _with_bad_rows(self, kept: Found, pictures: dict[str, PictureState]) -> RowOutcome:
+    def _with_bad_rows(self, kept: Found, pictures: dict[MediaFile, PictureState]) -> RowOutcome:
         again = self.rows(kept.arrays["bad"].tolist())
         return RowOutcome(
             again.bad,
@@ -170,10 +180,12 @@ class RowCheck:
 
     def _check(self, row: object, found: RowOutcome) -> list[str]:
         """Raises BadRecordError or BadImageError for a row that cannot be learned; returns the names of fields that nobody reads."""
-        turns, images, unread = read_row(row)
-        paths = [self._images.within(image) if isinstance(image, str) else "" for image in images]
-        for path in filter(None, paths):
-            self._note(path, found)
+        turns, images, videos, unread = read_row(row)
+        files = [MediaFile(self._images.within(image)) if isinstance(image, str) else None for image in images]
+        files += [MediaFile(self._images.within(video), True) for video in videos]
+        for file in files:
+            if file is not None:
+                self._note(file, found)
         spoken = [turn.role for turn in turns if turn.role != "system"]
         if "assistant" not in spoken:
             raise BadRecordError("there is no assistant turn, so there is nothing to learn")
@@ -184,48 +196,53 @@ class RowCheck:
         for number, turn in enumerate(turns):
             if turn.role == "assistant" and not turn.text.strip():
                 raise BadRecordError(f"turn {number} is the assistant's and is empty")
-        for path, image in zip(paths, images, strict=True):
-            self._check_picture(path, image)
+        for file, shown in zip(files, [*images, *videos], strict=True):
+            self._check_picture(file, shown)
         return unread
 
-    def _check_picture(self, path: str, image: Any) -> None:
-        if path:
-            if isinstance(verdict := self._known[path], BadImageError):
+    def _check_picture(self, file: MediaFile | None, image: Any) -> None:
+        if file is not None:
+            if isinstance(verdict := self._known[file], BadImageError):
                 raise verdict
         elif isinstance(image, bytes):
             check_image(image, self._max_pixels, self._decode)
         elif isinstance(image, Image.Image) and image.width * image.height > self._max_pixels:
             raise BadImageError(f"a picture has {image.width} x {image.height} pixels, more than {self._max_pixels:,}")
 
-    def _note(self, path: str, found: RowOutcome) -> None:
-        """Looks at a picture file, once."""
-        if path not in self._known:
+    def _note(self, file: MediaFile, found: RowOutcome) -> None:
+        """Looks at a file, once."""
+        if file not in self._known:
             try:
-                self._known[path] = self._look(path)
+                self._known[file] = self._look(file)
             except BadImageError as error:
-                self._known[path] = error
-        verdict = self._known[path]
-        found.pictures[path] = verdict if isinstance(verdict, PictureState) else None
+                self._known[file] = error
+        verdict = self._known[file]
+        found.pictures[file] = verdict if isinstance(verdict, PictureState) else None
         if isinstance(verdict, MissingImageError):
-            found.missing.add(path)
+            found.missing.add(file)
 
-    def _look(self, path: str) -> PictureState:
-        size, date = self._state(path)  # before it is opened: what is changed meanwhile is looked at again next time
-        width, height = check_image(os.path.join(self._images.folder, path), self._max_pixels, self._decode)
+    def _look(self, file: MediaFile) -> PictureState:
+        size, date = self._state(file)  # before it is opened: what is changed meanwhile is looked at again next time
+        path = os.path.join(self._images.folder, file.path)
+        if file.is_video:
+            frames, height, width = check_video(path, self._max_pixels, self._decode)
+            return PictureState(size, date, height, width, frames)
+        width, height = check_image(path, self._max_pixels, self._decode)
         return PictureState(size, date, height, width)
 
-    def _state(self, path: str) -> tuple[int, int]:
+    def _state(self, file: MediaFile) -> tuple[int, int]:
         try:
-            state = os.stat(os.path.join(self._images.folder, path))
+            state = os.stat(os.path.join(self._images.folder, file.path))
         except OSError:
             return -1, -1
         return state.st_size, state.st_mtime_ns
 
 
-def _pictures(kept: Found) -> tuple[list[str], list[PictureState]]:
+def _pictures(kept: Found) -> tuple[list[MediaFile], list[PictureState]]:
     joined = kept.arrays["paths"].tobytes()
     paths = [os.fsdecode(path) for path in joined.split(b"\0")] if joined else []
-    return paths, [PictureState(*state) for state in kept.arrays["states_P4"].tolist()]
+    states = [PictureState(*state) for state in kept.arrays["states_P5"].tolist()]
+    return [MediaFile(path, state.frames > 0) for path, state in zip(paths, states, strict=True)], states
 
 
 def where(name: str, number: int, row: object) -> str:

@@ -14,8 +14,11 @@ PictureCheck = Literal["header", "decode"]
 
 
 MOST_EXPERTS, HIGHEST_RATE, MOST_PASSES, MOST_STEPS, MOST_RECORDS = 4096, 100.0, 1e6, 10**9, 10**6
-LONGEST, MOST_WORKERS = 10**8, 1024
+LONGEST, MOST_WORKERS, MOST_FRAMES = 10**8, 1024, 10**4
 """Beyond these no machine holds a mixture, and no run ends or learns."""
+
+VIDEO_FRAMES = 8
+"""Frames that are taken of a video, unless the user says otherwise."""
 
 STAGES = {0: "align", 1: "warmup", 2: "evolution", 3: "routing"}
 

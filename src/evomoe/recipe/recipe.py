@@ -18,8 +18,10 @@ from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import (
     LARGEST_SEED,
     LONGEST,
+    MOST_FRAMES,
     MOST_WORKERS,
     STAGES,
+    VIDEO_FRAMES,
     EvolutionOptions,
     ImageAspect,
     MoEOptions,
@@ -62,6 +64,7 @@ class Recipe:
         max_pixels: larger pictures are refused.
         image_aspect: "pad" pads pictures to a square first, as LLaVA-1.5 does; "keep" does not; "auto" pads where the processor
             would crop them.
+        video_frames: how many frames are taken of each video.
         on_bad_record: "stop" before training, or "skip" and list.
         check_pictures: "header" looks whether files are whole, as far as their formats say; "decode" decodes every picture before training.
         template_options: arguments of the model's chat template, as name=value, e.g. enable_thinking=false.
@@ -93,6 +96,7 @@ class Recipe:
     packing: bool = False
     max_pixels: int = 89_478_485
     image_aspect: ImageAspect = "auto"
+    video_frames: int = VIDEO_FRAMES
     on_bad_record: Literal["stop", "skip"] = "stop"
     check_pictures: PictureCheck = "header"
     template_options: NamedValues = field(default_factory=dict)
@@ -137,6 +141,7 @@ class Recipe:
         check_image_aspect(self.image_aspect)
         check_whole("max_length", self.max_length, 1, LONGEST)
         check_whole("max_pixels", self.max_pixels, 1)
+        check_whole("video_frames", self.video_frames, 1, MOST_FRAMES)
         check_whole("workers", self.workers, 0, MOST_WORKERS)
         check_whole("seed", self.seed, 0, LARGEST_SEED)
 
@@ -219,7 +224,11 @@ class Recipe:
             for stage in STAGES:  # before stages went on where others had stopped
                 values.get(f"stage{stage}", {}).setdefault("seen_records", 0)
                 values.get(f"stage{stage}", {}).setdefault("image_root", None)
-            for name, default in {"template_options": {}, "check_pictures": "header"}.items():  # before there was a choice
+            for name, default in {
+                "template_options": {},
+                "check_pictures": "header",
+                "video_frames": VIDEO_FRAMES,
+            }.items():  # before there was a choice
                 values.setdefault(name, default)
             missing = {f.name for f in dataclasses.fields(cls)} - set(values)
             if missing:

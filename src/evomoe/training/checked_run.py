@@ -150,7 +150,7 @@ def load_data(recipe: Recipe, processor: Processor, keep: bool = False) -> dict[
             records = MixedRecords([checked[source.place] for source in mix], [source.weight for source in mix])
         dataset = ConversationDataset(
             records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect, keep, recipe.template_options,
-            recipe.workers,
+            recipe.workers, recipe.video_frames,
         )  # fmt: skip
         dataset.check()
         return dataset

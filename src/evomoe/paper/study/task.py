@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from evomoe.analysis.intervention import Intervention
-from evomoe.recipe.options import STAGES
+from evomoe.recipe.options import STAGES, VIDEO_FRAMES
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder, StageFolder
 from evomoe.support.files import write_text
@@ -63,7 +63,7 @@ class Training:
     @property
     def key(self) -> str:
         """A hash of the options that this stage reads, of its data and of what it starts from."""
-        values = dataclasses.asdict(self.recipe)
+        values = recipe_values(self.recipe)
         kept = {
             name: value
             for name, value in values.items()
@@ -71,7 +71,7 @@ class Training:
             and (name not in _ONLY_FOR or self.stage in _ONLY_FOR[name])
         }
         kept["data"], kept["image_root"] = last_parts(self.recipe.data), last_parts(self.recipe.image_root)
-        own = stage_values(kept[f"stage{self.stage}"])
+        own = kept[f"stage{self.stage}"]
         kept[f"stage{self.stage}"] = own | {"data": last_parts(own["data"])}
         source = self.source.key if isinstance(self.source, Training) else identity(self.source)
         return _hash([kept, source])
@@ -230,9 +230,15 @@ def _digest(file: Path, changed: int) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def stage_values(options: dict[str, Any]) -> dict[str, Any]:
-    """A stage's options without one that was not there when first results were kept, unless it says something."""
-    return {name: value for name, value in options.items() if name != "image_root" or value is not None}
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's options by name, without those that were not there when first results were kept, unless they say something."""
+    values = dataclasses.asdict(recipe)
+    if recipe.video_frames == VIDEO_FRAMES:
+        del values["video_frames"]
+    for stage in STAGES:
+        if recipe.stage(stage).image_root is None:
+            del values[f"stage{stage}"]["image_root"]
+    return values
 
 
 def last_parts(path: str | Sequence[str | None] | None) -> str:
