@@ -39,10 +39,10 @@ class Surveyed(NamedTuple):
 
 class _Measured(NamedTuple):
     where: str
-    length: int  # in tokens, pictures as single placeholders
+    length: int  # in tokens, pictures and videos as single placeholders
     first_label: int
     placeholders: list[int]
-    sizes: list[_Size]
+    sizes: list[_Size]  # of pictures, then of videos: their order among each other decides nothing
 
 
 def survey(
@@ -165,22 +165,16 @@ def _measure(
         except Exception as error:
             results[number] = Surveyed(len(ids), cannot_process(record.where, template.tokenizer, error))
             continue
-        placeholders = []
-        if sizes:
-            placeholders, is_video = _placeholders(conversation.text, template.placeholders(record), places, template.video_token)
-            pictures, videos = iter(sizes[: len(record.images)]), iter(sizes[len(record.images) :])
-            sizes = [next(videos if one else pictures) for one in is_video]
+        placeholders = _placeholders(conversation.text, template.placeholders(record), places) if sizes else []
         results[number] = _Measured(record.where, len(ids), spans[0][0], placeholders, sizes)
     return [results[number] for number in numbers]
 
 
-def _placeholders(
-    text: str, placeholders: Sequence[str], places: Sequence[tuple[int, int]], of_video: str
-) -> tuple[list[int], list[bool]]:
-    """The tokens that hold a placeholder, none for a tokenizer that splits it; and whether each placeholder is a video's."""
-    found = [*re.finditer("|".join(map(re.escape, placeholders)), text)]
-    inside = tokens_inside([one.span() for one in found], places)
-    return [one[0] for one in inside if one and one[0] == one[1]], [one[0] == of_video for one in found]
+def _placeholders(text: str, placeholders: Sequence[str], places: Sequence[tuple[int, int]]) -> list[int]:
+    """The tokens that hold a placeholder; none for a tokenizer that splits it."""
+    spans = [found.span() for found in re.finditer("|".join(map(re.escape, placeholders)), text)]
+    inside = tokens_inside(spans, places)
+    return [one[0] for one in inside if one and one[0] == one[1]]
 
 
 def _tokenized(texts: list[str], template: ChatTemplate) -> list[Any]:
