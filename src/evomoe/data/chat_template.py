@@ -9,19 +9,17 @@ from typing import Any
 from jinja2 import Environment, TemplateError, meta
 
 from evomoe.data.marks import Marks, Piece, Span, common_start, tokens_pattern
+from evomoe.data.messages import Message, marked_message, marks_of, message_of, messages_of, texts_of
 from evomoe.data.turns import IMAGE_MARK, VIDEO_MARK, BadRecordError, Record, Turn
 from evomoe.support.bounded import memory_limit, time_limit
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.processor import Processor, tokenizer_of
 from evomoe.support.text import counted, shortened
 
-Message = dict[str, Any]
-
 _PROBE = (Turn("user", "ping"), Turn("assistant", "pong"))
 _SECONDS, _MEMORY, _LONGEST = 10.0, 2 * 10**9, 10**8
 """What a record's renderings may take: time, bytes, and the characters that each may have."""
 _REFUSES = "the chat template refuses"
-_IMAGE, _IMAGE_OR_VIDEO = re.compile(IMAGE_MARK), re.compile(f"{IMAGE_MARK}|{VIDEO_MARK}")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -43,18 +41,6 @@ class RenderedConversation:
     text: str
     answers: tuple[tuple[int, int], ...]
     words: tuple[str, ...]
-
-
-def messages_of(turns: tuple[Turn, ...], videos: bool = False) -> list[Message]:
-    """Turns as Hugging Face messages: lists of image, video and text parts, in the order of the marks.
-
-    Line breaks next to a mark are dropped: they only set the mark apart, and templates bring their own.
-
-    Args:
-        turns: of a conversation.
-        videos: whether it has any; if not, "<video>" is a word.
-    """
-    return [_message(turn, _parts(turn, videos)) for turn in turns]
 
 
 class ChatTemplate:
@@ -247,7 +233,7 @@ class ChatTemplate:
         return messages_of(turns, videos) if self._structured else self._plain_messages(turns, videos)
 
     def _plain_messages(self, turns: tuple[Turn, ...], videos: bool = False) -> list[Message]:
-        return [_message(turn, self._plain_text(turn, videos)) for turn in turns]
+        return [message_of(turn, self._plain_text(turn, videos)) for turn in turns]
 
     def _plain_text(self, turn: Turn, videos: bool) -> str:
         if turn.role == "assistant":
@@ -290,11 +276,11 @@ class ChatTemplate:
         pieces = [
             Piece.of(number, words, record.turns[number].role == "assistant")
             for number, message in enumerate(messages)
-            for words in _texts(message)
+            for words in texts_of(message)
         ]
         marks = Marks(pieces)
         numbers = iter(range(len(pieces)))
-        marked = self._rendered(record, [_replaced(message, marks, numbers) for message in messages], add_generation_prompt)
+        marked = self._rendered(record, [marked_message(message, marks, numbers) for message in messages], add_generation_prompt)
         plain = marks.taken_out(marked)
         spans, thoughts = marks.found(marked, plain)
         for piece, span in zip(pieces, spans, strict=True):
@@ -319,7 +305,7 @@ class ChatTemplate:
         return text, spans, thoughts, marks
 
     def _check_words(self, where: str, turn: Turn, videos: bool) -> None:
-        words = turn.text if turn.role == "assistant" else _marks(videos).sub("", turn.text)
+        words = turn.text if turn.role == "assistant" else marks_of(videos).sub("", turn.text)
         for text in (words, turn.thinking):
             if "\0" in text:
                 raise BadRecordError(f"{where} holds a null character; remove it")
@@ -349,46 +335,6 @@ def _check_options(template: object, options: Mapping[str, Any]) -> None:
         if name not in read or name in ours:
             known = ", ".join(sorted(read - ours)) or "none"
             raise OptionError("template_options", f"the model's chat template reads no '{name}'; those that it reads: {known}.")
-
-
-def _message(turn: Turn, content: str | list[Message]) -> Message:
-    # The names under which templates look for it.
-    thinking = {"reasoning_content": turn.thinking, "thinking": turn.thinking} if turn.thinking else {}
-    return {"role": turn.role, "content": content} | thinking
-
-
-def _marks(videos: bool) -> re.Pattern[str]:
-    return _IMAGE_OR_VIDEO if videos else _IMAGE
-
-
-def _parts(turn: Turn, videos: bool) -> list[Message]:
-    if turn.role == "assistant":
-        return [{"type": "text", "text": turn.text}]
-    parts: list[Message] = []
-    marks = _marks(videos).findall(turn.text)
-    for number, words in enumerate(_marks(videos).split(turn.text)):
-        if number > 0:
-            parts.append({"type": "image" if marks[number - 1] == IMAGE_MARK else "video"})
-            words = words.removeprefix("\n")
-        if number < len(marks):
-            words = words.removesuffix("\n")
-        if words.strip():
-            parts.append({"type": "text", "text": words})
-    return parts
-
-
-def _texts(message: Message) -> list[str]:
-    if isinstance(message["content"], str):
-        return [message["content"]]
-    return [part["text"] for part in message["content"] if part["type"] == "text"]
-
-
-def _replaced(message: Message, marks: Marks, numbers: Any) -> Message:
-    """A message with its texts marked; ``numbers`` gives the number of the next piece."""
-    if isinstance(message["content"], str):
-        return message | {"content": marks.put(next(numbers))}
-    parts = [part | {"text": marks.put(next(numbers))} if part["type"] == "text" else part for part in message["content"]]
-    return message | {"content": parts}
 
 
 def _of(span: Span | None) -> Span:

@@ -12,10 +12,11 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 from transformers import ProcessorMixin
 
-from evomoe.data.chat_template import ChatTemplate, LabelMismatchError, messages_of
+from evomoe.data.chat_template import ChatTemplate, LabelMismatchError
 from evomoe.data.images import Shape, open_rgb
 from evomoe.data.kept_survey import kept_survey
 from evomoe.data.labels import IGNORED, place_labels
+from evomoe.data.messages import messages_of
 from evomoe.data.mix import MixedRecords, Share
 from evomoe.data.records import BadRecordError, Record, bad_summary
 from evomoe.data.survey import Surveyed, cut_fault, read_pictures, read_videos
