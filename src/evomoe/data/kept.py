@@ -4,6 +4,7 @@ An outcome is named after the content of the data and everything else that it de
 cannot be read counts for none. Files are safetensors, with a sum of what they hold.
 """
 
+import gc
 import hashlib
 import json
 import logging
@@ -82,17 +83,29 @@ class Keeper:
             read: the outcome of what was kept; None if it does not hold any more.
         """
         name = f"{self.name}.{self.content[:_NAMED]}.{kind}.{text_hash([self.content, _described(options)])[:_NAMED]}.{_SUFFIX}"
-        found = self._found(name)
-        if found and (outcome := read(found)) is not None:
+        found, outcome = self._read(name, read)
+        if outcome is not None:
             return outcome
         with self._alone() as folder:
-            found = self._found(name)
-            if found and (outcome := read(found)) is not None:  # another process has made it meanwhile
+            found, outcome = self._read(name, read)
+            if outcome is not None:  # another process has made it meanwhile
                 return outcome
             outcome = make(found)
             if folder and (found := write(outcome)):
                 self._keep(folder / name, found)
             return outcome
+
+    def _read(self, name: str, read: Callable[[Found], Outcome | None]) -> tuple[Found | None, Outcome | None]:
+        found = self._found(name)
+        if found is None:
+            return None, None
+        collects = gc.isenabled()
+        gc.disable()  # a million small objects are made, and it would look at all of them again and again
+        try:
+            return found, read(found)
+        finally:
+            if collects:
+                gc.enable()
 
     def _found(self, name: str) -> Found | None:
         for folder in self._folders:

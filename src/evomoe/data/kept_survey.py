@@ -69,7 +69,7 @@ def _written(found: list[Surveyed]) -> Found:
 
 def _read(found: Found) -> list[Surveyed]:
     faults = found.facts["faults"]
-    known = [Surveyed(length) for length in found.arrays["lengths_N"].tolist()]
+    known = [*map(Surveyed, found.arrays["lengths_N"].tolist())]
     for number, fault in faults.items():
         known[int(number)] = known[int(number)]._replace(fault=fault)
     return known

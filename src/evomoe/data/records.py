@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from PIL import Image
@@ -59,7 +58,7 @@ class Records(Sequence[Record]):
         """What messages call the source."""
         return self._source.name
 
-    @cached_property
+    @property
     def sizes(self) -> dict[tuple[str, bool], tuple[int, ...]]:
         """The height and width of each picture, in pixels, by its absolute path and False; of a video its frames too, by its path and True."""
         return {
@@ -78,8 +77,9 @@ class Records(Sequence[Record]):
     @property
     def shown(self) -> str:
         """A hash of which rows are good, and of the sizes of their picture files."""
-        sizes = (f"{file} {state and state[2:]}" for file, state in sorted(self._found.pictures.items()))
-        return text_hash([str(sorted(self._found.bad)), *sizes])
+        files = sorted(self._found.pictures.items())
+        sizes = "\0".join(f"{file.path} {file.is_video} {state[2:] if state else None}" for file, state in files)
+        return text_hash([str(sorted(self._found.bad)), sizes])
 
     def content(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """What the rows and the picture files hold, good and bad ones, as ``content_of`` says it.

@@ -239,10 +239,10 @@ class RowCheck:
 
 
 def _pictures(kept: Found) -> tuple[list[MediaFile], list[PictureState]]:
-    joined = kept.arrays["paths"].tobytes()
-    paths = [os.fsdecode(path) for path in joined.split(b"\0")] if joined else []
-    states = [PictureState(*state) for state in kept.arrays["states_P5"].tolist()]
-    return [MediaFile(path, state.frames > 0) for path, state in zip(paths, states, strict=True)], states
+    joined, states_P5 = os.fsdecode(kept.arrays["paths"].tobytes()), kept.arrays["states_P5"]
+    paths = joined.split("\0") if joined else []
+    files = map(MediaFile, paths, (states_P5[:, 4] > 0).tolist())
+    return [*files], [*map(PictureState, *states_P5.T.tolist())]
 
 
 def where(name: str, number: int, row: object) -> str:
