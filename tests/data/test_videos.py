@@ -123,7 +123,7 @@ def test_rows_have_videos_in_a_field_or_in_parts(videos):
         (llava(None, "<video>", video="../long.mp4"), "leaves the image folder"),
         (
             llava(None, "<video>", video="https://x.org/a.mp4"),
-            "the video https://x.org/a.mp4 is no file; save it, and name the file",
+            "the video https://x.org/a.mp4 is not a file; save it, and name the file",
         ),
         (llava(None, "<video>", video=b"abc"), "a video must be the path of its file, not a bytes"),
         (llava(None, "<video>", video={"bytes": b"abc", "path": None}), "a video must be the path of its file, not a NoneType"),

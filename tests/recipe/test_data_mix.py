@@ -49,7 +49,7 @@ def test_a_weight_is_positive(weight):
 
 @pytest.mark.parametrize("text", ["b.json:x", "b.json:", "b.jsonl:0,5", "hub/name:train:x", "b.json:0.5:x"])
 def test_a_weight_is_a_number(text):
-    with pytest.raises(OptionError, match=r"^data: .* is no weight. Write a number, such as .*:0.5"):
+    with pytest.raises(OptionError, match=r"^data: .* is not a weight. Write a number, such as .*:0.5"):
         Recipe("m", ["a.json", text], "o")
 
 

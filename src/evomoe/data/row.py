@@ -239,7 +239,7 @@ def _video(video: object) -> str:
         raise BadRecordError(f"a video must be the path of its file, not {kind_of(video)}")
     video = video.removeprefix("file://")
     if video.startswith(("http://", "https://", "data:")):
-        raise BadRecordError(f"the video {shortened(video)} is no file; save it, and name the file")
+        raise BadRecordError(f"the video {shortened(video)} is not a file; save it, and name the file")
     return video
 
 

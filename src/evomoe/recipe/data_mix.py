@@ -63,7 +63,7 @@ def parse_source(text: str, option: str) -> tuple[str, float]:
         is_split = not name.endswith(_FILES) and (":" not in Path(name).name or os.path.exists(name))
         if is_split or text.endswith(_FILES):
             return text, 1.0
-        raise OptionError(option, f"{text}: '{last}' is no weight. Write a number, such as {name}:0.5.") from None
+        raise OptionError(option, f"{text}: '{last}' is not a weight. Write a number, such as {name}:0.5.") from None
     if not 0 < weight <= MOST:  # false for nan
         raise OptionError(option, f"{text}: the weight must be a number above 0, and at most {MOST:g}.")
     return name, weight
@@ -123,6 +123,6 @@ def _spec(metavar: str) -> PrimitiveConstructorSpec:
     )
 
 
-DataNames = Annotated[str | tuple[str, ...], _spec("NAME[:WEIGHT] [NAME[:WEIGHT] ...]")]
-OwnDataNames = Annotated[str | tuple[str, ...] | None, _spec("NAME[:WEIGHT] [NAME[:WEIGHT] ...]")]
+DataNames = Annotated[str | tuple[str, ...], _spec("NAME[:WEIGHT] ...")]
+OwnDataNames = Annotated[str | tuple[str, ...] | None, _spec("NAME[:WEIGHT] ...")]
 Folders = Annotated[str | tuple[str | None, ...] | None, _spec("FOLDER [FOLDER ...]")]

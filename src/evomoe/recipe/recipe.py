@@ -50,11 +50,11 @@ class Recipe:
 
     Attributes:
         model: dense VLM: a folder or a hub name.
-        data: LLaVA JSON, JSON lines, a folder of ``datasets.save_to_disk`` or a hub dataset ("name" or "name:split"); or several, each
-            with a weight: "a.json" "b.json:0.5" takes half of b's records in a pass, "b.json:2" each twice.
+        data: LLaVA JSON, JSON lines, a folder of ``datasets.save_to_disk`` or a hub dataset ("name" or "name:split"). Several make a mix,
+            each with a weight: "b.json:0.5" takes half of its records in a pass, "b.json:2" each twice.
         output: folder for this run. It must be new, or hold a run that got to no checkpoint; with ``resume``, an unfinished
             run of this recipe.
-        image_root: folder that the records' image paths are relative to; or one for each of several data, '' where there is none.
+        image_root: folder that the records' image paths are relative to. A mix may have one for each source, '' for a source without.
         stages: which of 0 (align the projector), 1 (warm-up), 2 (expert evolution), 3 (routing) run.
         moe_layers: "alternating", "all", "without_first", or indices separated by commas.
         expert_init: where Stage III's experts come from; "evolved" needs Stage II.
