@@ -2,7 +2,7 @@ import pytest
 
 from evomoe.data.labels import align
 
-M = 9  # a placeholder
+M, N = 9, 8  # placeholders
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,9 @@ M = 9  # a placeholder
     ],
 )
 def test_align_walks_over_pictures(own, ids, origins):
-    assert align(own, ids, M) == origins
+    assert align(own, ids, {M}) == origins
+    kinds = [N if number % 2 and one == M else one for number, one in enumerate(own)]  # of two kinds, such as pictures and videos
+    assert align(kinds, ids, {M, N}) == origins
 
 
 @pytest.mark.parametrize(
@@ -25,4 +27,4 @@ def test_align_walks_over_pictures(own, ids, origins):
 )
 def test_align_finds_differences(own, ids):
     with pytest.raises(Exception, match=r"\d, \d"):
-        align(own, ids, M)
+        align(own, ids, {M})

@@ -48,7 +48,7 @@ class AppendingProcessor(LlavaProcessor):
 @pytest.mark.parametrize("kind", [RewritingProcessor, AppendingProcessor])
 @pytest.mark.parametrize("reports", [True, False])
 def test_processor_that_changes_the_text_is_an_error(make_processor, cases, monkeypatch, kind, reports):
-    monkeypatch.setattr(conversations, "_reports_replacements", lambda _: reports)
+    monkeypatch.setattr(conversations, "_reports_replacements", lambda *_: reports)
     dataset = ConversationDataset([cases["one image"]], make_processor(kind=kind))
     with pytest.raises(LabelMismatchError, match=r"data, record 0: token \d+ from the processor is .* \(id \d+\), but"):
         dataset[0]

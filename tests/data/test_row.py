@@ -27,7 +27,7 @@ def refusal(row: dict) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("field", ["video", "videos", "audio", "audios", "video_path", "tools", "functions", "documents"])
+@pytest.mark.parametrize("field", ["sound", "audio", "audios", "video_path", "tools", "functions", "documents"])
 @pytest.mark.parametrize("level", ["record", "turn", "dataset"])
 def test_what_would_change_the_meaning_is_refused(field, level):
     turns = [TALK[0] | ({field: ["x"]} if level == "turn" else {}), TALK[1]]
@@ -176,22 +176,22 @@ def test_an_index_names_a_picture_of_the_record(pictures):
     [
         (
             shown({"type": "image", "index": 2}, images=["red.png"]),
-            "the parts show the pictures [2], and the record has 1 image, from 0",
+            "the parts show the images [2], and the record has 1 image, from 0",
         ),
         (
             shown({"type": "image", "index": 0}, {"type": "image"}, images=["red.png", "wide.png"]),
-            "the parts show the pictures [0]",
+            "the parts show the images [0]",
         ),
-        (shown({"type": "image", "index": 0}, images=["red.png", "wide.png"]), "no part shows picture 1 of the record's 2"),
+        (shown({"type": "image", "index": 0}, images=["red.png", "wide.png"]), "no part shows image 1 of the record's 2"),
         (
             shown({"type": "image", "image": "red.png"}, images=["red.png"]),
             "in the parts of its turns or in a field of its own, not in both",
         ),
         (shown({"type": "image", "image": "red.png"}, {"type": "image"}), "in the parts of its turns or in a field of its own"),
-        (shown({"type": "image", "image": "red.png", "path": "red.png"}), "a part names its picture more than once"),
+        (shown({"type": "image", "image": "red.png", "path": "red.png"}), "a part names its image more than once"),
         (shown({"type": "image", "url": "https://x.org/a.png"}), "the image https://x.org/a.png lies in the net; save it"),
         (shown({"type": "text", "text": "a", "image": "red.png"}), "neither a text nor an image"),
-        (shown({"type": "video", "video": "a.mp4"}), "neither a text nor an image: {'type': 'video'"),
+        (shown({"type": "audio", "audio": "a.mp3"}), "neither a text nor an image or a video: {'type': 'audio'"),
         (shown({"type": "image", "image": "data:image/png;base64,%%%"}), "is not a picture in base64"),
     ],
 )

@@ -97,3 +97,41 @@ def test_a_recipe_from_before_takes_its_records_as_it_did(workspace):
     assert text.count('"seen_records": null,') == 4
     file.write_text(text.replace('"seen_records": null,', ""))
     assert Recipe.load(file).stage3.seen_records == 0 and recipe.stage3.seen_records is None
+
+
+@pytest.mark.parametrize("shares", [[(10, 10), (7, 3), (5, 12)], [(8, 3)], [(3, 3), (4, 4)]])
+def test_a_share_takes_each_record_once_before_one_twice(shares):
+    """Over passes too; and what a source's records are does not depend on where a stage began."""
+    per_pass = sum(taken for _, taken in shares)
+    order = RecordOrder(per_pass, 3, shares=shares)
+    passes = [order.of_epoch(epoch) for epoch in range(12)]
+    first = 0
+    for records, taken in shares:
+        drawn = [[number - first for number in one if first <= number < first + records] for one in passes]
+        assert {len(one) for one in drawn} == {taken}
+        counts = [0] * records
+        for one in drawn:
+            for number in one:
+                counts[number] += 1
+            assert max(counts) - min(counts) <= 1
+        if taken % records:
+            assert sorted(drawn[0]) != sorted(drawn[1])
+        first += records
+    going_on = RecordOrder(per_pass, 3, seen=per_pass + 2, shares=shares)
+    assert going_on.of_epoch(0) == passes[1][2:] + passes[2][:2]
+    assert RecordOrder(per_pass, 4, shares=shares).of_epoch(0) != passes[0]
+
+
+def test_equal_weights_take_all_records_as_one_source_does():
+    one, several = RecordOrder(12, 5), RecordOrder(12, 5, shares=[(4, 4), (8, 8)])
+    assert one.of_epoch(0) == several.of_epoch(0) and one.of_epoch(1) == several.of_epoch(1)
+
+
+def test_lengths_belong_to_records_not_to_places():
+    lengths = [10] * 60 + [50] * 60
+    order = RecordOrder(120, 3, taken=120, lengths=lengths, batch_size=2, shares=[(60, 30), (60, 90)])
+    batches = [order.of_step(step, 2, 1) for step in range(60)]
+    assert (
+        sum(lengths[a] != lengths[b] for a, b in batches) <= 10
+    )  # of 60; where one length meets the other, or the longest comes first
+    assert sorted(number // 60 for batch in batches for number in batch) == [0] * 30 + [1] * 90

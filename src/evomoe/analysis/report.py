@@ -11,6 +11,7 @@ from evomoe.analysis.plots import plot_distances
 from evomoe.analysis.routing import RoutingStatistics
 from evomoe.analysis.routing_report import picture, routing_sections
 from evomoe.model.accounting import ParameterCounts
+from evomoe.recipe.data_mix import data_title
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder
@@ -87,7 +88,9 @@ def _rise(losses: Sequence[float]) -> str:
 def _settings(recipe: Recipe, origin: str) -> str:
     moe, evolution = recipe.moe, recipe.evolution
     stages = ", ".join(f"{stage} ({STAGES[stage]})" for stage in recipe.stages)
-    lines = [f"Model `{recipe.model}`, data `{recipe.data}`, seed {recipe.seed}, stages {stages}; everything is in recipe.json."]
+    lines = [
+        f"Model `{recipe.model}`, data `{data_title(recipe.data)}`, seed {recipe.seed}, stages {stages}; everything is in recipe.json."
+    ]
     if 3 in recipe.stages:
         lines.append(
             f"{moe.num_experts} experts ({origin}), {moe.num_experts_per_tok} per token, router {moe.router}, gate {moe.gate}."

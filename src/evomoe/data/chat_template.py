@@ -8,19 +8,19 @@ from typing import Any
 
 from jinja2 import Environment, TemplateError, meta
 
-from evomoe.data.marks import Marks, Piece, Span, common_start, pieces_pattern
-from evomoe.data.records import IMAGE_MARK, BadRecordError, Record, Turn
+from evomoe.data.marks import Marks, Piece, Span, common_start, tokens_pattern
+from evomoe.data.messages import Message, marked_message, marks_of, message_of, messages_of, texts_of
+from evomoe.data.turns import IMAGE_MARK, VIDEO_MARK, BadRecordError, Record, Turn
 from evomoe.support.bounded import memory_limit, time_limit
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.processor import Processor, tokenizer_of
-from evomoe.support.text import shortened
-
-Message = dict[str, Any]
+from evomoe.support.text import counted, shortened
 
 _PROBE = (Turn("user", "ping"), Turn("assistant", "pong"))
 _SECONDS, _MEMORY, _LONGEST = 10.0, 2 * 10**9, 10**8
 """What a record's renderings may take: time, bytes, and the characters that each may have."""
 _REFUSES = "the chat template refuses"
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class LabelMismatchError(BadRecordError):
@@ -43,14 +43,6 @@ class RenderedConversation:
     words: tuple[str, ...]
 
 
-def messages_of(turns: tuple[Turn, ...]) -> list[Message]:
-    """Turns as Hugging Face messages: lists of image and text parts, in the order of the marks.
-
-    Line breaks next to a mark are dropped: they only set the mark apart, and templates bring their own.
-    """
-    return [_message(turn, _parts(turn)) for turn in turns]
-
-
 class ChatTemplate:
     """The chat template of a processor (or of a tokenizer, for text alone).
 
@@ -70,6 +62,7 @@ class ChatTemplate:
     def __init__(self, processor: Processor, options: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer_of(processor)
         self._takes_images = processor is not self.tokenizer
+        self._takes_videos, self._taker = getattr(processor, "video_processor", None) is not None, type(processor).__name__
         owner = processor if getattr(processor, "chat_template", None) else self.tokenizer
         if not getattr(owner, "chat_template", None):
             raise ValueError(
@@ -80,11 +73,12 @@ class ChatTemplate:
         self.options = dict(options or {})
         self._apply = owner.apply_chat_template
         self.image_token: str = str(getattr(processor, "image_token", IMAGE_MARK))
+        self.video_token: str = str(getattr(processor, "video_token", VIDEO_MARK))
         added = {
             str(token): getattr(token, "special", True) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()
         }
         added |= dict.fromkeys(getattr(self.tokenizer, "all_special_tokens", ()), True)
-        self._special = pieces_pattern(list(added))
+        self._special = tokens_pattern(list(added))
         placeholders = {str(getattr(processor, name, "") or "") for name in ("image_token", "video_token", "audio_token")}
         control = [token for token, special in added.items() if special] + sorted(placeholders)
         # One character is a character, whatever a tokenizer pads with.
@@ -115,6 +109,10 @@ class ChatTemplate:
         with self._bounded(record):
             return self._located(record, add_generation_prompt=True)[0]
 
+    def placeholders(self, record: Record) -> list[str]:
+        """What stands in a record's rendering for a picture or a video, of those kinds that it has."""
+        return [self.image_token] * bool(record.images) + [self.video_token] * bool(record.videos)
+
     def special_tokens(self, text: str) -> dict[str, bool]:
         """What to tell the processor of special tokens: a template that writes the first one itself must not get a second."""
         first = self.tokenizer.bos_token
@@ -141,8 +139,9 @@ class ChatTemplate:
         is_end = last + 1 == len(record.turns)
         at = places[last]
         tail = text[_of(spans[at]).end :] if is_end else self._tail(record, last)
-        begins, lead = self._last_begin(record, text, last, spans, at, thoughts)
-        header = self._header(record, last) if len(answers) > 1 else ""
+        asked = self._rendered(record, self._messages(record, last), add_generation_prompt=True) if last else ""
+        begins, lead = self._last_begin(text, asked, spans, at, thoughts)
+        header = self._header(record, last, asked) if len(answers) > 1 else ""
         found = {last: (begins, len(text) if is_end else self._answer_end(text, spans, at, tail))}
         for number in answers[:-1]:
             at = places[number]
@@ -184,23 +183,20 @@ class ChatTemplate:
         return found
 
     def _last_begin(
-        self, record: Record, text: str, last: int, spans: list[Span | None], at: int, thoughts: list[int | None]
+        self, text: str, asked: str, spans: list[Span | None], at: int, thoughts: list[int | None]
     ) -> tuple[int, str]:
         """Where the last answer begins, and what the template puts between that and the answer."""
         shown = _start(spans, thoughts, at)
-        asked = self._rendered(record, self._messages(record.turns[:last]), add_generation_prompt=True) if last else ""
         begins = len(asked) if text.startswith(asked) and _end_before(spans, at) <= len(asked) <= shown else shown
         return begins, text[begins:shown]
 
-    def _header(self, record: Record, last: int) -> str:
+    def _header(self, record: Record, last: int, asked: str) -> str:
         """What the template writes where the assistant is to answer."""
-        messages = self._messages(record.turns[:last])
-        asked = self._rendered(record, messages, add_generation_prompt=True)
-        return asked[common_start(asked, self._rendered(record, messages), self._special) :]
+        return asked[common_start(asked, self._rendered(record, self._messages(record, last)), self._special) :]
 
     def _tail(self, record: Record, last: int) -> str:
         """What the template writes after an answer with which a conversation ends."""
-        part = Record(record.where, (), record.turns[: last + 1])
+        part = Record(record.where, (), record.turns[: last + 1], record.videos)
         text, spans, _, _ = self._located(part, check_images=False)
         return text[_of(spans[-1]).end :]
 
@@ -231,14 +227,19 @@ class ChatTemplate:
         # A template for plain strings may print a list of parts instead of failing on it.
         return all(turn.text in text for turn in _PROBE) and "'type'" not in text and '"type"' not in text
 
-    def _messages(self, turns: tuple[Turn, ...]) -> list[Message]:
-        return messages_of(turns) if self._structured else self._plain_messages(turns)
+    def _messages(self, record: Record, end: int | None = None) -> list[Message]:
+        """The messages of a record's turns, or of those before one."""
+        turns, videos = record.turns[:end], bool(record.videos)
+        return messages_of(turns, videos) if self._structured else self._plain_messages(turns, videos)
 
-    def _plain_messages(self, turns: tuple[Turn, ...]) -> list[Message]:
-        return [_message(turn, self._plain_text(turn)) for turn in turns]
+    def _plain_messages(self, turns: tuple[Turn, ...], videos: bool = False) -> list[Message]:
+        return [message_of(turn, self._plain_text(turn, videos)) for turn in turns]
 
-    def _plain_text(self, turn: Turn) -> str:
-        return turn.text if turn.role == "assistant" else turn.text.replace(IMAGE_MARK, self.image_token)
+    def _plain_text(self, turn: Turn, videos: bool) -> str:
+        if turn.role == "assistant":
+            return turn.text
+        text = turn.text.replace(IMAGE_MARK, self.image_token)
+        return text.replace(VIDEO_MARK, self.video_token) if videos else text
 
     @contextmanager
     def _bounded(self, record: Record) -> Iterator[None]:
@@ -266,26 +267,29 @@ class ChatTemplate:
         """A record's rendering, and where the words of its turns stand in it."""
         if record.images and not self._takes_images:
             raise BadRecordError(f"{record.where}: it has images, but {type(self.tokenizer).__name__} takes only text")
+        if record.videos and not self._takes_videos:
+            raise BadRecordError(f"{record.where}: it has a video, and {self._taker} takes none")
         for number, turn in enumerate(record.turns):
-            self._check_words(f"{record.where}: turn {number} ({turn.role})", turn)
-        messages = self._messages(record.turns)
+            self._check_words(f"{record.where}: turn {number} ({turn.role})", turn, bool(record.videos))
+        messages = self._messages(record)
         text = self._rendered(record, messages, add_generation_prompt)
         pieces = [
             Piece.of(number, words, record.turns[number].role == "assistant")
             for number, message in enumerate(messages)
-            for words in _texts(message)
+            for words in texts_of(message)
         ]
         marks = Marks(pieces)
         numbers = iter(range(len(pieces)))
-        marked = self._rendered(record, [_replaced(message, marks, numbers) for message in messages], add_generation_prompt)
-        spans, thoughts = marks.found(marked)
+        marked = self._rendered(record, [marked_message(message, marks, numbers) for message in messages], add_generation_prompt)
+        plain = marks.taken_out(marked)
+        spans, thoughts = marks.found(marked, plain)
         for piece, span in zip(pieces, spans, strict=True):
             if piece.words and span is None:
                 raise LabelMismatchError(
                     f"{record.where}: the chat template loses, repeats or rewrites the text of turn {piece.turn} "
                     f"({record.turns[piece.turn].role}): {piece.words[:80]!r}"
                 )
-        if marks.taken_out(marked) != text:
+        if plain != text:
             raise LabelMismatchError(
                 f"{record.where}: the chat template renders other text once its turns are marked, so no answer can be told apart"
             )
@@ -293,19 +297,20 @@ class ChatTemplate:
             raise BadRecordError(
                 f"{record.where}: the chat template loses the reasoning of the last answer: {shortened(thinking)!r}"
             )
-        if check_images and record.images and (shown := text.count(self.image_token)) != len(record.images):
-            raise LabelMismatchError(
-                f"{record.where}: the text after the chat template has {shown} {self.image_token} for {len(record.images)} images"
-            )
+        for found, token, name in ((record.images, self.image_token, "image"), (record.videos, self.video_token, "video")):
+            if check_images and found and (shown := text.count(token)) != len(found):
+                raise LabelMismatchError(
+                    f"{record.where}: the text after the chat template has {shown} {token} for {counted(len(found), name)}"
+                )
         return text, spans, thoughts, marks
 
-    def _check_words(self, where: str, turn: Turn) -> None:
-        words = turn.text if turn.role == "assistant" else turn.text.replace(IMAGE_MARK, "")
+    def _check_words(self, where: str, turn: Turn, videos: bool) -> None:
+        words = turn.text if turn.role == "assistant" else marks_of(videos).sub("", turn.text)
         for text in (words, turn.thinking):
             if "\0" in text:
                 raise BadRecordError(f"{where} holds a null character; remove it")
-            if (half := next((sign for sign in text if "\ud800" <= sign <= "\udfff"), None)) is not None:
-                raise BadRecordError(f"{where} holds half a character, {half!r}, which is not text; remove it")
+            if half := _HALF.search(text):
+                raise BadRecordError(f"{where} holds half a character, {half[0]!r}, which is not text; remove it")
             if token := self._control.search(text):
                 raise BadRecordError(f"{where} holds {token[0]!r}, which the model reads as a control token; write it otherwise")
 
@@ -330,41 +335,6 @@ def _check_options(template: object, options: Mapping[str, Any]) -> None:
         if name not in read or name in ours:
             known = ", ".join(sorted(read - ours)) or "none"
             raise OptionError("template_options", f"the model's chat template reads no '{name}'; those that it reads: {known}.")
-
-
-def _message(turn: Turn, content: str | list[Message]) -> Message:
-    # The names under which templates look for it.
-    thinking = {"reasoning_content": turn.thinking, "thinking": turn.thinking} if turn.thinking else {}
-    return {"role": turn.role, "content": content} | thinking
-
-
-def _parts(turn: Turn) -> list[Message]:
-    if turn.role == "assistant":
-        return [{"type": "text", "text": turn.text}]
-    parts: list[Message] = []
-    for number, words in enumerate(turn.text.split(IMAGE_MARK)):
-        if number > 0:
-            parts.append({"type": "image"})
-            words = words.removeprefix("\n")
-        if number < turn.text.count(IMAGE_MARK):
-            words = words.removesuffix("\n")
-        if words.strip():
-            parts.append({"type": "text", "text": words})
-    return parts
-
-
-def _texts(message: Message) -> list[str]:
-    if isinstance(message["content"], str):
-        return [message["content"]]
-    return [part["text"] for part in message["content"] if part["type"] == "text"]
-
-
-def _replaced(message: Message, marks: Marks, numbers: Any) -> Message:
-    """A message with its texts marked; ``numbers`` gives the number of the next piece."""
-    if isinstance(message["content"], str):
-        return message | {"content": marks.put(next(numbers))}
-    parts = [part | {"text": marks.put(next(numbers))} if part["type"] == "text" else part for part in message["content"]]
-    return message | {"content": parts}
 
 
 def _of(span: Span | None) -> Span:

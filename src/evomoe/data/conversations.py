@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -11,12 +12,16 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 from transformers import ProcessorMixin
 
-from evomoe.data.chat_template import ChatTemplate, LabelMismatchError, messages_of
+from evomoe.data.chat_template import ChatTemplate, LabelMismatchError
 from evomoe.data.images import Shape, open_rgb
+from evomoe.data.kept_survey import kept_survey
 from evomoe.data.labels import IGNORED, place_labels
+from evomoe.data.messages import messages_of
+from evomoe.data.mix import MixedRecords, Share
 from evomoe.data.records import BadRecordError, Record, bad_summary
-from evomoe.data.survey import Surveyed, cut_fault, read_pictures, survey
-from evomoe.recipe.options import ImageAspect, check_on_bad_record
+from evomoe.data.survey import Surveyed, cut_fault, read_pictures, read_videos
+from evomoe.data.videos import VideoReader, options_of
+from evomoe.recipe.options import VIDEO_FRAMES, ImageAspect, check_on_bad_record
 from evomoe.support.errors import OptionError, panics_as_errors
 from evomoe.support.processor import Processor, cannot_process, tokenizer_of
 
@@ -38,7 +43,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     answers and the end-of-turn text after them; they are checked against the template token by token.
 
     Args:
-        records: What `load_records` returns; its `skipped` messages are taken over.
+        records: What `load_records` returns, or several of these as `MixedRecords`; their `skipped` messages are taken over.
         processor: A transformers processor with a fast tokenizer, or such a tokenizer alone for text.
         max_length: The most tokens of an item, image tokens included; the rest is cut. A cut through a picture, or
             one that leaves no label, makes the record bad.
@@ -46,11 +51,14 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         image_aspect: What becomes of the pictures' shape.
         keep: Hold the items in memory once they are made, for several runs in turn.
         template_options: Arguments of the chat template, such as enable_thinking.
+        workers: The processes that `check` and `lengths` take; 0 takes none but this one.
+        video_frames: How many frames are taken of each video.
 
     Attributes:
         skipped: The message of every record left out.
         notes: What is worth knowing of how these records are rendered.
         end_id: The token that ends an answer; None if the tokenizer has none.
+        shares: The sources' parts of a pass, in the order of the records; a single one without a mix.
 
     Raises:
         LabelMismatchError: The chat template suits none of the first records, so it will suit none.
@@ -67,6 +75,8 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         image_aspect: ImageAspect = "auto",
         keep: bool = False,
         template_options: Mapping[str, Any] | None = None,
+        workers: int = 0,
+        video_frames: int = VIDEO_FRAMES,
     ) -> None:
         check_on_bad_record(on_bad_record)
         if max_length < 1:
@@ -74,11 +84,13 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         if len(records) == 0:
             raise OptionError("records", "there are none.")
         self.records: Any = records
+        self.shares = self._shares(range(len(records)))
         self.skipped: list[str] = list(getattr(records, "skipped", ()))
         self.processor = processor
         self.max_length = max_length
         self.on_bad_record = on_bad_record
-        self._shape = Shape(processor, image_aspect)
+        self._workers = workers
+        self._shape, self._reader = Shape(processor, image_aspect), VideoReader(processor, video_frames)
         self._template = ChatTemplate(processor, template_options)
         self.notes = [*getattr(records, "notes", ()), *self._template.notes()]
         self.end_id = self._template.end_id
@@ -159,9 +171,15 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
             )
         good = [number for number in range(len(self)) if number not in faults]
         self.skipped += faults.values()
+        self.shares = self._shares(good)
         self._surveyed = [self._surveyed[number] for number in good]
         self.records = Subset(self.records, good)
         self._kept = None if self._kept is None else {}
+
+    @property
+    def per_pass(self) -> int:
+        """How many records a pass takes; one that it takes twice counts twice."""
+        return sum(share.taken for share in self.shares)
 
     @property
     def cut(self) -> int:
@@ -178,7 +196,18 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
 
     @cached_property
     def _surveyed(self) -> list[Surveyed]:
-        return survey(self.records, self.processor, self._template, self._shape, self.max_length)
+        parts = self.records.parts if isinstance(self.records, MixedRecords) else [self.records]
+        options = (self.processor, self._template, self._shape, self.max_length, self._reader, self._workers)
+        found = (kept_survey(part, *options) for part in parts)
+        return [*itertools.chain.from_iterable(found)]
+
+    def _shares(self, good: Sequence[int]) -> list[Share]:
+        """The sources' parts of a pass over the good records."""
+        if not isinstance(self.records, MixedRecords):
+            return [Share(getattr(self.records, "name", ""), 1.0, len(good))]
+        counts = Counter(map(self.records.source_of, good))
+        parts = zip(self.records.parts, self.records.weights, strict=True)
+        return [Share(part.name, weight, counts[source]) for source, (part, weight) in enumerate(parts)]
 
     def _encode(self, record: Record) -> dict[str, torch.Tensor]:
         """An item.
@@ -197,9 +226,9 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     def _encoded(self, record: Record) -> dict[str, torch.Tensor]:
         rendered = self._template.render(record)
         batch = self._process(record, rendered.text)
-        replacements = batch.pop("text_replacement_offsets", [None if record.images else ()])[0]
+        replacements = batch.pop("text_replacement_offsets", [None if record.images or record.videos else ()])[0]
         ids = batch["input_ids"][0].tolist()
-        placed = place_labels(record, rendered, ids, replacements, self._tokenizer, self._template.image_token)
+        placed = place_labels(record, rendered, ids, replacements, self._tokenizer, self._template.placeholders(record))
         self._check_cut(record, placed.labels, placed.of_image)
         item = {key: value[0] if key in TOKEN_KEYS else value for key, value in batch.items()}
         item["labels"] = torch.tensor(placed.labels)
@@ -209,8 +238,11 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         options: dict[str, Any] = self._template.special_tokens(text)
         if record.images:
             options["images"] = [read_pictures(record, lambda image: self._shape.fit(open_rgb(image)))]
-            if _reports_replacements(self.processor):
-                options["return_text_replacement_offsets"] = True
+        if record.videos:
+            options |= options_of(read_videos(record, self._reader.read))
+        kinds = ["image"] * bool(record.images) + ["video"] * bool(record.videos)
+        if kinds and all(_reports_replacements(self.processor, kind) for kind in kinds):
+            options["return_text_replacement_offsets"] = True
         return self.processor(text=[text], return_tensors="pt", **options)
 
     def _check_cut(self, record: Record, labels: list[int], of_image: list[bool]) -> None:
@@ -357,6 +389,7 @@ def _grow(tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     return torch.nn.functional.pad(tensor, [pad for size in reversed(missing) for pad in (0, size)])
 
 
-def _reports_replacements(processor: Processor) -> bool:
-    replace = getattr(type(processor), "replace_image_token", None)
-    return replace is not None and replace is not ProcessorMixin.replace_image_token
+def _reports_replacements(processor: Processor, kind: str) -> bool:
+    """Whether a processor says what it puts in place of pictures or videos."""
+    name = f"replace_{kind}_token"
+    return getattr(type(processor), name, None) not in (None, getattr(ProcessorMixin, name))

@@ -5,7 +5,6 @@ import os
 import stat
 import warnings
 from contextlib import suppress
-from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -57,10 +56,23 @@ class ImageFolder:
             raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} holds a null character")
         resolved = os.path.normpath(os.path.join(self.folder, path))
         free = os.path.isabs(path) and self.allow_absolute_outside
-        inside = Path(resolved).is_relative_to(self.folder) or Path(resolved).is_relative_to(os.path.realpath(self.folder))
-        if not free and not inside:
+        if not free and not _lies_in(self.folder, resolved) and not _lies_in(os.path.realpath(self.folder), resolved):
             raise BadImageError(f"the image path {shortened(path, _SHOWN)!r} leaves the image folder {self.folder}")
         return resolved
+
+    def within(self, path: str) -> str:
+        """The path that it has in the folder, from which joining leads back to the absolute one; the absolute one of a file elsewhere.
+
+        Raises:
+            BadImageError: The path leaves the folder.
+        """
+        resolved = self.resolve(path)
+        inside = _lies_in(self.folder, resolved) and resolved != self.folder
+        return resolved[len(self.folder.rstrip(os.sep)) + 1 :] if inside else resolved
+
+
+def _lies_in(folder: str, path: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def read_size(source: str | bytes) -> tuple[int, int]:
@@ -69,12 +81,15 @@ def read_size(source: str | bytes) -> tuple[int, int]:
     Raises:
         BadImageError: It is missing or not a picture.
     """
-    with _open_file(source) as file:
+    with open_file(source) as file:
         return _open_header(file, _name(source)).size
 
 
-def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> None:
+def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> tuple[int, int]:
     """Checks a picture by its header and by what its format says of a whole file. It is decoded only if that looks wrong.
+
+    Returns:
+        Its width and height, in pixels.
 
     Args:
         source: A path or an encoded picture.
@@ -85,7 +100,7 @@ def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> N
         BadImageError: It is missing, not a picture, has more than `max_pixels` pixels, or is damaged.
     """
     name = _name(source)
-    with _open_file(source) as file:
+    with open_file(source) as file:
         picture = _open_header(file, name)
         width, height = picture.size
         if width * height > max_pixels:
@@ -97,6 +112,7 @@ def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> N
         if whole is False:
             file.seek(0)
             _decode(_open_header(file, name), name)
+    return width, height
 
 
 def open_rgb(source: "str | bytes | Image.Image", name: str = "") -> Image.Image:
@@ -111,7 +127,7 @@ def open_rgb(source: "str | bytes | Image.Image", name: str = "") -> Image.Image
     """
     if isinstance(source, Image.Image):
         return _decode(source, "in memory")
-    with _open_file(source) as file:
+    with open_file(source) as file:
         return _decode(_open_header(file, name or _name(source)), name or _name(source))
 
 
@@ -159,20 +175,25 @@ def _name(source: str | bytes) -> str:
     return shortened(source, _SHOWN) if isinstance(source, str) else "in the image column"
 
 
-def _open_file(source: str | bytes) -> BinaryIO:
+def open_file(source: str | bytes, kind: str = "image") -> BinaryIO:
+    """Opens a picture's or a video's file, or what it holds.
+
+    Raises:
+        BadImageError: It is missing, cannot be read, or is no regular file.
+    """
     if isinstance(source, bytes):
         return io.BytesIO(source)
     name = _name(source)
     try:
-        kind = os.stat(source).st_mode
-        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for whoever writes into it
-            raise BadImageError(f"image {name} is not a regular file")
+        mode = os.stat(source).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for whoever writes into it
+            raise BadImageError(f"{kind} {name} is not a regular file")
         return open(source, "rb")
     except FileNotFoundError:
         leads_to = f" (a link to {os.path.realpath(source)})" if os.path.realpath(source) != os.path.abspath(source) else ""
-        raise MissingImageError(f"image {name} does not exist{leads_to}") from None
+        raise MissingImageError(f"{kind} {name} does not exist{leads_to}") from None
     except OSError as error:
-        raise BadImageError(f"image {name} cannot be read: {error.strerror}") from error
+        raise BadImageError(f"{kind} {name} cannot be read: {error.strerror}") from error
 
 
 def _open_header(file: BinaryIO, name: str) -> Image.Image:

@@ -6,7 +6,8 @@ both sequences of ids. Either way every id outside of the runs must equal that o
 """
 
 import unicodedata
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from evomoe.data.chat_template import LabelMismatchError, RenderedConversation
@@ -40,7 +41,7 @@ def place_labels(
     ids: list[int],
     replacements: Replacements | None,
     tokenizer: Tokenizer,
-    image_token: str,
+    placeholders: Sequence[str],
 ) -> PlacedLabels:
     """Labels the answers among the processor's token ids.
 
@@ -51,21 +52,21 @@ def place_labels(
         replacements: What the processor put where the placeholders stood: dicts with "span" (start, end) in the text
             and "replacement"; None if the processor does not say.
         tokenizer: The processor's fast tokenizer.
-        image_token: The placeholder of a picture in the text.
+        placeholders: What stands in the text for a picture or a video, of those kinds that the record has.
 
     Raises:
         LabelMismatchError: The ids differ from the text's outside of the pictures, or an answer's borders fall into
             tokens.
     """
-    tokens = _tokens_of(record, rendered.text, ids, replacements, tokenizer, image_token)
+    tokens = _tokens_of(record, rendered.text, ids, replacements, tokenizer, placeholders)
     labels = [IGNORED] * len(ids)
-    for first, last in answer_tokens(record, rendered, ids, tokens, tokenizer):
+    for first, last in answer_tokens(record, rendered, ids, [token[:2] for token in tokens], tokenizer):
         labels[first : last + 1] = ids[first : last + 1]
     return PlacedLabels(labels, [token.of_image for token in tokens])
 
 
 def answer_tokens(
-    record: Record, rendered: RenderedConversation, ids: list[int], tokens: Sequence[Token], tokenizer: Tokenizer
+    record: Record, rendered: RenderedConversation, ids: list[int], places: Sequence[tuple[int, int]], tokenizer: Tokenizer
 ) -> list[tuple[int, int]]:
     """The first and the last token of every answer.
 
@@ -73,19 +74,19 @@ def answer_tokens(
         record: Named in errors.
         rendered: The text and the characters of its answers.
         ids: (S,) token ids.
-        tokens: (S,) their characters, in reading order.
+        places: (S,) the start and the end of their characters, in reading order; the same for a token that has none.
         tokenizer: Reads the ids back.
 
     Raises:
         LabelMismatchError: An answer has no token, shares one with another turn, or does not read as it should.
     """
     spans = []
-    inside_of = _tokens_inside(rendered.answers, tokens)
+    inside_of = tokens_inside(rendered.answers, places)
     for (start, end), answer, inside in zip(rendered.answers, rendered.words, inside_of, strict=True):
         if inside is None:
             raise LabelMismatchError(f"{record.where}: no token belongs to the answer {shortened(answer)!r}")
         first, last = inside
-        outside = rendered.text[tokens[first].start : start] + rendered.text[end : max(end, tokens[last].end)]
+        outside = rendered.text[places[first][0] : start] + rendered.text[end : max(end, places[last][1])]
         if outside.strip():
             raise LabelMismatchError(
                 f"{record.where}: a token at the border of the answer {shortened(answer)!r} also holds {outside!r} of another turn"
@@ -99,19 +100,22 @@ def answer_tokens(
     return spans
 
 
-def _tokens_inside(answers: Sequence[tuple[int, int]], tokens: Sequence[Token]) -> list[tuple[int, int] | None]:
-    """The first and the last token with characters of each answer; one pass, for conversations of a thousand turns."""
-    found: list[tuple[int, int] | None] = [None] * len(answers)
-    next_answer = 0
-    for number, token in enumerate(tokens):
-        if token.start == token.end:  # of a picture, or added by the tokenizer
-            continue
-        while next_answer < len(answers) and answers[next_answer][1] <= token.start:
-            next_answer += 1
-        for at in range(next_answer, len(answers)):
-            if answers[at][0] >= token.end:
-                break
-            found[at] = ((found[at] or (number, number))[0], number)
+def tokens_inside(spans: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]]) -> list[tuple[int, int] | None]:
+    """The first and the last token with characters of each span, for conversations of a thousand turns too.
+
+    Args:
+        spans: the start and the end of some characters each.
+        places: (S,) as ``answer_tokens`` takes them.
+    """
+    starts, ends = zip(*places, strict=True) if places else ((), ())
+    # Those without characters, of a picture or added by the tokenizer, stand in no order.
+    numbers = [number for number, start in enumerate(starts) if start < ends[number]]
+    if len(numbers) < len(starts):
+        starts, ends = [starts[number] for number in numbers], [ends[number] for number in numbers]
+    found = []
+    for start, end in spans:
+        first, after = bisect_right(ends, start), bisect_left(starts, end)
+        found.append((numbers[first], numbers[after - 1]) if first < after else None)
     return found
 
 
@@ -121,15 +125,20 @@ def _letters(text: str) -> str:
 
 
 def _tokens_of(
-    record: Record, text: str, ids: list[int], replacements: Replacements | None, tokenizer: Tokenizer, image_token: str
+    record: Record,
+    text: str,
+    ids: list[int],
+    replacements: Replacements | None,
+    tokenizer: Tokenizer,
+    placeholders: Sequence[str],
 ) -> list[Token]:
     own_text = text if replacements is None else _expand(text, replacements)
-    placeholder = tokenizer.convert_tokens_to_ids(image_token) if replacements is None else None
+    standing_for = {tokenizer.convert_tokens_to_ids(one) for one in placeholders} if replacements is None else set()
     failures = []
     for add_special_tokens in (True, False):  # the processor keeps its own choice to itself
         own = tokenizer(own_text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
         try:
-            origins = align(own["input_ids"], ids, placeholder)
+            origins = align(own["input_ids"], ids, standing_for)
         except _Difference as difference:
             failures.append((difference.at, difference.own_at, own["input_ids"]))
             continue
@@ -149,13 +158,13 @@ class _Difference(Exception):
         self.at, self.own_at = at, own_at
 
 
-def align(own_ids: list[int], ids: list[int], placeholder: int | None) -> list[int | None]:
+def align(own_ids: list[int], ids: list[int], placeholders: Collection[int]) -> list[int | None]:
     """Finds for each of `ids` its position in `own_ids`, where one placeholder stands for a run of any ids.
 
     Args:
-        own_ids: (S',) ids with one placeholder for each picture.
-        ids: (S,) ids with a run of one or more ids for each picture.
-        placeholder: The id of the placeholder; None if `own_ids` has none, so that both must be equal.
+        own_ids: (S',) ids with one placeholder for each picture or video.
+        ids: (S,) ids with a run of one or more ids for each of them.
+        placeholders: The ids of the placeholders; none if `own_ids` has none, so that both must be equal.
 
     Returns:
         (S,) positions in `own_ids`; None within a run.
@@ -163,7 +172,7 @@ def align(own_ids: list[int], ids: list[int], placeholder: int | None) -> list[i
     Raises:
         _Difference: Something differs outside of the runs.
     """
-    borders = [i for i, own in enumerate(own_ids) if own == placeholder]
+    borders = [i for i, own in enumerate(own_ids) if own in placeholders]
     segments = list(zip([0, *(i + 1 for i in borders)], [*borders, len(own_ids)], strict=True))
     origins: list[int | None] = []
     for number, (start, end) in enumerate(segments):

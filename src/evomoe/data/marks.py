@@ -43,7 +43,7 @@ class Piece:
 
     @classmethod
     def of(cls, turn: int, text: str, is_answer: bool) -> "Piece":
-        thinking = _THOUGHT.match(text) if is_answer else None
+        thinking = _THOUGHT.match(text) if is_answer and "</think>" in text else None
         if thinking and thinking.end() == len(text):  # nothing but thinking
             thinking = None
         start = thinking.end() if thinking else 0
@@ -64,7 +64,7 @@ class Marks:
         free = (sign for sign in map(chr, range(_FIRST, _LAST)) if sign not in used)
         self.pieces = list(pieces)
         self._marks = [(next(free), next(free), next(free)) for _ in pieces]
-        self._all = {ord(mark): None for marks in self._marks for mark in marks}
+        self._all = {mark for marks in self._marks for mark in marks}
 
     def put(self, number: int) -> str:
         """A piece's text with its marks: where thinking begins, where the words begin, where they end."""
@@ -77,18 +77,21 @@ class Marks:
 
     def taken_out(self, text: str) -> str:
         """A rendering without marks."""
-        return text.translate(self._all)
+        return _PRIVATE.sub(lambda found: "" if found[0] in self._all else found[0], text)
 
-    def found(self, text: str) -> tuple[list[Span | None], list[int | None]]:
+    def found(self, text: str, plain: str) -> tuple[list[Span | None], list[int | None]]:
         """For each piece, where its words stand in the rendering without marks, and where what is shown of its thinking begins.
 
         None for a piece without words, and for one whose words the rendering does not have, has twice, or not in their order.
+
+        Args:
+            text: a rendering with marks.
+            plain: the same without them, as ``taken_out`` gives it.
         """
         places: dict[str, int] = {}
-        marks = (found for found in _PRIVATE.finditer(text) if ord(found[0]) in self._all)
+        marks = (found for found in _PRIVATE.finditer(text) if found[0] in self._all)
         for number, found in enumerate(marks):
             places[found[0]] = -1 if found[0] in places else found.start() - number
-        plain = self.taken_out(text)
         spans: list[Span | None] = []
         thoughts: list[int | None] = []
         last = 0
@@ -103,15 +106,20 @@ class Marks:
 
 def common_start(one: str, other: str, special: re.Pattern[str]) -> int:
     """How many characters two texts begin with alike, none of them a part of a special token that only one has."""
-    length = 0
-    for mine, theirs in zip(special.finditer(one), special.finditer(other), strict=False):
-        if mine[0] != theirs[0]:
-            break
-        length = mine.end()
+    length, beyond = 0, min(len(one), len(other)) + 1
+    while beyond - length > 1:  # they are alike up to the one, and not up to the other
+        middle = (length + beyond) // 2
+        alike = one[length:middle] == other[length:middle]
+        length, beyond = (middle, beyond) if alike else (length, middle)
+    for text in (one, other):
+        for token in special.finditer(text):
+            if token.end() > length:
+                length = min(length, token.start())
+                break
     return length
 
 
-def pieces_pattern(special_tokens: Sequence[str]) -> re.Pattern[str]:
-    """Splits a text into special tokens and characters."""
+def tokens_pattern(special_tokens: Sequence[str]) -> re.Pattern[str]:
+    """Finds special tokens in a text, the longest where several begin."""
     longest_first = sorted(filter(None, special_tokens), key=len, reverse=True)
-    return re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")

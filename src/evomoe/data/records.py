@@ -1,25 +1,27 @@
 """Training records: read from any source, checked before training starts, without decoding a picture."""
 
-import contextlib
 import copy
 import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from PIL import Image
-from tqdm import tqdm
 
-from evomoe.data.images import BadImageError, ImageFolder, MissingImageError, check_image
-from evomoe.data.row import FIELDS, Picture, read_row, value_of
+from evomoe.data.images import BadImageError, ImageFolder
+from evomoe.data.kept import Keeper
+from evomoe.data.record_content import content_of, row_digest
+from evomoe.data.row import FIELDS, Picture, read_row
+from evomoe.data.row_check import KEPT_FROM, RowCheck, RowOutcome, where
 from evomoe.data.sources import Source, open_source
 from evomoe.data.turns import IMAGE_MARK, BadRecordError, Record, Turn
 from evomoe.recipe.options import PictureCheck, check_choice, check_on_bad_record
+from evomoe.support.content import text_hash
 from evomoe.support.names import check_folder
-from evomoe.support.text import counted, shortened
+from evomoe.support.text import counted
 
 if TYPE_CHECKING:
     import datasets
@@ -27,37 +29,70 @@ if TYPE_CHECKING:
 __all__ = ["IMAGE_MARK", "BadRecordError", "Record", "Records", "Turn", "bad_summary", "load_records"]
 
 _LISTED = 10
-_PROGRESS_FROM = 10_000
 
 
 class Records(Sequence[Record]):
     """The good records of a source. Each is built from its row when asked for, so pictures do not fill the memory.
+
+    Args:
+        source: Where the rows are.
+        images: Where their pictures are.
+        found: What their check has found.
 
     Attributes:
         skipped: The message of every record left out.
         notes: The fields that nobody reads.
     """
 
-    def __init__(
-        self, source: Source, images: ImageFolder, kept: Sequence[int], skipped: list[str], notes: Sequence[str] = ()
-    ) -> None:
-        self.skipped, self.notes = skipped, list(notes)
-        self._source = source
-        self._images = images
-        self._kept = kept
+    def __init__(self, source: Source, images: ImageFolder, found: RowOutcome) -> None:
+        self._source, self._images, self._found = source, images, found
+        count = len(source.rows)
+        good = range(count)
+        self._kept: Sequence[int] = [number for number in good if number not in found.bad] if found.bad else good
+        self.skipped = [found.bad[number] for number in sorted(found.bad)]
+        unread = found.unread + Counter({repr(column): len(self._kept) for column in source.unread})
+        self.notes = [_unread_note(source.name, unread)] if unread else []
 
     @property
-    def rows(self) -> Sequence[Any]:
-        """All rows as they stand in the source, bad ones too."""
-        return self._source.rows
+    def name(self) -> str:
+        """What messages call the source."""
+        return self._source.name
 
-    def picture_files(self) -> list[Path]:
-        """The files that the rows name, each once, whether they are there or not."""
-        found = set()
-        for row in self.rows:
-            with contextlib.suppress(BadRecordError, BadImageError):
-                found |= {self._images.resolve(image) for image in read_row(row).images if isinstance(image, str)}
-        return sorted(map(Path, found))
+    @property
+    def sizes(self) -> dict[tuple[str, bool], tuple[int, ...]]:
+        """The height and width of each picture, in pixels, by its absolute path and False; of a video its frames too, by its path and True."""
+        return {
+            (os.path.join(self._images.folder, file.path), file.is_video): (
+                (state.frames, state.height, state.width) if file.is_video else (state.height, state.width)
+            )
+            for file, state in self._found.pictures.items()
+            if state is not None
+        }
+
+    @property
+    def keeper(self) -> Keeper | None:
+        """Keeps what is found out about these records; None for parts, for few, and for rows in memory."""
+        return self._source.keeper if len(self._source.rows) >= KEPT_FROM else None
+
+    @property
+    def shown(self) -> str:
+        """A hash of which rows are good, and of the sizes of their picture files."""
+        files = sorted(self._found.pictures.items())
+        sizes = "\0".join(f"{file.path} {file.is_video} {state[2:] if state else None}" for file, state in files)
+        return text_hash([str(sorted(self._found.bad)), sizes])
+
+    def content(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """What the rows and the picture files hold, good and bad ones, as ``content_of`` says it.
+
+        Args:
+            before: the content at another time.
+        """
+        digests = self._found.digests or b"".join(map(row_digest, self._source.rows))
+        states = self._found.pictures.items()
+        files = {
+            os.path.join(self._images.folder, file.path): (state.size, state.date) if state else None for file, state in states
+        }
+        return content_of(digests, files, self.keeper, before)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -70,33 +105,37 @@ class Records(Sequence[Record]):
         if isinstance(index, slice):
             part = copy.copy(self)
             part._kept = self._kept[index]
+            part._source = replace(self._source, keeper=None)
             return part
         number = self._kept[index]
         row = self._source.rows[number]
-        where = _where(self._source.name, number, row)
+        name = where(self._source.name, number, row)
         try:
-            turns, images, _ = read_row(row)
-            return Record(where, tuple(_lazy_picture(image, self._images) for image in images), turns)
+            turns, images, videos, _ = read_row(row)
+            shown = tuple(_lazy_picture(image, self._images) for image in images)
+            return Record(name, shown, turns, tuple(map(self._images.resolve, videos)))
         except (BadRecordError, BadImageError, OSError) as error:  # the files have changed since they were checked
-            raise BadRecordError(f"{where}: {error}") from error
+            raise BadRecordError(f"{name}: {error}") from error
 
 
 def load_records(
-    data: "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | datasets.Dataset",
+    data: "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | datasets.Dataset | Source",
     image_root: str | os.PathLike[str] | None = None,
     on_bad_record: Literal["stop", "skip"] = "stop",
     max_pixels: int | None = None,
     check_pictures: PictureCheck = "header",
+    workers: int = 0,
 ) -> Records:
     """Opens training data and checks every record, without decoding the pictures.
 
     A record holds `conversations` (turns with from/value, as LLaVA writes them) or `messages` (turns with
-    role/content, the content a text or a list of text and image parts), and its pictures in `image`, `images` or the
-    parts. Fields that would change its meaning and are not read, such as `video`, make it bad.
+    role/content, the content a text or a list of parts), its pictures in `image`, `images` or the parts, and its videos in `video`,
+    `videos` or the parts. Fields that would change its meaning and are not read, such as `audio`, make it bad.
 
     Args:
         data: A .json or .jsonl file, a folder written by `datasets.save_to_disk`, the name of a hub dataset
-            ("name:split"; the split is "train" unless named), a `datasets.Dataset` or a list of records.
+            ("name:split"; the split is "train" unless named), a `datasets.Dataset` or a list of records; or what `open_source`
+            made of one of these.
         image_root: The folder of the pictures; no path may leave it. Without it, relative paths start at the data
             file's folder (else at the current folder) and may not leave it; absolute paths may point anywhere.
         on_bad_record: "stop" raises after all records are checked; "skip" leaves bad records out and lists them.
@@ -104,6 +143,7 @@ def load_records(
             Pillow itself refuses pictures of more than twice its limit.
         check_pictures: "header" looks at each picture's header and at whether its file is whole, as far as its format says;
             "decode" decodes every picture, which takes as long as a pass over the data.
+        workers: The processes that check; 0 checks in this one.
 
     Raises:
         BadRecordError: There are bad records under "stop", or no good one at all.
@@ -114,25 +154,18 @@ def load_records(
     check_choice("check_pictures", check_pictures, PictureCheck)
     if image_root is not None:
         check_folder("image_root", os.fspath(image_root))
-    source = open_source(data)
+    source = data if isinstance(data, Source) else open_source(data)
     images = ImageFolder(source.folder if image_root is None else image_root, image_root is None)
     limit = (Image.MAX_IMAGE_PIXELS or 2**63) if max_pixels is None else max_pixels
-    check = _ImageCheck(images, limit, check_pictures == "decode")
-    kept, bad, unread = [], [], Counter[str]()
-    rows = tqdm(source.rows, f"checking {source.name}", unit="record", disable=len(source.rows) < _PROGRESS_FROM)
-    for number, row in enumerate(rows):
-        try:
-            unread.update(_check_row(row, check))
-            kept.append(number)
-        except (BadRecordError, BadImageError) as error:
-            bad.append(f"{_where(source.name, number, row)}: {error}")
-    if not source.rows:
+    if not len(source.rows):
         raise BadRecordError(f"{source.name}: there are no records")
-    if bad and (on_bad_record == "stop" or not kept):
-        where = f"Not one picture is in {images.folder}; is `image_root` right?" if check.all_missing else ""
-        raise BadRecordError(bad_summary(source.name, bad, len(source.rows), where))
-    unread.update({repr(column): len(kept) for column in source.unread})
-    return Records(source, images, kept, bad, [_unread_note(source.name, unread)] if unread else [])
+    found = RowCheck(source, images, limit, check_pictures == "decode").outcome(workers)
+    records = Records(source, images, found)
+    if found.bad and (on_bad_record == "stop" or not records):
+        all_missing = 0 < len(found.missing) == len(found.pictures)
+        remedy = f"Not one picture is in {images.folder}; is `image_root` right?" if all_missing else ""
+        raise BadRecordError(bad_summary(source.name, records.skipped, len(source.rows), remedy))
+    return records
 
 
 def _unread_note(name: str, unread: Counter[str]) -> str:
@@ -143,45 +176,6 @@ def _unread_note(name: str, unread: Counter[str]) -> str:
         listed.append(f"{field} ({counted(count, 'record')}{f'; is {near[0]!r} meant?' if near else ''})")
     more = f" and {len(unread) - _LISTED} more" if len(unread) > _LISTED else ""
     return f"{name}: fields that nobody reads: {', '.join(listed)}{more}."
-
-
-class _ImageCheck:
-    """Checks each distinct picture file once."""
-
-    def __init__(self, images: ImageFolder, max_pixels: int, decode: bool) -> None:
-        self._images = images
-        self._max_pixels, self._decode = max_pixels, decode
-        self._verdicts: dict[str, str | None] = {}
-        self._missing = 0
-
-    @property
-    def all_missing(self) -> bool:
-        """Whether there were picture files to check and not one of them exists."""
-        return 0 < self._missing == len(self._verdicts)
-
-    def __call__(self, image: object) -> None:
-        if isinstance(image, str):
-            if image not in self._verdicts:
-                self._verdicts[image] = self._verdict(image)
-            if (verdict := self._verdicts[image]) is not None:
-                raise BadImageError(verdict)
-        elif isinstance(image, bytes):
-            check_image(image, self._max_pixels, self._decode)
-        elif isinstance(image, Image.Image) and image.width * image.height > self._max_pixels:
-            raise BadImageError(f"a picture has {image.width} x {image.height} pixels, more than {self._max_pixels:,}")
-
-    def _verdict(self, path: str) -> str | None:
-        try:
-            check_image(self._images.resolve(path), self._max_pixels, self._decode)
-        except BadImageError as error:
-            self._missing += isinstance(error, MissingImageError)
-            return str(error)
-        return None
-
-
-def _where(name: str, number: int, row: object) -> str:
-    identity = value_of(row, "id") if isinstance(row, Mapping) else None
-    return f"{name}, record {number}" + ("" if identity is None else f" (id {shortened(repr(identity))})")
 
 
 def bad_summary(name: str, bad: Sequence[str], total: int, remedy: str = "") -> str:
@@ -205,24 +199,6 @@ def bad_summary(name: str, bad: Sequence[str], total: int, remedy: str = "") -> 
             remedy or f"Repair {them}; training can leave {them} out: `on_bad_record=skip`.",
         ]
     )
-
-
-def _check_row(row: object, check_picture: _ImageCheck) -> list[str]:
-    """Raises BadRecordError or BadImageError for a row that cannot be learned; returns the names of fields that nobody reads."""
-    turns, images, unread = read_row(row)
-    spoken = [turn.role for turn in turns if turn.role != "system"]
-    if "assistant" not in spoken:
-        raise BadRecordError("there is no assistant turn, so there is nothing to learn")
-    if not any(turn.learned for turn in turns if turn.role == "assistant"):
-        raise BadRecordError("none of its answers is to be learned, so there is nothing to learn")
-    if spoken[0] == "assistant":
-        raise BadRecordError("the assistant speaks first; a user turn must come before its first answer")
-    for number, turn in enumerate(turns):
-        if turn.role == "assistant" and not turn.text.strip():
-            raise BadRecordError(f"turn {number} is the assistant's and is empty")
-    for image in images:
-        check_picture(image)
-    return unread
 
 
 def _lazy_picture(image: Picture, images: ImageFolder) -> str | Image.Image:

@@ -1,35 +1,40 @@
-"""What a row of training data says: its turns and its pictures. Nothing in it that changes its meaning is passed over."""
+"""What a row of training data says: its turns, pictures and videos. Nothing in it that changes its meaning is passed over."""
 
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from evomoe.data.turns import IMAGE_MARK, BadRecordError, Turn
+from evomoe.data.turns import IMAGE_MARK, VIDEO_MARK, BadRecordError, Turn
 from evomoe.support.text import counted, kind_of, shortened
 
 Picture = str | bytes | Image.Image
+Medium = TypeVar("Medium")
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 CONVERSATION, PICTURES, SYSTEM = ("conversations", "messages"), ("image", "images"), ("system", "system_prompt")
+VIDEOS = ("video", "videos")
 _THINKING = ("reasoning_content", "reasoning", "thinking")
 _LEARNED = ("loss", "weight", "train")
 """Fields of a turn that say whether an answer is learned."""
-_SOURCES = ("image", "path", "url", "image_url", "bytes")
-"""Fields of a part that hold its picture."""
-_OF_TURN = {"role", "from", "content", "value", *_THINKING, *_LEARNED}
-_OF_PART = {"type", "text", "index", *_SOURCES}
-FIELDS = ("id", *PICTURES, *CONVERSATION, *SYSTEM)
+_SOURCES = ("image", "video", "path", "url", "image_url", "video_url", "bytes")
+"""Fields of a part that hold its picture or video."""
+_MARKS = {"image": IMAGE_MARK, "image_url": IMAGE_MARK, "video": VIDEO_MARK, "video_url": VIDEO_MARK}
+"""What stands in the text for a part of each type."""
+_OF_TURN = frozenset({"role", "from", "content", "value", *_THINKING, *_LEARNED})
+_OF_PART = frozenset({"type", "text", "index", *_SOURCES})
+FIELDS = ("id", *PICTURES, *VIDEOS, *CONVERSATION, *SYSTEM)
+_OF_ROW = frozenset(FIELDS)
 
 _REFUSED = re.compile(
     r"(?P<media>(?:video|audio|sound|speech)s?(?:_?(?:path|file|url|bytes)s?)?)|(?P<tools>tools?|tool_calls?|tool_call_id|functions?|function_call)"
     r"|(?P<documents>documents?)"
 )
 _WHY = {
-    "media": "pictures and words are learned, nothing else",
+    "media": "words, pictures and what the record's 'video' holds are learned, nothing else",
     "tools": "calls of tools are not learned",
     "documents": "put what they say into a turn",
 }
@@ -43,11 +48,13 @@ class Row(NamedTuple):
     Attributes:
         turns: The conversation.
         images: Its pictures, in the order of their marks.
+        videos: The paths of its videos, in the order of their marks.
         unread: Fields that nobody reads.
     """
 
     turns: tuple[Turn, ...]
     images: list[Picture]
+    videos: list[str]
     unread: list[str]
 
 
@@ -64,7 +71,7 @@ def read_row(row: object) -> Row:
     """
     if not isinstance(row, Mapping):
         raise BadRecordError(f"a record must be an object with named fields, not {kind_of(row)}")
-    unread = _unread(row, FIELDS, "")
+    unread = _unread(row, _OF_ROW, "")
     turns, shown = [], []
     for number, turn in enumerate(_turns_of(row)):
         if not isinstance(turn, Mapping):
@@ -78,11 +85,13 @@ def read_row(row: object) -> Row:
     if not turns:
         raise BadRecordError("the conversation is empty")
     system = _system(row, turns)
-    images = _images(row, shown)
-    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.role != "assistant")
-    if marks != len(images):
-        raise BadRecordError(f"the text has {marks} {IMAGE_MARK} but the record has {counted(len(images), 'image')}")
-    return Row((*system, *turns), images, list(dict.fromkeys(unread)))
+    images = _media(row, [part for part in shown if _MARKS[part["type"]] == IMAGE_MARK], PICTURES, _picture)
+    videos = _media(row, [part for part in shown if _MARKS[part["type"]] == VIDEO_MARK], VIDEOS, _video)
+    for mark, found, name in ((IMAGE_MARK, images, "image"), (VIDEO_MARK, videos, "video")):
+        marks = sum(turn.text.count(mark) for turn in turns if turn.role != "assistant")
+        if marks != len(found):
+            raise BadRecordError(f"the text has {marks} {mark} but the record has {counted(len(found), name)}")
+    return Row((*system, *turns), images, videos, list(dict.fromkeys(unread)))
 
 
 def value_of(row: Mapping[str, Any], field: str) -> Any:
@@ -100,15 +109,18 @@ def _first(row: Mapping[str, Any], *names: str) -> Any:
     return next((row[name] for name in names if _is_there(row.get(name))), None)
 
 
-def _unread(row: Mapping[str, Any], known: Iterable[str], where: str) -> list[str]:
+def _unread(row: Mapping[str, Any], known: frozenset[str], where: str) -> list[str]:
     """The fields that nobody reads; raises BadRecordError for one that changes what the record means."""
+    if known.issuperset(row):
+        return []
     given = [str(field) for field in row if field not in known and value_of(row, field) is not None]
     for field in given:
-        if found := _REFUSED.fullmatch(field):
+        if field not in VIDEOS and (found := _REFUSED.fullmatch(field)):
             raise BadRecordError(f"{where or 'it has '}the field {field!r}; {_WHY[str(found.lastgroup)]}")
-        if where and field in PICTURES:
+        if where and field in (*PICTURES, *VIDEOS):
             raise BadRecordError(
-                f"{where}the field {field!r}; put pictures into the record's 'images', or into parts of type image"
+                f"{where}the field {field!r}; put pictures into the record's 'images' and videos into its 'videos', or into parts of "
+                "type image and video"
             )
     of = "a turn's " if where.startswith("turn") else "a part's " if where else ""
     return [f"{of}{field!r}" for field in given]
@@ -130,6 +142,8 @@ def _turn(number: int, turn: Mapping[str, Any], content: str) -> Turn:
     if not isinstance(role, str) or role not in _ROLES:
         raise BadRecordError(f"turn {number} has the unknown role {role!r}; known are {', '.join(_ROLES)}")
     role = _ROLES[role]
+    if len(turn) == 2:  # a role and a text, as nearly all have it
+        return Turn(role, content)
     thinking = {field: value for field in _THINKING if (value := value_of(turn, field)) is not None}
     if thinking and role != "assistant":
         raise BadRecordError(f"turn {number} has the field {next(iter(thinking))!r}; only an answer has reasoning")
@@ -161,11 +175,11 @@ def _content(number: int, content: Any) -> tuple[str, list[Mapping[str, Any]]]:
 
 def _part_text(number: int, part: object) -> str:
     if isinstance(part, Mapping):
-        if part.get("type") in ("image", "image_url"):
-            return IMAGE_MARK
+        if (mark := _MARKS.get(str(part.get("type")))) is not None:
+            return mark
         if part.get("type") == "text" and isinstance(text := part.get("text"), str) and _source(part) is None:
             return text
-    raise BadRecordError(f"turn {number} has a part that is neither a text nor an image: {shortened(part)}")
+    raise BadRecordError(f"turn {number} has a part that is neither a text nor an image or a video: {shortened(part)}")
 
 
 def _system(row: Mapping[str, Any], turns: Sequence[Turn]) -> list[Turn]:
@@ -180,33 +194,53 @@ def _system(row: Mapping[str, Any], turns: Sequence[Turn]) -> list[Turn]:
     return [Turn("system", next(iter(given.values())))] if given and turns[0].role != "system" else []
 
 
-def _images(row: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> list[Picture]:
-    """The pictures in the order in which they are shown: the parts' own, those that their indices name, or the record's as they stand."""
-    fields = [field for field in PICTURES if value_of(row, field) is not None]
+def _media(
+    row: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], names: tuple[str, str], read: Callable[[object], Medium]
+) -> list[Medium]:
+    """Pictures or videos in the order in which they are shown: the parts' own, those that their indices name, or the record's as they stand.
+
+    Args:
+        shown: the parts that show one.
+        names: the fields that a record may have them in, the first for one, the second for several.
+        read: makes one of what stands there.
+    """
+    one, several = names
+    fields = [field for field in names if value_of(row, field) is not None]
     if len(fields) > 1:
-        raise BadRecordError("a record has its pictures in 'image' or in 'images', not in both")
+        raise BadRecordError(f"a record has its {several} in '{one}' or in '{several}', not in both")
     listed = row[fields[0]] if fields else []
-    images = [_picture(image) for image in (listed if isinstance(listed, list | tuple) else [listed])]
+    found = [read(value) for value in (listed if isinstance(listed, list | tuple) else [listed])]
     own = [source for part in shown if (source := _source(part)) is not None]
-    if own and (images or len(own) < len(shown)):
-        raise BadRecordError("a record has its pictures in the parts of its turns or in a field of its own, not in both")
+    if own and (found or len(own) < len(shown)):
+        raise BadRecordError(f"a record has its {several} in the parts of its turns or in a field of its own, not in both")
     if own:
-        return [_picture(image) for image in own]
+        return [read(value) for value in own]
     indices = [part["index"] for part in shown if _is_there(part.get("index"))]
     if not indices:
-        return images
-    if len(indices) < len(shown) or not all(type(index) is int and 0 <= index < len(images) for index in indices):
-        raise BadRecordError(f"the parts show the pictures {indices}, and the record has {counted(len(images), 'image')}, from 0")
-    if unseen := {*range(len(images))} - {*indices}:
-        raise BadRecordError(f"no part shows picture {min(unseen)} of the record's {len(images)}")
-    return [images[index] for index in indices]
+        return found
+    if len(indices) < len(shown) or not all(type(index) is int and 0 <= index < len(found) for index in indices):
+        raise BadRecordError(f"the parts show the {several} {indices}, and the record has {counted(len(found), one)}, from 0")
+    if unseen := {*range(len(found))} - {*indices}:
+        raise BadRecordError(f"no part shows {one} {min(unseen)} of the record's {len(found)}")
+    return [found[index] for index in indices]
 
 
 def _source(part: Mapping[str, Any]) -> Any:
     found = [part[field] for field in _SOURCES if value_of(part, field) is not None]
     if len(found) > 1:
-        raise BadRecordError(f"a part names its picture more than once: {shortened(part)}")
+        raise BadRecordError(f"a part names its {part.get('type')} more than once: {shortened(part)}")
     return found[0] if found else None
+
+
+def _video(video: object) -> str:
+    if isinstance(video, Mapping):  # an undecoded cell of a datasets video column; a video of OpenAI's messages
+        video = next((found for field in ("path", "url") if (found := value_of(video, field)) is not None), None)
+    if not isinstance(video, str) or not video:
+        raise BadRecordError(f"a video must be the path of its file, not {kind_of(video)}")
+    video = video.removeprefix("file://")
+    if video.startswith(("http://", "https://", "data:")):
+        raise BadRecordError(f"the video {shortened(video)} is not a file; save it, and name the file")
+    return video
 
 
 def _picture(image: object) -> Picture:

@@ -1,8 +1,10 @@
 """A look at every record before training, without decoding a picture: its length, and whether its labels can be placed."""
 
-import itertools
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
@@ -10,16 +12,16 @@ from tqdm import tqdm
 
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.images import BadImageError, Shape, read_size
-from evomoe.data.labels import Token, answer_tokens
+from evomoe.data.labels import answer_tokens, tokens_inside
 from evomoe.data.records import BadRecordError, Record
+from evomoe.data.row_check import AT_ONCE, PROGRESS_FROM
+from evomoe.data.videos import VideoReader, check_video, options_of
 from evomoe.support import hf
 from evomoe.support.errors import foreign, panics_as_errors
 from evomoe.support.processor import Processor, cannot_process
+from evomoe.support.workers import mapped
 
-_AT_ONCE = 1_000
-_PROGRESS_FROM = 10_000
-
-_Size = tuple[int, int]  # height and width, in pixels
+_Size = tuple[int, ...]  # height and width, in pixels; of a video its frames before these
 _Read = TypeVar("_Read")
 
 
@@ -37,10 +39,10 @@ class Surveyed(NamedTuple):
 
 class _Measured(NamedTuple):
     where: str
-    length: int  # in tokens, pictures as single placeholders
+    length: int  # in tokens, pictures and videos as single placeholders
     first_label: int
     placeholders: list[int]
-    sizes: list[_Size]
+    sizes: list[_Size]  # of pictures, then of videos: their order among each other decides nothing
 
 
 def survey(
@@ -49,6 +51,8 @@ def survey(
     template: ChatTemplate,
     shape: Shape,
     max_length: int,
+    reader: VideoReader,
+    workers: int = 0,
 ) -> list[Surveyed]:
     """Renders and tokenises every record, places its labels and finds whether it can be cut.
 
@@ -62,18 +66,25 @@ def survey(
         template: Its chat template.
         shape: What becomes of the pictures' shape.
         max_length: The tokens that an item may have.
+        reader: What takes frames out of their videos.
+        workers: The processes that do it; 0 does it in this one.
     """
-    known: dict[str, _Size] = {}
+    known: dict[tuple[str, bool], _Size] = getattr(records, "sizes", {})
     measured: list[_Measured | Surveyed] = []
+    chunks = [range(start, min(start + AT_ONCE, len(records))) for start in range(0, len(records), AT_ONCE)]
+    found = mapped(partial(_measure, records, template=template, shape=shape, known=known), chunks, workers)
     with tqdm(
-        total=len(records), desc="checking labels and lengths", unit="record", disable=len(records) < _PROGRESS_FROM
+        total=len(records), desc="checking labels and lengths", unit="record", disable=len(records) < PROGRESS_FROM
     ) as progress:
-        for start in range(0, len(records), _AT_ONCE):
-            numbers = range(start, min(start + _AT_ONCE, len(records)))
-            measured += _measure(records, numbers, template, shape, known)
-            progress.update(len(numbers))
-    sizes = Counter(size for one in measured if isinstance(one, _Measured) for size in one.sizes)
-    tokens_of = _image_tokens(sizes, processor, template)
+        for one in found:
+            measured += one
+            progress.update(len(one))
+    sizes: Counter[_Size] = Counter(size for one in measured if isinstance(one, _Measured) for size in one.sizes)
+    videos = [size for size in sizes if len(size) == 3]
+    pictures: Counter[_Size] = Counter({size: count for size, count in sizes.items() if len(size) == 2})
+    tokens_of = _image_tokens(pictures, processor, template)
+    if videos:
+        tokens_of |= _video_tokens(videos, processor, template, reader)
     return [_judge(one, tokens_of, max_length) if isinstance(one, _Measured) else one for one in measured]
 
 
@@ -99,8 +110,21 @@ def read_pictures(record: Record, read: Callable[[str | Image.Image], _Read]) ->
     Raises:
         BadRecordError: A picture is bad.
     """
+    return _read_each(record, record.images, read)
+
+
+def read_videos(record: Record, read: Callable[[str], _Read]) -> list[_Read]:
+    """What `read` makes of each video of a record.
+
+    Raises:
+        BadRecordError: A video is bad.
+    """
+    return _read_each(record, record.videos, read)
+
+
+def _read_each(record: Record, shown: Sequence[Any], read: Callable[[Any], _Read]) -> list[_Read]:
     try:
-        return [read(image) for image in record.images]
+        return [read(one) for one in shown]
     except BadImageError as error:
         raise BadRecordError(f"{record.where}: {error}") from error
 
@@ -110,7 +134,7 @@ def _measure(
     numbers: range,
     template: ChatTemplate,
     shape: Shape,
-    known: dict[str, _Size],
+    known: dict[tuple[str, bool], _Size],
 ) -> list[_Measured | Surveyed]:
     results: dict[int, _Measured | Surveyed] = {}
     rendered = {}
@@ -120,7 +144,10 @@ def _measure(
             rendered[number] = (
                 record,
                 template.render(record),
-                read_pictures(record, lambda image: shape.size(*_size(image, known))),
+                [
+                    *read_pictures(record, lambda image: shape.size(*_size(image, known))),
+                    *read_videos(record, lambda path: _video_size(path, known)),
+                ],
             )
         except BadRecordError as error:
             results[number] = Surveyed(1, str(error))
@@ -129,21 +156,25 @@ def _measure(
         if isinstance(encoding, Exception):
             results[number] = Surveyed(1, cannot_process(record.where, template.tokenizer, encoding))
             continue
-        ids, tokens = encoding.ids, list(itertools.starmap(Token, encoding.offsets))
+        ids, places = encoding.ids, encoding.offsets
         try:
-            spans = answer_tokens(record, conversation, ids, tokens, template.tokenizer)
+            spans = answer_tokens(record, conversation, ids, places, template.tokenizer)
         except BadRecordError as error:
             results[number] = Surveyed(len(ids), str(error))
             continue
         except Exception as error:
             results[number] = Surveyed(len(ids), cannot_process(record.where, template.tokenizer, error))
             continue
-        shown = template.image_token
-        placeholders = (
-            [i for i, token in enumerate(tokens) if shown in conversation.text[token.start : token.end]] if sizes else []
-        )
+        placeholders = _placeholders(conversation.text, template.placeholders(record), places) if sizes else []
         results[number] = _Measured(record.where, len(ids), spans[0][0], placeholders, sizes)
     return [results[number] for number in numbers]
+
+
+def _placeholders(text: str, placeholders: Sequence[str], places: Sequence[tuple[int, int]]) -> list[int]:
+    """The tokens that hold a placeholder; none for a tokenizer that splits it."""
+    spans = [found.span() for found in re.finditer("|".join(map(re.escape, placeholders)), text)]
+    inside = tokens_inside(spans, places)
+    return [one[0] for one in inside if one and one[0] == one[1]]
 
 
 def _tokenized(texts: list[str], template: ChatTemplate) -> list[Any]:
@@ -175,6 +206,23 @@ def _judge(one: _Measured, tokens_of: dict[_Size, int | str], max_length: int) -
     return Surveyed(length, cut_fault(one.where, length, first_label, pictures_end, max_length))
 
 
+def _video_tokens(
+    sizes: Sequence[_Size], processor: Processor, template: ChatTemplate, reader: VideoReader
+) -> dict[_Size, int | str]:
+    """The tokens of a video with frames of each size, measured on a black one, or why there can be none."""
+    of_frames: dict[_Size, int | str] = {}
+    without = len(template.tokenizer(template.video_token)["input_ids"])
+    for frame in {size[1:] for size in sizes}:
+        try:
+            with panics_as_errors():
+                made = processor(text=[template.video_token], **options_of([reader.blank(*frame)]))
+            of_frames[frame] = len(made["input_ids"][0]) - without + 1
+        except Exception as error:
+            height, width = frame
+            of_frames[frame] = f"{type(processor).__name__} cannot process a video of {width} x {height} pixels: {foreign(error)}"
+    return {size: of_frames[size[1:]] for size in sizes}
+
+
 def _image_tokens(sizes: Counter[_Size], processor: Processor, template: ChatTemplate) -> dict[_Size, int | str]:
     """The tokens of a picture of each size, or why there can be none.
 
@@ -189,7 +237,7 @@ def _image_tokens(sizes: Counter[_Size], processor: Processor, template: ChatTem
             continue
         try:
             with panics_as_errors():
-                unreported = _measured_image_tokens(*size, processor, template) - count
+                unreported = _measured_image_tokens(size, processor, template) - count
         except Exception as error:
             reported[size] = failure = _of_size(size, processor, error)
             continue
@@ -221,16 +269,23 @@ def _of_size(size: _Size, processor: Processor, error: Exception) -> str:
     return f"{type(processor).__name__} cannot process a picture of {width} x {height} pixels: {foreign(error)}"
 
 
-def _measured_image_tokens(height: int, width: int, processor: Processor, template: ChatTemplate) -> int:
+def _measured_image_tokens(size: _Size, processor: Processor, template: ChatTemplate) -> int:
+    height, width = size
     with_image = processor(text=[template.image_token], images=[[Image.new("RGB", (width, height))]])
     without = template.tokenizer(template.image_token)
     return len(with_image["input_ids"][0]) - len(without["input_ids"]) + 1
 
 
-def _size(image: str | Image.Image, known: dict[str, _Size]) -> _Size:
+def _size(image: str | Image.Image, known: dict[tuple[str, bool], _Size]) -> _Size:
     if isinstance(image, Image.Image):
         return image.height, image.width
-    if image not in known:
+    if (image, False) not in known:
         width, height = read_size(image)
-        known[image] = height, width
-    return known[image]
+        known[image, False] = height, width
+    return known[image, False]
+
+
+def _video_size(path: str, known: dict[tuple[str, bool], _Size]) -> _Size:
+    if (path, True) not in known:
+        known[path, True] = tuple(check_video(path, sys.maxsize))
+    return known[path, True]

@@ -1,10 +1,10 @@
-"""A conversation with its pictures: what a record is once it is read."""
+"""A conversation with its pictures and videos: what a record is once it is read."""
 
 from dataclasses import dataclass
 
 from PIL import Image
 
-IMAGE_MARK = "<image>"
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 
 
 class BadRecordError(ValueError):
@@ -22,7 +22,7 @@ class Turn:
 
     Attributes:
         role: "system", "user" or "assistant".
-        text: What is said, with "<image>" where the pictures stand; in an answer it is a word like others.
+        text: What is said, with "<image>" and "<video>" where they stand; in an answer these are words like others.
         thinking: The reasoning that an answer is given with.
         learned: Whether an answer has labels.
     """
@@ -35,14 +35,16 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One conversation with its pictures.
+    """One conversation with its pictures and videos.
 
     Attributes:
         where: Names the record in messages, such as "train.json, record 12 (id 'abc')"; the first record is 0.
         images: Absolute paths, or still undecoded pictures of a datasets column, in the order of their marks.
         turns: The conversation.
+        videos: Absolute paths, in the order of their marks.
     """
 
     where: str
     images: tuple[str | Image.Image, ...]
     turns: tuple[Turn, ...]
+    videos: tuple[str, ...] = ()

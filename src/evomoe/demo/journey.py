@@ -19,6 +19,7 @@ from evomoe.evaluation.reports import score_table
 from evomoe.model.accounting import count_parameters
 from evomoe.model.loading import load_model, load_processor
 from evomoe.model.sparse_model import is_sparse
+from evomoe.recipe.data_mix import data_title
 from evomoe.recipe.options import MoEOptions, StageOptions
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder
@@ -85,7 +86,7 @@ def run_demo(output: str | Path = "runs/demo", resume: bool = True) -> str:
 
 
 def _run(recipe: Recipe, label: str = "") -> Path:
-    data = Path(recipe.data)
+    data = Path(data_title(recipe.data))
     if not data.is_file():
         data.parent.mkdir(parents=True, exist_ok=True)
         easy_vqa.export("train", data, "full")

@@ -19,7 +19,7 @@ from evomoe.mini.training import STAGE1, STAGE2, Exchange, Mix, conversation, re
 from evomoe.mini.vqa_files import write_gqa, write_textvqa, write_vqav2
 from evomoe.mini.words import EXERCISES, LETTERS, exercise
 from evomoe.support.errors import OptionError
-from evomoe.support.files import new_folder, write_text
+from evomoe.support.files import cache_folder, new_folder, write_text
 
 VERSION = 2
 """Grows whenever a seed gives other files than before."""
@@ -184,7 +184,7 @@ def _write_words(folder: Path, name: str, mix: Mix, count: int, studio: Studio) 
 
 def cache(root: str | os.PathLike[str] | None = None) -> Path:
     """The folder for what is made once: ``root``, EVOMOE_CACHE, or ~/.cache/evomoe."""
-    return Path(root or os.environ.get("EVOMOE_CACHE") or Path.home() / ".cache" / "evomoe")
+    return Path(root or cache_folder())
 
 
 def folder(seed: int = 0, root: str | os.PathLike[str] | None = None, stage2: int = 0) -> Path:

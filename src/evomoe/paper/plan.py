@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evomoe.paper.tables.table import FINE_TUNE, WARM_UP, Row, Table
 from evomoe.paper.tables.table_9 import WIDTHS
+from evomoe.recipe.data_mix import data_title
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.text import markdown_table
 
@@ -53,11 +54,13 @@ def paper_recipe(row: Row, output: Path, stage1: str) -> Recipe:
     stages = {}
     for stage in recipe.stages:
         options = recipe.stage(stage)
-        accumulation = BATCH[recipe.data_of(stage)] // (options.batch_size * GPUS)
-        stages[f"stage{stage}"] = replace(options, accumulation=accumulation, data=options.data and DATA[options.data][1])
+        accumulation = BATCH[data_title(recipe.data_of(stage))] // (options.batch_size * GPUS)
+        stages[f"stage{stage}"] = replace(
+            options, accumulation=accumulation, data=options.data and DATA[data_title(options.data)][1]
+        )
     return recipe.but(
         model=stage1,
-        data=DATA[recipe.data][1],
+        data=DATA[data_title(recipe.data)][1],
         output=str(output / row.name),
         dtype="bfloat16",
         trainer={"bf16": True, "gradient_checkpointing": True},
@@ -89,7 +92,7 @@ def describe_plan(table: Table, rows: Sequence[Row], output: Path, write: bool =
             if write:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 recipe.save(path)
-            mixes = {stage: row.recipe.data_of(stage) for stage in recipe.stages}
+            mixes = {stage: data_title(row.recipe.data_of(stage)) for stage in recipe.stages}
             steps = {stage: round(STEPS[mix] * recipe.stage(stage).epochs) for stage, mix in mixes.items()}
             lines.append(_line(row.label, name, model.activated.get(_method(recipe), ""), mixes.values(), steps, _hours(recipe)))
             commands += [f"# {row.label}", _launch(f"--recipe {path}")]

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
+from evomoe.recipe.data_mix import Folders, OwnDataNames, single
 from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.value_types import check_types
 from evomoe.support.errors import OptionError
@@ -13,8 +14,11 @@ PictureCheck = Literal["header", "decode"]
 
 
 MOST_EXPERTS, HIGHEST_RATE, MOST_PASSES, MOST_STEPS, MOST_RECORDS = 4096, 100.0, 1e6, 10**9, 10**6
-LONGEST, MOST_WORKERS = 10**8, 1024
+LONGEST, MOST_WORKERS, MOST_FRAMES = 10**8, 1024, 10**4
 """Beyond these no machine holds a mixture, and no run ends or learns."""
+
+VIDEO_FRAMES = 8
+"""Frames that are taken of a video, unless the user says otherwise."""
 
 STAGES = {0: "align", 1: "warmup", 2: "evolution", 3: "routing"}
 
@@ -295,7 +299,8 @@ class StageOptions:
         steps: optimiser steps; 0 means "by epochs".
         batch_size: records per device and micro-batch.
         accumulation: micro-batches per optimiser step.
-        data: other data than the run's, for this stage only.
+        data: other data than the run's, for this stage only, in the same ways.
+        image_root: other folders of pictures than the run's.
         seen_records: how many records of the data were trained on before; the stage begins after them. By default it counts
             what earlier stages of the run take of the same data.
         train: what trains, as parts joined by "+": see ``evomoe.training.trainable``.
@@ -310,7 +315,8 @@ class StageOptions:
     steps: int = 0
     batch_size: int = 4
     accumulation: int = 2
-    data: str | None = None
+    data: OwnDataNames = None
+    image_root: Folders = None
     seen_records: int | None = None
     train: str = ""
     lora: int = 0
@@ -320,6 +326,8 @@ class StageOptions:
     def check(self) -> None:
         """Raises OptionError if a value cannot be trained with; the recipe checks ``trainer``, which may be about other options."""
         check_types(self)
+        for name in ("data", "image_root"):
+            object.__setattr__(self, name, single(name, getattr(self, name)))
         check_positive("learning_rate", self.learning_rate, HIGHEST_RATE)
         check_positive("epochs", self.epochs, MOST_PASSES)
         check_whole("steps", self.steps, 0, MOST_STEPS, hint="; 0 trains by epochs")

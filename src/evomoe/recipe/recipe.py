@@ -12,13 +12,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from evomoe.recipe.data_mix import DataNames, DataSource, Folders, data_sources, single
 from evomoe.recipe.init_options import option_from_stage2
 from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import (
     LARGEST_SEED,
     LONGEST,
+    MOST_FRAMES,
     MOST_WORKERS,
     STAGES,
+    VIDEO_FRAMES,
     EvolutionOptions,
     ImageAspect,
     MoEOptions,
@@ -47,10 +50,11 @@ class Recipe:
 
     Attributes:
         model: dense VLM: a folder or a hub name.
-        data: LLaVA JSON, JSON lines, a folder of ``datasets.save_to_disk`` or a hub dataset ("name" or "name:split").
+        data: LLaVA JSON, JSON lines, a folder of ``datasets.save_to_disk`` or a hub dataset ("name" or "name:split"). Several make a mix,
+            each with a weight: "b.json:0.5" takes half of its records in a pass, "b.json:2" each twice.
         output: folder for this run. It must be new, or hold a run that got to no checkpoint; with ``resume``, an unfinished
             run of this recipe.
-        image_root: folder that the records' image paths are relative to.
+        image_root: folder that the records' image paths are relative to. A mix may have one for each source, '' for a source without.
         stages: which of 0 (align the projector), 1 (warm-up), 2 (expert evolution), 3 (routing) run.
         moe_layers: "alternating", "all", "without_first", or indices separated by commas.
         expert_init: where Stage III's experts come from; "evolved" needs Stage II.
@@ -60,11 +64,12 @@ class Recipe:
         max_pixels: larger pictures are refused.
         image_aspect: "pad" pads pictures to a square first, as LLaVA-1.5 does; "keep" does not; "auto" pads where the processor
             would crop them.
+        video_frames: how many frames are taken of each video.
         on_bad_record: "stop" before training, or "skip" and list.
         check_pictures: "header" looks whether files are whole, as far as their formats say; "decode" decodes every picture before training.
         template_options: arguments of the model's chat template, as name=value, e.g. enable_thinking=false.
         dtype: precision of the loaded weights: float32, bfloat16 or auto. Mixed precision is ``trainer`` bf16=true.
-        workers: processes that decode images; 0 decodes in the main process.
+        workers: processes that check records and decode images; 0 does both in the main process.
         seed: of data order, router weights and dropout.
         trust_remote_code: run code from the model's repository.
         allow_collapsed_experts: let Stage III start on experts that are all alike.
@@ -72,9 +77,9 @@ class Recipe:
     """
 
     model: str
-    data: str
+    data: DataNames
     output: str
-    image_root: str | None = None
+    image_root: Folders = None
     stages: tuple[int, ...] = (1, 2, 3)
     moe_layers: str = "alternating"
     expert_init: str = "evolved"
@@ -91,6 +96,7 @@ class Recipe:
     packing: bool = False
     max_pixels: int = 89_478_485
     image_aspect: ImageAspect = "auto"
+    video_frames: int = VIDEO_FRAMES
     on_bad_record: Literal["stop", "skip"] = "stop"
     check_pictures: PictureCheck = "header"
     template_options: NamedValues = field(default_factory=dict)
@@ -103,6 +109,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_types(self)
+        for name in ("data", "image_root"):
+            object.__setattr__(self, name, single(name, getattr(self, name)))
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown or not self.stages or list(self.stages) != sorted(set(self.stages)):
             raise OptionError("stages", f"{list(self.stages)} must be some of {list(STAGES)}, each once, in order.")
@@ -111,6 +119,8 @@ class Recipe:
             with within(f"stage{stage}"):
                 self.stage(stage).check()
             check_trainer(f"stage{stage}.trainer", self.stage(stage).trainer, (stage,))
+            if self.data and self.data is not tyro.MISSING:
+                self.sources_of(stage)
         check_trainer("trainer", self.trainer, self.stages)
         if self.stage2.lora:
             raise OptionError(
@@ -131,6 +141,7 @@ class Recipe:
         check_image_aspect(self.image_aspect)
         check_whole("max_length", self.max_length, 1, LONGEST)
         check_whole("max_pixels", self.max_pixels, 1)
+        check_whole("video_frames", self.video_frames, 1, MOST_FRAMES)
         check_whole("workers", self.workers, 0, MOST_WORKERS)
         check_whole("seed", self.seed, 0, LARGEST_SEED)
 
@@ -154,9 +165,23 @@ class Recipe:
         """The options of one stage."""
         return getattr(self, f"stage{number}")
 
-    def data_of(self, stage: int) -> str:
+    def data_of(self, stage: int) -> str | tuple[str, ...]:
         """The data that a stage trains on: its own, or the run's."""
         return self.stage(stage).data or self.data
+
+    def sources_of(self, stage: int) -> tuple[DataSource, ...]:
+        """The sources of a stage's data.
+
+        Raises:
+            OptionError: they, their weights or their folders are wrong.
+        """
+        own, root = self.stage(stage), self.image_root
+        name = f"stage{stage}.image_root"
+        if own.image_root is not None:
+            root = own.image_root
+        elif not own.data:
+            name = "image_root"
+        return data_sources(self.data_of(stage), root, f"stage{stage}.data" if own.data else "data", name)
 
     def check_expert_init(self, needed: str | None = None) -> None:
         """Raises OptionError if Stage III is to make experts of what nothing gives it.
@@ -198,7 +223,12 @@ class Recipe:
                 values["moe"]["router_gradient"] = "chosen"
             for stage in STAGES:  # before stages went on where others had stopped
                 values.get(f"stage{stage}", {}).setdefault("seen_records", 0)
-            for name, default in {"template_options": {}, "check_pictures": "header"}.items():  # before there was a choice
+                values.get(f"stage{stage}", {}).setdefault("image_root", None)
+            for name, default in {
+                "template_options": {},
+                "check_pictures": "header",
+                "video_frames": VIDEO_FRAMES,
+            }.items():  # before there was a choice
                 values.setdefault(name, default)
             missing = {f.name for f in dataclasses.fields(cls)} - set(values)
             if missing:

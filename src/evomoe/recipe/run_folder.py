@@ -279,6 +279,9 @@ def check_paths(recipe: Recipe, resume: Resume) -> None:
     RunFolder(recipe.output).check(recipe, resume)
     refuse_missing(recipe.model)
     for stage in recipe.stages:
-        refuse_missing(split_name(recipe.data_of(stage))[0])
-    if recipe.image_root is not None:
-        check_folder("image_root", recipe.image_root)
+        for source in recipe.sources_of(stage):
+            refuse_missing(split_name(source.name)[0])
+            if source.image_root is not None:
+                check_folder(
+                    "image_root" if recipe.stage(stage).image_root is None else f"stage{stage}.image_root", source.image_root
+                )

@@ -1,17 +1,16 @@
 """Bounds of time and memory for what other people's programs do in this process, such as chat templates."""
 
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 _AGAIN = 0.5
 """Seconds after which a block is stopped once more, if it passed over the first time."""
-_STATUS = Path("/proc/self/statm")
 
 
 @contextmanager
@@ -42,16 +41,25 @@ def memory_limit(size: int) -> Iterator[None]:
     The limit is the whole process's, and CUDA reserves addresses whenever it likes.
     """
     torch = sys.modules.get("torch")
-    if not _STATUS.exists() or (torch is not None and torch.cuda.is_initialized()):
+    if sys.platform != "linux" or (torch is not None and torch.cuda.is_initialized()):
         yield
         return
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(_STATUS.read_text().split()[0]) * resource.getpagesize()
+    used = _pages() * resource.getpagesize()
     limit = used + size if soft == resource.RLIM_INFINITY else min(used + size, soft)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _pages() -> int:
+    """The pages of this process's addresses. Read without a file object: this is asked at every record."""
+    opened = os.open("/proc/self/statm", os.O_RDONLY)
+    try:
+        return int(os.read(opened, 64).split()[0])
+    finally:
+        os.close(opened)

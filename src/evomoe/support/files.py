@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from evomoe.support.names import refuse_existing
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor
 
 
@@ -116,6 +117,19 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
     with _partial(path) as partial:
         save_file(dict(tensors), partial, metadata=dict(metadata or {}))
+
+
+def write_arrays(path: Path, arrays: "Mapping[str, ndarray]", metadata: Mapping[str, str] | None = None) -> None:
+    """The same of NumPy's arrays; without torch."""
+    from safetensors.numpy import save_file
+
+    with _partial(path) as partial:
+        save_file(dict(arrays), partial, metadata=dict(metadata or {}))
+
+
+def cache_folder() -> Path:
+    """The folder for what is made once and kept: EVOMOE_CACHE, or ~/.cache/evomoe."""
+    return Path(os.environ.get("EVOMOE_CACHE") or Path.home() / ".cache" / "evomoe")
 
 
 def same_permissions(folder: Path) -> None:

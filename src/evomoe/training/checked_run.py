@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.conversion.expert_init import INITS, config_fields, option_from_stage2
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.conversations import ConversationDataset
-from evomoe.data.records import load_records
+from evomoe.data.mix import MixedRecords
+from evomoe.data.records import Record, Records, load_records
+from evomoe.data.sources import open_sources
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.generation_settings import load_settings
 from evomoe.model.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
@@ -22,6 +24,7 @@ from evomoe.model.possible import making
 from evomoe.model.routing import GATES
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import decoder_layers, ffn_names
+from evomoe.recipe.data_mix import DataSource
 from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.placement import moe_layers, parse_placement
 from evomoe.recipe.recipe import Recipe
@@ -33,6 +36,7 @@ from evomoe.support.processor import Processor
 from evomoe.training.arguments import training_arguments, try_optimizer
 from evomoe.training.evolution import check_rule
 from evomoe.training.lora import Adapters
+from evomoe.training.record_order import ORDERS
 from evomoe.training.trainable import set_trainable
 
 
@@ -135,17 +139,28 @@ def load_data(recipe: Recipe, processor: Processor, keep: bool = False) -> dict[
         ValueError: data cannot be opened, or have bad records that the recipe does not let pass.
     """
 
-    def load(data: str) -> ConversationDataset:
-        records = load_records(data, recipe.image_root, recipe.on_bad_record, recipe.max_pixels, recipe.check_pictures)
-        dataset = ConversationDataset(
-            records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect, keep, recipe.template_options
+    def check(source: DataSource) -> Records:
+        return load_records(
+            opened[source.name], source.image_root, recipe.on_bad_record, recipe.max_pixels, recipe.check_pictures, recipe.workers
         )
+
+    def load(mix: tuple[DataSource, ...]) -> ConversationDataset:
+        records: Sequence[Record] = checked[mix[0].place]
+        if len(mix) > 1 or mix[0].weight != 1:
+            records = MixedRecords([checked[source.place] for source in mix], [source.weight for source in mix])
+        dataset = ConversationDataset(
+            records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect, keep, recipe.template_options,
+            recipe.workers, recipe.video_frames,
+        )  # fmt: skip
         dataset.check()
         return dataset
 
-    names = {stage: recipe.data_of(stage) for stage in recipe.stages}
-    loaded = {name: load(name) for name in dict.fromkeys(names.values())}
-    return {stage: loaded[name] for stage, name in names.items()}
+    mixes = {stage: recipe.sources_of(stage) for stage in recipe.stages}
+    sources = {source.place: source for mix in mixes.values() for source in mix}
+    opened = open_sources([*dict.fromkeys(source.name for source in sources.values())])  # all, before the first is checked
+    checked = {key: check(source) for key, source in sources.items()}
+    loaded = {mix: load(mix) for mix in dict.fromkeys(mixes.values())}
+    return {stage: loaded[mix] for stage, mix in mixes.items()}
 
 
 def contradictions(config: EvoMoEConfig, options: MoEOptions, placement: str) -> list[str]:
@@ -199,6 +214,7 @@ def _check_training_arguments(recipe: Recipe, stage: int) -> None:
         try:
             made = training_arguments(recipe, stage, RunFolder(recipe.output).stage(stage), num_records=1)
             _check_loggers(made)
+            _check_order(recipe, stage, made)
             try_optimizer(made)
         except (ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
             return error
@@ -208,6 +224,14 @@ def _check_training_arguments(recipe: Recipe, stage: int) -> None:
         without = recipe.but(**{f"stage{stage}": replace(recipe.stage(stage), trainer={})})
         option = "trainer" if refusal(without) else f"stage{stage}.trainer"
         raise OptionError(option, f"TrainingArguments of stage {stage}: {foreign(error)}") from error
+
+
+def _check_order(recipe: Recipe, stage: int, arguments: TrainingArguments) -> None:
+    if arguments.train_sampling_strategy not in ORDERS and any(source.weight != 1 for source in recipe.sources_of(stage)):
+        raise ValueError(
+            f"train_sampling_strategy={arguments.train_sampling_strategy} takes each record once, whatever its weight. Choose one of "
+            f"{', '.join(ORDERS)}, or leave out the weights."
+        )
 
 
 def _check_loggers(arguments: TrainingArguments) -> None:

@@ -1,13 +1,16 @@
 """What a run would do: what trains, how many parameters, how many steps, how much memory. Loads no weights, unless to measure time."""
 
 import datetime
+from collections.abc import Sequence
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.data.conversations import ConversationDataset
+from evomoe.data.mix import Share
 from evomoe.model.accounting import count_parameters, large_router
 from evomoe.model.structure import decoder_layers, ffn_names, text_config
+from evomoe.recipe.data_mix import data_title
 from evomoe.recipe.options import MOST_RECORDS, STAGES, check_whole
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import Resume
@@ -52,14 +55,15 @@ def describe(recipe: Recipe, resume: Resume = False, resume_anyway: bool = False
     if resume:
         same_run(run, datasets, resume_anyway)
     for stage, dataset in datasets.items():
-        data, options = recipe.data_of(stage), trainer_options(recipe, stage)
+        data, options, count = data_title(recipe.data_of(stage)), trainer_options(recipe, stage), dataset.per_pass
         model = run.prepared(stage)
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         counts, settings = count_parameters(model, names), recipe.stage(stage)
         lines += [
             "",
-            f"Stage {stage} ({STAGES[stage]}): {counted(len(dataset), 'record')} of {data}{_progress(run, stage) if resume else ''}",
-            f"  {counted(planned_steps(recipe, stage, len(dataset)), 'step')} of {settings.batch_size} x {settings.accumulation} records, "
+            f"Stage {stage} ({STAGES[stage]}): {counted(count, 'record')} of {data}{_progress(run, stage) if resume else ''}",
+            *_shares(dataset.shares),
+            f"  {counted(planned_steps(recipe, stage, count), 'step')} of {settings.batch_size} x {settings.accumulation} records, "
             f"learning rate {settings.learning_rate:g}",
             f"  trains {settings.train}: {readable(counts.trained)} of {readable(counts.total)} parameters, {len(names)} tensors"
             + (f"; {readable(counts.activated)} run per token" if stage == 3 else ""),
@@ -67,9 +71,9 @@ def describe(recipe: Recipe, resume: Resume = False, resume_anyway: bool = False
         ]
         lines += _memory(run, stage, model, dataset, processes)
         if measured:
-            lines.append(_time(measure(run, stage, dataset, measured), planned_steps(recipe, stage, len(dataset))))
+            lines.append(_time(measure(run, stage, dataset, measured), planned_steps(recipe, stage, count)))
         in_a_step = settings.batch_size * settings.accumulation
-        if in_a_step > len(dataset):
+        if in_a_step > count:
             lines.append(
                 f"  a step takes {in_a_step} records, more than there are; smaller: `stage{stage}.batch_size`, "
                 f"`stage{stage}.accumulation`"
@@ -101,7 +105,7 @@ def _time(took: Measured, steps: int) -> str:
 def _memory(run: CheckedRun, stage: int, model: PreTrainedModel, dataset: ConversationDataset, processes: int) -> list[str]:
     """What a stage needs of the memory of each device, and what to do if that is more than there is."""
     recipe, settings = run.recipe, run.recipe.stage(stage)
-    arguments = training_arguments(recipe, stage, run.folder.stage(stage), len(dataset))
+    arguments = training_arguments(recipe, stage, run.folder.stage(stage), dataset.per_pass)
     own = str(run.dense.config.dtype or "float32").removeprefix("torch.")
     precision = getattr(torch, own if recipe.dtype == "auto" else recipe.dtype)
     model = in_its_precision(model, precision)
@@ -131,6 +135,15 @@ def _memory(run: CheckedRun, stage: int, model: PreTrainedModel, dataset: Conver
             "`trainer` with gradient_checkpointing=true, bf16=true."
         )
     return lines
+
+
+def _shares(shares: Sequence[Share]) -> list[str]:
+    """A line for each source of a mix."""
+    return [
+        f"  a pass takes {share.taken:,} of {share.name}, which has {counted(share.records, 'record')} (weight {share.weight:g})"
+        for share in shares
+        if len(shares) > 1 or share.weight != 1
+    ]
 
 
 def _progress(run: CheckedRun, stage: int) -> str:

@@ -1,21 +1,20 @@
 """Whether a run that goes on is the run that began: what its recipe cannot say, the content of weights and data and the processes.
 
-Files that were not touched since are not read again. Of a picture its size, its beginning and its end count.
+Files that were not touched since are not read again.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import Subset
 
 from evomoe.conversion.expert_init import option_from_stage2
 from evomoe.data.conversations import ConversationDataset
+from evomoe.data.mix import MixedRecords
 from evomoe.data.records import Records
+from evomoe.recipe.data_mix import DataSource
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.content import file_hash, fingerprint, text_hash
 from evomoe.support.errors import OptionError
@@ -28,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 Identity = dict[str, Any]
 """What can be written as JSON; ``identity.json`` in the run's folder."""
-
-_ENDS = 2**14
 
 
 def same_run(run: CheckedRun, datasets: Mapping[int, ConversationDataset], anyway: bool = False) -> Identity:
@@ -62,13 +59,18 @@ def _identity(recipe: Recipe, datasets: Mapping[int, ConversationDataset], befor
         before: what it was when it began; whatever has the same dates is taken from there.
     """
     known = before.get("data", {})
-    data = {recipe.data_of(stage): dataset for stage, dataset in datasets.items()}
+    data: dict[str, Any] = {}
+    for stage, dataset in datasets.items():
+        sources = recipe.sources_of(stage)
+        for source, records in zip(sources, _parts(dataset, len(sources)), strict=True):
+            data.setdefault(_key(recipe, source), records)
     experts = recipe.init_options.get(option_from_stage2(recipe.expert_init), "")
     return {
         "processes": process_count(),
         "model": _model(recipe.model, before.get("model", {})),
         "experts": file_hash(experts) if 3 in recipe.stages and isinstance(experts, str) and Path(experts).is_file() else "",
-        "data": {name: _data(dataset, known.get(name, {})) for name, dataset in data.items()},
+        # Others than Records were made by the caller, not read from anywhere.
+        "data": {name: one.content(known.get(name, {})) if isinstance(one, Records) else {} for name, one in data.items()},
     }
 
 
@@ -109,26 +111,17 @@ def _seen(files: Iterable[Path]) -> str:
     return text_hash(found)
 
 
-def _data(dataset: ConversationDataset, before: Identity) -> Identity:
-    """The rows as they stand in the source, good and bad ones, and the picture files that they name."""
+def _parts(dataset: ConversationDataset, count: int) -> list[Any]:
+    """The records of each source, as they were read: good and bad ones."""
     records: Any = dataset.records
     while isinstance(records, Subset):
         records = records.dataset
-    if not isinstance(records, Records):  # made by the caller, not read from anywhere
-        return {}
-    in_order, in_any_order, count = hashlib.blake2b(), 0, 0
-    for row in records.rows:
-        of_row = hashlib.blake2b(_text(row).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        in_order.update(of_row)
-        in_any_order, count = (in_any_order + int.from_bytes(of_row)) % 2**128, count + 1
-    files = records.picture_files()
-    seen = _seen(files)
-    pictures = (
-        before["pictures"] if seen == before.get("seen") else {"files": len(files), "content": text_hash(map(_ends, files))}
-    )
-    return {
-        "records": count, "in order": in_order.hexdigest()[:32], "in any order": f"{in_any_order:032x}", "seen": seen, "pictures": pictures,
-    }  # fmt: skip
+    return records.parts if isinstance(records, MixedRecords) else [records] * count
+
+
+def _key(recipe: Recipe, source: DataSource) -> str:
+    """A source's name, with the folder of its pictures if that is not the run's one."""
+    return source.name if source.image_root == recipe.image_root else f"{source.name}, pictures in {source.image_root}"
 
 
 def _data_changes(before: Identity, now: Identity) -> list[str]:
@@ -144,26 +137,3 @@ def _data_changes(before: Identity, now: Identity) -> list[str]:
     elif before["pictures"] != now["pictures"]:
         found.append("names pictures that have changed")
     return found
-
-
-def _text(row: Any) -> str:
-    try:
-        return json.dumps(row, sort_keys=True, default=_of_no_json)
-    except RecursionError:
-        return "lies in itself too deeply"
-
-
-def _of_no_json(value: Any) -> str:
-    if isinstance(value, Image.Image):
-        return f"{value.mode} {value.size} {hashlib.blake2b(value.tobytes()).hexdigest()}"
-    return hashlib.blake2b(value).hexdigest() if isinstance(value, bytes) else str(value)
-
-
-def _ends(path: Path) -> str:
-    if not path.is_file():
-        return "none"
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        first = file.read(_ENDS)
-        file.seek(max(_ENDS, size - _ENDS))
-        return f"{size} {hashlib.blake2b(first + file.read(_ENDS)).hexdigest()}"

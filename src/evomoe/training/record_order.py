@@ -14,6 +14,9 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.processes import process_count
 
+ORDERS = ("random", "group_by_length")
+"""The Trainer's sampling strategies for which the order is ours."""
+
 
 def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
     """Optimiser steps of a stage, as the Trainer will count them."""
@@ -52,12 +55,14 @@ class RecordOrder(Sampler[int]):
     """The numbers of the records, pass by pass. It depends on its arguments alone, so that a resumed run sees the same.
 
     Args:
-        num_records: N.
+        num_records: N, of one pass.
         seed: shuffles the records, at each pass in another way.
         seen: how many of that order were taken before.
         taken: how many will be taken; what comes after them is in the order too, but nobody asks for it.
         lengths: tokens of each record, for batches of similar length; None for batches of any.
         batch_size: records of a step, which are of similar length.
+        shares: of several sources, the records and how many of them a pass takes; these add up to N. Each record of a source is taken
+            once before one is taken twice, over passes too.
     """
 
     def __init__(
@@ -68,7 +73,9 @@ class RecordOrder(Sampler[int]):
         taken: int = 0,
         lengths: Sequence[int] | None = None,
         batch_size: int = 1,
+        shares: Sequence[tuple[int, int]] = (),
     ) -> None:
+        self.shares = shares
         self.num_records, self.seed, self.seen, self.taken = num_records, seed, seen, taken
         self.lengths, self.batch_size, self.epoch = lengths, batch_size, 0
 
@@ -107,5 +114,31 @@ class RecordOrder(Sampler[int]):
         return self.of_epoch(epoch)[first : first + batch_size * accumulation]
 
     def _shuffled(self, number: int) -> list[int]:
-        """All records, in the order of one pass."""
-        return torch.randperm(self.num_records, generator=torch.Generator().manual_seed(self.seed + number)).tolist()
+        """The records of one pass, in its order."""
+        order = _permutation(self.num_records, self.seed + number)
+        if not self.shares:
+            return order
+        pool: list[int] = []
+        first = 0
+        for source, (records, taken) in enumerate(self.shares):
+            pool += [first + record for record in _drawn(records, taken, number, self.seed + _SOURCES_APART * (source + 1))]
+            first += records
+        return [pool[place] for place in order]
+
+
+_SOURCES_APART = 1_000_000_007
+"""Between the seeds by which sources draw: more than there are passes."""
+
+
+def _drawn(records: int, taken: int, number: int, seed: int) -> list[int]:
+    """The records that one pass takes of a source: the next of one shuffled round after the other."""
+    if taken == records:
+        return [*range(records)]
+    start, end = number * taken, (number + 1) * taken
+    rounds = range(start // records, -(-end // records))
+    stream = [record for one in rounds for record in _permutation(records, seed + one)]
+    return stream[start - rounds.start * records : end - rounds.start * records]
+
+
+def _permutation(count: int, seed: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()

@@ -26,7 +26,7 @@ from evomoe.training.arguments import training_arguments
 from evomoe.training.checked_run import CheckedRun
 from evomoe.training.every_part import keep_in_every_batch
 from evomoe.training.packing import check_packing, in_one_row, records_to_try
-from evomoe.training.record_order import RecordOrder, records_per_step, seen_records, taken_records
+from evomoe.training.record_order import ORDERS, RecordOrder, records_per_step, seen_records, taken_records
 from evomoe.training.trainer import EvoMoETrainer
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def train(
         trainer_fields: for ``EvoMoETrainer``.
     """
     recipe, processor = run.recipe, dataset.processor
-    arguments = training_arguments(recipe, stage, folder, len(dataset))
+    arguments = training_arguments(recipe, stage, folder, dataset.per_pass)
     if arguments.n_gpu > 1:
         raise ValueError(
             f"This process sees {arguments.n_gpu} GPUs. Start one process per GPU: torchrun --nproc-per-node {arguments.n_gpu} "
@@ -142,8 +142,8 @@ def _resume_from(folder: StageFolder) -> Path | None:
 
 def _order(recipe: Recipe, stage: int, dataset: ConversationDataset, arguments: TrainingArguments) -> RecordOrder | None:
     """How the stage takes its records; None for a way that the Trainer knows and we do not."""
-    strategy, count = arguments.train_sampling_strategy, len(dataset)
-    if strategy not in ("random", "group_by_length"):
+    strategy, count = arguments.train_sampling_strategy, dataset.per_pass
+    if strategy not in ORDERS:
         return None
     return RecordOrder(
         count,
@@ -152,4 +152,5 @@ def _order(recipe: Recipe, stage: int, dataset: ConversationDataset, arguments: 
         taken_records(recipe, stage, count),
         dataset.lengths() if strategy == "group_by_length" else None,
         records_per_step(recipe, stage),
+        [(share.records, share.taken) for share in dataset.shares],
     )

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evomoe.paper.study.study import Cell
-from evomoe.paper.study.task import identity, last_parts
+from evomoe.paper.study.task import identity, last_parts, recipe_values
 from evomoe.paper.tables.table import Table
 from evomoe.recipe.options import STAGES
 from evomoe.support.files import write_text
@@ -35,7 +34,7 @@ def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[s
 
 def _recipe(cell: Cell) -> dict[str, Any]:
     """What is kept of a recipe: all but where its files lay, and the seed; of the base a hash of its weights too, and how it was asked."""
-    recipe = asdict(cell.recipe) | {"model": identity(cell.scoring.base), "output": "", "seed": "each"}
+    recipe = recipe_values(cell.recipe) | {"model": identity(cell.scoring.base), "output": "", "seed": "each"}
     recipe |= {name: last_parts(recipe[name]) for name in ("data", "image_root")}
     for options in (recipe[f"stage{stage}"] for stage in STAGES):
         options["data"] = options["data"] and last_parts(options["data"])

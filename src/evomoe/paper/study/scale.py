@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evomoe.paper.tables.table import FINE_TUNE, MIX, WARM_UP, Row
+from evomoe.recipe.data_mix import data_title
 from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import StageOptions
 from evomoe.recipe.recipe import Recipe
@@ -71,7 +72,7 @@ class MiniScale:
         evolution = replace(recipe.evolution, seed=seed)
         return recipe.but(
             model=str(base),
-            data=data[recipe.data],
+            data=data[data_title(recipe.data)],
             image_root=str(world / "train" / "images"),
             seed=seed,
             max_length=512,
@@ -89,7 +90,7 @@ class MiniScale:
             batch_size=self.batch_size,
             accumulation=1,
             learning_rate=self.learning_rates[options.train],
-            data=data[options.data] if options.data else None,
+            data=data[data_title(options.data)] if options.data else None,
         )
 
 

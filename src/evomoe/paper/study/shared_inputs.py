@@ -23,7 +23,7 @@ def training_data(recipe: Recipe, base: Path) -> ConversationDataset:
 
 
 @lru_cache(maxsize=1)  # the base model's lessons take turns, and pictures as numbers are large
-def _training_data(base: Path, data: str, options: tuple[tuple[str, Any], ...]) -> ConversationDataset:
+def _training_data(base: Path, data: str | tuple[str, ...], options: tuple[tuple[str, Any], ...]) -> ConversationDataset:
     recipe = Recipe(str(base), data, "", stages=(1,), **dict(options))
     return load_data(recipe, load_processor(base, recipe.trust_remote_code), keep=True)[1]
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from evomoe.analysis.intervention import Intervention
-from evomoe.recipe.options import STAGES
+from evomoe.recipe.options import STAGES, VIDEO_FRAMES
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder, StageFolder
 from evomoe.support.files import write_text
@@ -62,14 +63,14 @@ class Training:
     @property
     def key(self) -> str:
         """A hash of the options that this stage reads, of its data and of what it starts from."""
-        values = dataclasses.asdict(self.recipe)
+        values = recipe_values(self.recipe)
         kept = {
             name: value
             for name, value in values.items()
             if name not in ("model", "output", "workers", *(f"stage{n}" for n in STAGES if n != self.stage))
             and (name not in _ONLY_FOR or self.stage in _ONLY_FOR[name])
         }
-        kept["data"], kept["image_root"] = (last_parts(path) for path in (self.recipe.data, self.recipe.image_root))
+        kept["data"], kept["image_root"] = last_parts(self.recipe.data), last_parts(self.recipe.image_root)
         own = kept[f"stage{self.stage}"]
         kept[f"stage{self.stage}"] = own | {"data": last_parts(own["data"])}
         source = self.source.key if isinstance(self.source, Training) else identity(self.source)
@@ -229,8 +230,21 @@ def _digest(file: Path, changed: int) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def last_parts(path: str | None) -> str:
-    """A file by its name and that of the world it is in, wherever that is."""
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's options by name, without those that were not there when first results were kept, unless they say something."""
+    values = dataclasses.asdict(recipe)
+    if recipe.video_frames == VIDEO_FRAMES:
+        del values["video_frames"]
+    for stage in STAGES:
+        if recipe.stage(stage).image_root is None:
+            del values[f"stage{stage}"]["image_root"]
+    return values
+
+
+def last_parts(path: str | Sequence[str | None] | None) -> str:
+    """A file by its name and that of the world it is in, wherever that is; several as a list of these."""
+    if path is not None and not isinstance(path, str):
+        return " ".join(map(last_parts, path))
     return "/".join(Path(path or "").parts[-3:])
 
 

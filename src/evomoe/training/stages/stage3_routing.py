@@ -15,6 +15,7 @@ from evomoe.model.accounting import count_parameters, parameter_facts
 from evomoe.model.budget import change_moe, end_training
 from evomoe.model.model_card import model_card
 from evomoe.model.sparse_model import SparseModel, is_sparse
+from evomoe.recipe.data_mix import data_names
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.text import markdown_table
@@ -68,7 +69,7 @@ def _card(run: CheckedRun, model: SparseModel) -> str:
         options, losses = recipe.stage(stage), [e for e in logged if e["stage"] == STAGES[stage] and "loss" in e]
         last = losses[-1] if losses else {}
         rows.append(
-            [f"{stage} ({STAGES[stage]})", options.train, Path(recipe.data_of(stage)).name, str(last.get("step", "")),
+            [f"{stage} ({STAGES[stage]})", options.train, ", ".join(data_names(recipe.data_of(stage))), str(last.get("step", "")),
              f"{options.learning_rate:g}", f"{last['loss']:.4f}" if last else ""]
         )  # fmt: skip
     table = markdown_table(["stage", "trains", "data", "steps", "learning rate", "loss at the end"], rows)
@@ -84,5 +85,5 @@ def _card(run: CheckedRun, model: SparseModel) -> str:
         effective = routing[0]["effective_experts"]
         sections["Routing at the end of training"] = f"Effective number of experts: {effective:.2f}.\n\n" + "\n".join(load)
     facts = parameter_facts(count_parameters(model))
-    names = sorted({Path(recipe.data_of(stage)).name for stage in recipe.stages})
+    names = sorted({name for stage in recipe.stages for name in data_names(recipe.data_of(stage))})
     return model_card(model.config, type(model).__name__, recipe.model, [*facts, ("trained on", ", ".join(names))], sections)
