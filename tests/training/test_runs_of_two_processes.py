@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from small_runs import make_recipe, weights
 
 from evomoe.recipe.recipe import Recipe
+from evomoe.support.errors import OptionError
+from evomoe.training.dry_run import describe
 from evomoe.training.run import run
 
 STEPS = 4
@@ -51,6 +53,36 @@ def metrics(output: Path) -> list[dict]:
     entries = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
     return [{name: value for name, value in entry.items() if name not in timed} for entry in entries]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["warmup", "evolution", "routing"])
+def test_a_run_of_one_process_goes_on_with_two(workspace, stage, kill_at):
+    straight, one, two = (recipe_of(workspace, *case) for case in (("straight", 4), ("killed", 4), ("killed", 2)))
+    run(straight)
+    kill_at[stage] = 3
+    with pytest.raises(RuntimeError, match="killed"):
+        run(one)
+    torchrun(two, "--resume")
+    for number, name in enumerate(("warmup", "evolution", "routing"), start=1):
+        alone, shared = (weights(workspace / output / f"stage{number}_{name}" / "model") for output in ("straight", "killed"))
+        for key, tensor in alone.items():
+            torch.testing.assert_close(shared[key], tensor, atol=1e-5, rtol=1e-4)
+    assert json.loads((workspace / "killed" / "identity.json").read_text())["processes"] == 2
+
+
+def test_other_processes_whose_steps_take_other_records_are_refused(workspace, kill_at, monkeypatch):
+    one, two = recipe_of(workspace, "killed", 4), recipe_of(workspace, "killed", 2)
+    kill_at["warmup"] = 3
+    with pytest.raises(RuntimeError, match="killed"):
+        run(one)
+    with pytest.raises(OptionError, match="stage1.batch_size: 4 -> 2"):
+        describe(two, resume=True)
+    for module in ("training.identity", "training.record_order", "recipe.run_folder"):
+        monkeypatch.setattr(f"evomoe.{module}.process_count", lambda: 2)
+    with pytest.raises(OptionError, match="it had 1 process and has 2 now.* Other processes may go on if"):
+        describe(one, resume=True)
+    assert "goes on after step 2" in describe(two, resume=True)
 
 
 @pytest.mark.slow

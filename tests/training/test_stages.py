@@ -110,6 +110,19 @@ def test_equal_experts_of_any_initialiser_stop_stage_3_when_only_the_router_trai
     assert run(recipe.but(output=str(workspace / "both"), stage3=both)).is_dir()
 
 
+def test_evolved_experts_that_are_equal_to_one_another_are_named(workspace, caplog):
+    """Experts that never moved, and such as follow with the same fixed beta."""
+    recipe = make_recipe(workspace, steps=2)
+    run(recipe.but(stop_fraction=0.0), report=False)
+    assert "Experts 2, 3, 4 are equal to one another in every layer" in caplog.text
+    caplog.clear()
+    run(recipe.but(output=str(workspace / "same"), beta_ranges=((0.9, 0.9), (0.5, 0.5), (0.9, 0.9))), report=False)
+    assert "Experts 2, 4 are equal to one another" in caplog.text
+    caplog.clear()
+    run(recipe.but(output=str(workspace / "others")), report=False)
+    assert "equal to one another" not in caplog.text
+
+
 def test_records_that_are_cut_are_counted(tmp_path, caplog):
     records = make_records(8)
     records[3]["conversations"][1]["value"] = "?.," * 30

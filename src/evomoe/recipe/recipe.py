@@ -241,6 +241,21 @@ class Recipe:
         except OptionError as error:
             raise OptionError(error.option, f"{error.message} It stands in {path}.") from error
 
+    def records_per_step(self, stage: int, processes: int) -> int:
+        """How many records an optimiser step takes, of all processes together."""
+        return self.stage(stage).batch_size * self.stage(stage).accumulation * processes
+
+    def with_steps_of(self, other: "Recipe", processes: int, processes_of_other: int) -> "Recipe":
+        """This recipe, but with the other's batches in each stage whose steps take as many records there, of other processes."""
+        changes = {}
+        for stage in STAGES:
+            own, others = self.stage(stage), other.stage(stage)
+            if self.records_per_step(stage, processes) == other.records_per_step(stage, processes_of_other):
+                changes[f"stage{stage}"] = dataclasses.replace(
+                    own, batch_size=others.batch_size, accumulation=others.accumulation
+                )
+        return dataclasses.replace(self, **changes)
+
     def differences(self, other: "Recipe") -> list[str]:
         """Names the fields in which two recipes differ, but for where the run lies and how its records are read."""
         return self._changes(other, lambda name: name not in ("output", "workers", *_OF_BAD_RECORDS))

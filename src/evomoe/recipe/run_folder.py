@@ -17,7 +17,7 @@ from evomoe.support.errors import OptionError
 from evomoe.support.files import naming
 from evomoe.support.names import check_folder, check_output_folder, refuse_missing, split_name
 from evomoe.support.parse_json import parse_json
-from evomoe.support.processes import is_main_process
+from evomoe.support.processes import is_main_process, process_count
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,12 @@ class RunFolder:
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
         return [parse_json(line, str(self.metrics), number) for number, line in enumerate(lines, 1)]
 
+    def processes(self) -> int:
+        """How many processes shared the run when it was last at work; as many as now if that was not written down."""
+        if not self.identity.is_file():
+            return process_count()
+        return parse_json(self.identity.read_text(encoding="utf-8"), str(self.identity)).get("processes", process_count())
+
     def has_begun(self) -> bool:
         """Whether a run has begun here."""
         return self.recipe.is_file()
@@ -201,7 +207,8 @@ class RunFolder:
 
     def check_same(self, recipe: Recipe) -> None:
         """Raises OptionError if the run that has begun here is one of another recipe."""
-        changed = recipe.differences(Recipe.load(self.recipe))
+        began = Recipe.load(self.recipe)
+        changed = recipe.with_steps_of(began, process_count(), self.processes()).differences(began)
         if changed:
             anew = "It has no checkpoint yet: leave out `resume` to start anew."
             remedy = "Name another folder." if self.can_resume() else anew

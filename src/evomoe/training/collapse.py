@@ -1,5 +1,6 @@
 """How different the evolved experts are from expert 1, and whether they collapsed."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from evomoe.model.sparse_model import SparseModel
 from evomoe.support.files import write_tensors
 from evomoe.training import sharding
 from evomoe.training.evolution import ExpertEvolution
+
+logger = logging.getLogger(__name__)
 
 COLLAPSED = 1e-3
 """Experts nearer to expert 1 than this share of the way that expert 1 went in Stage II count as copies of it."""
@@ -115,14 +118,36 @@ def check_experts_differ(model: SparseModel, expert_init: str) -> None:
     Raises:
         ValueError: only the router would train, and it would get no gradient that tells the experts apart.
     """
-    for block in model.moe_blocks.values():
-        first = block.experts.weights(0)
-        for number in range(1, len(block.experts)):
-            other = block.experts.weights(number)
-            if any(not torch.equal(first[name], other[name]) for name in first):
-                return
+    groups = _equal_experts(model)
+    if len(groups) > 1:
+        for group in groups:
+            if len(group) > 1:
+                numbers = ", ".join(str(number + 1) for number in group)
+                logger.warning("Experts %s are equal to one another in every layer: the router cannot tell them apart.", numbers)
+        return
     raise ValueError(
         f"All experts are equal (expert_init '{expert_init}'), and only the router would train: it could not tell them apart. "
         "Start from evolved experts, from expert_init noise or drop_upcycling, or train the experts too: "
         "`stage3.train=router+experts`. `allow_collapsed_experts=True` goes on all the same."
     )
+
+
+def _equal_experts(model: SparseModel) -> list[list[int]]:
+    """The experts in groups that are equal in every layer; an expert that is like no other is a group of its own."""
+    blocks = [*model.moe_blocks.values()]
+
+    def equal(one: int, other: int) -> bool:
+        pairs = ((block.experts.weights(one), block.experts.weights(other)) for block in blocks)
+        return all(torch.equal(mine[name], theirs[name]) for mine, theirs in pairs for name in mine)
+
+    groups: dict[tuple[float, ...], list[list[int]]] = {}
+    for number in range(len(blocks[0].experts)):
+        sums = tuple(weight.sum(dtype=torch.float64).item() for weight in blocks[0].experts.weights(number).values())
+        alike = groups.setdefault(sums, [])  # experts of other sums are not equal
+        for group in alike:
+            if equal(group[0], number):
+                group.append(number)
+                break
+        else:
+            alike.append([number])
+    return [group for alike in groups.values() for group in alike]

@@ -42,11 +42,19 @@ def same_run(run: CheckedRun, datasets: Mapping[int, ConversationDataset], anywa
     began = parse_json(folder.identity.read_text(encoding="utf-8"), str(folder.identity)) if folder.identity.is_file() else {}
     before = began if folder.has_begun() and folder.can_resume() else {}
     now = _identity(run.recipe, datasets, before)
+    if before and before["processes"] != now["processes"] and _same_steps(run, before["processes"], now["processes"]):
+        logger.warning(
+            "It had %s and has %d now; its steps take as many records.", _processes(before["processes"]), now["processes"]
+        )
+        before = before | {"processes": now["processes"]}
     if changed := _changes(before, now):
         said = f"{folder.path} holds a run that is not quite this one: {'; '.join(changed)}."
         if not anyway:
+            steps = " Other processes may go on if their steps take as many records: change batch_size or accumulation."
             raise OptionError(
-                "output", f"{said} Put back what it was, name another folder, or go on all the same: `resume_anyway`."
+                "output",
+                f"{said} Put back what it was, name another folder, or go on all the same: `resume_anyway`."
+                f"{steps if before['processes'] != now['processes'] else ''}",
             )
         logger.warning("%s It goes on all the same.", said)
     return now | ({"changes": [*before.get("changes", []), *changed]} if changed or before.get("changes") else {})
@@ -89,6 +97,12 @@ def _changes(before: Identity, now: Identity) -> list[str]:
         if name in before.get("data", {}):
             found += [f"{name} {change}" for change in _data_changes(before["data"][name], data)]
     return found
+
+
+def _same_steps(run: CheckedRun, then: int, now: int) -> bool:
+    """Whether steps take as many records as they did with other processes."""
+    began = Recipe.load(run.folder.recipe)
+    return all(run.recipe.records_per_step(stage, now) == began.records_per_step(stage, then) for stage in run.recipe.stages)
 
 
 def _processes(count: int) -> str:

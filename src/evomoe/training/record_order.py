@@ -27,7 +27,7 @@ def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
 def taken_records(recipe: Recipe, stage: int, num_records: int) -> int:
     """How many records a stage takes in all; one that it takes in two passes counts twice."""
     passes, steps = divmod(planned_steps(recipe, stage, num_records), _steps_per_pass(recipe, stage, num_records))
-    return passes * num_records + steps * records_per_step(recipe, stage)
+    return passes * num_records + steps * recipe.records_per_step(stage, process_count())
 
 
 def seen_records(recipe: Recipe, stage: int, num_records: int) -> int:
@@ -43,12 +43,6 @@ def _steps_per_pass(recipe: Recipe, stage: int, num_records: int) -> int:
     options = recipe.stage(stage)
     batches = math.ceil(num_records / (options.batch_size * process_count()))
     return math.ceil(batches / options.accumulation)
-
-
-def records_per_step(recipe: Recipe, stage: int) -> int:
-    """Of all processes together."""
-    options = recipe.stage(stage)
-    return options.batch_size * options.accumulation * process_count()
 
 
 class RecordOrder(Sampler[int]):

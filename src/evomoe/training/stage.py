@@ -26,7 +26,7 @@ from evomoe.training.arguments import training_arguments
 from evomoe.training.checked_run import CheckedRun
 from evomoe.training.every_part import keep_in_every_batch
 from evomoe.training.packing import check_packing, in_one_row, records_to_try
-from evomoe.training.record_order import ORDERS, RecordOrder, records_per_step, seen_records, taken_records
+from evomoe.training.record_order import ORDERS, RecordOrder, seen_records, taken_records
 from evomoe.training.trainer import EvoMoETrainer
 
 logger = logging.getLogger(__name__)
@@ -151,6 +151,6 @@ def _order(recipe: Recipe, stage: int, dataset: ConversationDataset, arguments: 
         seen_records(recipe, stage, count),
         taken_records(recipe, stage, count),
         dataset.lengths() if strategy == "group_by_length" else None,
-        records_per_step(recipe, stage),
+        recipe.records_per_step(stage, arguments.world_size),
         [(share.records, share.taken) for share in dataset.shares],
     )
