@@ -238,6 +238,8 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     for stage in STAGES:
         if recipe.stage(stage).image_root is None:
             del values[f"stage{stage}"]["image_root"]
+        if not recipe.stage(stage).lora:
+            del values[f"stage{stage}"]["lora"], values[f"stage{stage}"]["lora_alpha"]
     return values
 
 
