@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from rows import llava
 
@@ -264,3 +265,16 @@ def test_of_several_processes_one_checks(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         assert [*pool.map(outcome, range(4))] == [7] * 4
     assert len(made) == 1
+
+
+def test_who_waits_for_another_process_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(kept, "PATIENCE", 0.05)
+    keeper = Keeper("data", lambda: "content", tmp_path)
+    (tmp_path / ".evomoe").mkdir()
+    read = {"write": lambda _: None, "read": lambda _: None}
+    with FileLock(tmp_path / ".evomoe" / "data.lock") as lock, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(keeper.outcome, "kind", {}, lambda _: 7, **read)
+        time.sleep(0.3)
+        assert not waiting.done() and "data: another process checks the same data. This one waits" in caplog.text
+        lock.release()
+        assert waiting.result(timeout=10) == 7

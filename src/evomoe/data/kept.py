@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 
 from evomoe.support.content import text_hash
@@ -26,6 +26,8 @@ from evomoe.support.version import __version__
 logger = logging.getLogger(__name__)
 
 _FOLDER, _SUFFIX, _FACTS, _SUM = ".evomoe", "safetensors", "facts", "sum"
+PATIENCE = 5.0
+"""Seconds to wait for another process before that is said."""
 _NAMED = 16
 """Characters of a hash in a file's name."""
 
@@ -126,7 +128,11 @@ class Keeper:
             lock = FileLock(folder / f"{self.name}.lock")
             with suppress(OSError, NotImplementedError):
                 folder.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
+                try:
+                    lock.acquire(timeout=PATIENCE)
+                except Timeout:  # an OSError of another kind
+                    logger.warning("%s: another process checks the same data. This one waits for what it finds.", self.name)
+                    lock.acquire()
                 break
         else:
             logger.warning("%s: what the check finds cannot be kept: %s.", self.name, " and ".join(map(str, self._folders)))
