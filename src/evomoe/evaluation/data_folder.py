@@ -5,7 +5,6 @@ Every file that is read is noted with its checksum, so that a result can say whi
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomoe.evaluation.fields import json_lines
 from evomoe.support.names import own_files, refuse_special
-from evomoe.support.parse_json import Pairs, check_size, parse_json
+from evomoe.support.parse_json import check_size, parse_json
 from evomoe.support.text import counted
 
 if TYPE_CHECKING:
@@ -123,16 +122,8 @@ class DataFolder:
         Raises:
             ValueError: it is broken, with line and column, or an object has one key twice, which may be a question's id.
         """
-
-        def make_object(pairs: Pairs) -> dict[str, Any]:
-            made = dict(pairs)
-            if len(made) < len(pairs):
-                ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
-                raise ValueError(f"{path}: the key {twice!r} occurs twice in one object.")
-            return made
-
         check_size(path)
-        return parse_json(self.text(path), str(path), make_object=make_object)
+        return parse_json(self.text(path), str(path))
 
     def json_lines(self, path: Path) -> list[Any]:
         """The objects of a file with one JSON object a line.

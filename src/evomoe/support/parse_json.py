@@ -2,14 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from evomoe.support.names import refuse_special
-
-Pairs = list[tuple[str, Any]]  # keys and values of a JSON object, as they stand in the text
 
 LARGEST = 1_500_000_000
 """Bytes of a JSON file that is read at once; its objects take some four times as much memory."""
@@ -24,23 +23,39 @@ def shallow(name: str | Path) -> Iterator[None]:
         raise ValueError(f"{name}: broken JSON: lists or objects are nested too deeply.") from error
 
 
-def parse_json(text: str, name: str, first_line: int = 1, make_object: Callable[[Pairs], Any] | None = None) -> Any:
-    """The value of a JSON text; raises ValueError, with the name, line and column of what is broken.
+def parse_json(text: str, name: str, first_line: int = 1) -> Any:
+    """The value of a JSON text.
 
-    ``make_object`` makes an object of its keys and values; without it, the last one of equal keys counts.
+    Raises:
+        ValueError: it is broken, with the name, line and column; or an object has one key twice, of which one would be lost.
     """
     try:
         with shallow(name):
-            return json.loads(text, object_pairs_hook=make_object)
+            return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise ValueError(f"{name}, line {line}, column {error.colno}: broken JSON: {error.msg}") from error
+    except _TwiceError as error:
+        line = f", line {first_line}" if first_line > 1 else ""
+        raise ValueError(f"{name}{line}: {error}") from error
     except ValueError as error:  # too deep; a number of thousands of digits
         raise error if "broken JSON" in str(error) else ValueError(f"{name}: broken JSON: {error}") from error
     except MemoryError as error:
         raise ValueError(
             f"{name}: this much JSON does not fit into memory; write JSON lines (.jsonl), one record a line."
         ) from error
+
+
+class _TwiceError(ValueError):
+    """An object has one key twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise _TwiceError(f"the key {twice!r} occurs twice in one object.")
+    return made
 
 
 def check_size(path: str | Path) -> None:
