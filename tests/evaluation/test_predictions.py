@@ -203,6 +203,7 @@ BROKEN = {
     "broken": ("gqa", lines(llava("gqa")) + '{"question_id": 3', "line 3, column 18: broken JSON"),
     "broken list": ("gqa", '[{"questionId": "1",\n]', "line 2, column 1: broken JSON"),
     "no answer": ("gqa", '{"question_id": 1, "caption": "x"}\n', "line 1: not an answer; wanted are the fields question_id and text"),
+    "null": ("gqa", '{"question_id": "1", "text": null}\n', "line 1: the answer is null. Put the text there, or"),
     "not an object": ("gqa", '"x"\n', "line 1: not an answer"),
     "no id": ("gqa", '{"question_id": null, "text": "x"}\n', "line 1: the id must be text or a number, not None"),
     "id": ("gqa", '{"question_id": "1", "text": "x"}\n{"question_id": [2], "text": "x"}\n', r"line 2: the id must be .*, not \[2\]"),
@@ -218,6 +219,13 @@ def test_broken_answers_are_named(case, questions, tmp_path):
     write(tmp_path / "x.jsonl", content)
     with pytest.raises(ValueError, match=message):
         predictions.read(BENCHMARKS[name], questions(name), tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("suffix", predictions._NOT_READ)
+def test_kinds_of_files_that_are_not_read_are_named(suffix, questions, tmp_path):
+    (tmp_path / f"x{suffix}").write_bytes(b"question_id,text\n1,yes\n")
+    with pytest.raises(ValueError, match=f"answers are read from .jsonl, .json, .tsv and .xlsx, not from {suffix}; save them"):
+        predictions.read(BENCHMARKS["gqa"], questions("gqa"), tmp_path / f"x{suffix}")
 
 
 def test_a_file_of_mmes_that_is_not_utf_8_is_named(questions, tmp_path):

@@ -20,6 +20,8 @@ from evomoe.support.parse_json import check_size, parse_json
 from evomoe.support.text import counted
 
 _IDS = ("id", "question_id", "questionId", "index")
+_NOT_READ = (".csv", ".parquet", ".arrow", ".xls", ".ods", ".yaml", ".yml", ".pkl", ".zip", ".gz")
+"""Files that other programs might write, and whose text would only seem to be broken JSON."""
 _UNPACKED, _MOST_CELLS = 100_000_000, 20_000_000
 """What an Excel file may unpack to, in bytes, and have: a file of a few MB can hold far more than memory does."""
 _TEXTS = ("text", "prediction", "answer")  # "answer" last: beside another one it is the right answer
@@ -139,6 +141,10 @@ def _answers(benchmark: Benchmark, path: Path) -> Iterator[ForeignAnswer]:
         return read_folder(path)
     if not path.exists():
         raise ValueError(f"{path}: there is no such file.")
+    if path.suffix in _NOT_READ:
+        raise ValueError(
+            f"{path}: answers are read from .jsonl, .json, .tsv and .xlsx, not from {path.suffix}; save them as one of these."
+        )
     if path.suffix == ".xlsx":
         return _records(path, _excel(path), "record")
     if path.suffix == ".json":
@@ -169,6 +175,8 @@ def _records(path: Path, records: Iterable[Any], unit: str) -> Iterator[ForeignA
             raise ValueError(f"{where}: the id must be text or a number, not {record[identity]!r:.80}.")
         if isinstance(record[text], list | dict):
             raise ValueError(f"{where}: the answer must be text, not {record[text]!r:.80}.")
+        if record[text] is None and path.suffix != ".xlsx":  # whose empty cells are empty answers
+            raise ValueError(f'{where}: the answer is null. Put the text there, or "" if the model said nothing.')
         given = "" if record[text] is None else str(record[text])
         prompt = record.get("prompt")
         asked = prompt if isinstance(prompt, str) else ""
