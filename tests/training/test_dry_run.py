@@ -1,6 +1,7 @@
 """What a run would do, told without weights: what trains, how many steps, what is too large."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -80,3 +81,15 @@ def test_what_is_measured_is_checked(workspace):
     for options, named in (({"measured": -1}, "measure"), ({"processes": 0}, "processes")):
         with pytest.raises(ValueError, match=f"^{named}: "):
             describe(make_recipe(workspace), **options)
+
+
+def test_records_beyond_the_model_s_positions_are_told(workspace, caplog):
+    path = workspace / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["max_position_embeddings"] = 32
+    path.write_text(json.dumps(config))
+    said = "The longest record has 33 tokens; the model knows 32 positions (max_position_embeddings). Give `max_length=32`"
+    recipe = make_recipe(workspace, stages=(1,))
+    assert said in describe(recipe) and said not in describe(recipe.but(max_length=32))
+    run(recipe, report=False)
+    assert said in caplog.text

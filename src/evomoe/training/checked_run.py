@@ -23,7 +23,7 @@ from evomoe.model.loading import empty_model, empty_models, load_config, load_mo
 from evomoe.model.possible import making
 from evomoe.model.routing import GATES
 from evomoe.model.sparse_model import SparseModel, is_sparse
-from evomoe.model.structure import decoder_layers, ffn_names
+from evomoe.model.structure import decoder_layers, ffn_names, text_config
 from evomoe.recipe.data_mix import DataSource
 from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.placement import moe_layers, parse_placement
@@ -88,6 +88,17 @@ class CheckedRun:
         model = copy.deepcopy(self.model_of(stage))
         self.prepare(stage, model)
         return model
+
+    def too_long(self, dataset: ConversationDataset) -> str:
+        """A warning of records that are longer than the model's positions go; empty if there are none."""
+        positions = getattr(text_config(self.dense.config), "max_position_embeddings", None)
+        longest = max(dataset.lengths(), default=0)
+        if not positions or longest <= positions:
+            return ""
+        return (
+            f"The longest record has {longest:,} tokens; the model knows {positions:,} positions (max_position_embeddings). Give "
+            f"`max_length={positions}`, or drop such records."
+        )
 
     def load(self, source: Path | str) -> PreTrainedModel:
         """Loads a model of the run."""

@@ -80,7 +80,7 @@ def describe(recipe: Recipe, resume: Resume = False, resume_anyway: bool = False
             )
         if stage == 3 and (warning := large_router(model)):
             lines.append(f"  {warning}")
-        lines += [f"  {note}" for note in dataset.notes]
+        lines += [f"  {note}" for note in (*dataset.notes, run.too_long(dataset)) if note]
         if dataset.cut:
             lines.append(f"  cut at max_length {recipe.max_length}: {counted(dataset.cut, 'record')}")
         if dataset.skipped:

@@ -124,6 +124,8 @@ def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, Conversat
     checked.recipe.save(folder.recipe)
     for note in dict.fromkeys(note for loaded in datasets.values() for note in loaded.notes):
         logger.warning("%s", note)
+    for warning in dict.fromkeys(filter(None, map(checked.too_long, datasets.values()))):
+        logger.warning("%s", warning)
     skipped = [message for loaded in dict.fromkeys(datasets.values()) for message in loaded.skipped]
     if skipped:
         write_text(folder.skipped_records, "\n".join(skipped) + "\n")
