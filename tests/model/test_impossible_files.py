@@ -150,3 +150,10 @@ def test_a_configuration_of_another_model_is_refused_before_it_fills_the_memory(
 def test_a_cap_under_which_all_logits_are_the_same(cap):
     with pytest.raises(ValueError, match="at least 0.001; 0 bounds no logits"):
         read_options(DTROptions, {"cap": cap}, "router 'dtr'").check(4)
+
+
+@pytest.mark.parametrize("values", [{"eos_token_id": 128}, {"eos_token_id": [2, 5000]}, {"pad_token_id": 128}])
+def test_tokens_at_which_no_answer_could_end_are_refused(workspace, values):
+    (workspace / "model" / "generation_config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=f"generation_config.json has {next(iter(values))} .*rows up to 127"):
+        load_processor(workspace / "model")

@@ -43,6 +43,22 @@ def load_settings(source: str | Path) -> GenerationConfig | None:
     return settings
 
 
+def check_stops(source: str | Path, rows: int) -> None:
+    """Raises ValueError if the settings in a model's folder name a token beyond its embedding, at which no answer would end.
+
+    Args:
+        rows: of the embedding.
+    """
+    settings = load_settings(source)
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        value = getattr(settings, name, None)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and one >= rows:
+                raise ValueError(
+                    f"{source}: its generation_config.json has {name} {one}, and the model's embedding has rows up to {rows - 1}."
+                )
+
+
 def make_savable(settings: GenerationConfig, source: str | Path) -> None:
     """Drops the values that have no effect.
 

@@ -15,10 +15,11 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.families import sparse_config
+from evomoe.model.generation_settings import check_stops
 from evomoe.model.loaded_weights import load_checked
 from evomoe.model.possible import check_pictures, check_sizes, check_vocabulary, making
 from evomoe.model.sparse_model import SparseModel, is_sparse
-from evomoe.model.structure import check_convertible
+from evomoe.model.structure import check_convertible, text_config
 from evomoe.support import hf
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.names import not_on_hub, refuse_missing
@@ -171,7 +172,10 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Proce
     processor = _load_processor(source, trust_remote_code)
     check_pictures(processor, source)
     if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
-        check_vocabulary(processor, load_config(source, trust_remote_code), source)
+        config = load_config(source, trust_remote_code)
+        check_vocabulary(processor, config, source)
+        if Path(source).is_dir() and isinstance(rows := getattr(text_config(config), "vocab_size", None), int):
+            check_stops(source, rows)
     return processor
 
 
