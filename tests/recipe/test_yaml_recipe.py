@@ -83,3 +83,20 @@ def test_a_run_starts_from_a_recipe_in_yaml_and_flags_come_first(workspace):
     assert refused.returncode == 2 and "--output" in refused.stderr + refused.stdout
     told = subprocess.run([*asked, "--output", workspace / "run"], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "0x10", "0b1", "1_000", "0o7", "2026-11-30", "1:30.5"])
+def test_what_only_yaml_1_1_takes_for_a_number_is_none(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(f"model: m\nstage2:\n  steps: {text}\n")
+    with pytest.raises(OptionError, match=r"stage2.steps"):
+        Recipe.load(tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_text(f"model: {text}\n")
+    assert Recipe.load(tmp_path / "r.yaml").model == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 1e-3), (".5", 0.5), ("2.", 2.0), ("+1.5E+0", 1.5), ("3", 3.0), ("2.5e-05", 2.5e-5)]
+)
+def test_numbers_are_what_json_takes_for_numbers_and_a_little_more(tmp_path, text, value):
+    (tmp_path / "r.yaml").write_text(f"stage2:\n  learning_rate: {text}\n")
+    assert Recipe.load(tmp_path / "r.yaml").stage2.learning_rate == value

@@ -31,8 +31,20 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper): ...
 
 
-for _one in (_Loader, _Dumper):
-    _one.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_INT, _FLOAT, _DATE = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
+_SIGNED = list("-+0123456789")
+_Dumper.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), _SIGNED)
+# YAML 1.1 takes 010 for 8, 1:30 for 90 and 2026-11-30 for a date; here they are text, which no number's option takes.
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] not in (_INT, _FLOAT, _DATE)]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?(0|[1-9]\d*)$"), _SIGNED)
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"),
+    [*_SIGNED, "."],
+)
 
 
 def in_a_line(value: Any) -> str:
