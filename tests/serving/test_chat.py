@@ -1,5 +1,6 @@
 """Talking with a model: what is streamed, what is remembered, and what only costs a sentence."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -144,9 +145,20 @@ def test_sampling_follows_the_seed(sparse):
         sparse.said = type(sparse.said)()
         said.setdefault(seed, []).append(sparse.say("what is this?", Sampling(temperature=2.0, seed=seed, max_new_tokens=12)))
     assert said[0][0] == said[0][1] != said[1][0]
-    for name, value in {"temperature": -1.0, "top_p": 0.0, "top_k": -1, "repetition_penalty": 0.0, "max_new_tokens": 0}.items():
-        with pytest.raises(OptionError, match=name):
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "temperature": [-1.0, 1e-300, 1e300, math.nan, math.inf], "top_p": [0.0, 1.1, math.nan], "top_k": [-1, 10**30],
+        "repetition_penalty": [0.0, 1e-300, 1e300, math.nan, math.inf], "max_new_tokens": [0, 10**30], "seed": [-1, 2**70],
+    }.items(),
+)  # fmt: skip
+def test_what_no_score_can_stand_is_refused(name, values):
+    for value in values:
+        with pytest.raises(OptionError, match=f"^{name}: "):
             Sampling(**{name: value}).check()
+    Sampling(temperature=0.01, repetition_penalty=1.3, top_k=50, seed=2**32 - 1).check()
 
 
 def test_an_answer_that_is_ended_leaves_the_conversation_as_it_was(sparse, monkeypatch):

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from evomoe.recipe.options import check_positive, check_whole
+from evomoe.recipe.options import LARGEST_SEED, LONGEST, check_whole
 from evomoe.support.errors import OptionError
+
+MOST = 100
+"""By this much scores may be multiplied or divided; much more, and they are no numbers any more."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,15 @@ class Sampling:
 
     def check(self) -> None:
         """Raises OptionError if a value is out of its range."""
-        if not 0 <= self.temperature <= 100:
-            raise OptionError("temperature", f"{self.temperature} must lie between 0 and 100.")
+        if self.temperature != 0 and not 1 / MOST <= self.temperature <= MOST:
+            raise OptionError("temperature", f"{self.temperature} must be 0, or lie between {1 / MOST:g} and {MOST}.")
         if not 0 < self.top_p <= 1:
             raise OptionError("top_p", f"{self.top_p} must lie above 0 and be at most 1.")
-        check_whole("top_k", self.top_k, 0, hint="; 0 is any number")
-        check_positive("repetition_penalty", self.repetition_penalty)
-        check_whole("max_new_tokens", self.max_new_tokens, 1)
-        check_whole("seed", self.seed, 0)
+        check_whole("top_k", self.top_k, 0, LONGEST, hint="; 0 is any number")
+        if not 1 / MOST <= self.repetition_penalty <= MOST:
+            raise OptionError("repetition_penalty", f"{self.repetition_penalty} must lie between {1 / MOST:g} and {MOST}.")
+        check_whole("max_new_tokens", self.max_new_tokens, 1, LONGEST)
+        check_whole("seed", self.seed, 0, LARGEST_SEED)
 
     def for_generate(self) -> dict[str, Any]:
         """The same as settings of ``generate``."""
