@@ -7,7 +7,7 @@ import pytest
 from small_runs import changed, make_recipe
 
 from evomoe.recipe.checkpoint import LIST, fault
-from evomoe.recipe.run_folder import RunFolder
+from evomoe.recipe.run_folder import RunFolder, StageFolder
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
 
@@ -105,7 +105,8 @@ def test_a_checkpoint_bears_its_name_when_all_of_it_is_there(workspace, monkeypa
     seen = []
 
     def named() -> list[str]:
-        return sorted(path.name for path in (workspace / "run" / "stage2_evolution" / "checkpoints").iterdir())
+        folder = StageFolder(workspace / "run" / "stage2_evolution")
+        return sorted(path.name for path in folder.checkpoints.iterdir() if path != folder.start)
 
     save = Trainer._save_checkpoint
 
