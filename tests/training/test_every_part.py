@@ -2,15 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import changed, make_recipe, under
+from small_runs import changed, make_recipe, torchrun, under
 from tiny import FAMILIES, inputs_for, make, make_records, write_workspace
 
 from evomoe.model.structure import decoder_layers
@@ -68,17 +66,6 @@ def test_a_projector_does_not_train_alone_on_words(tmp_path):
 def test_two_processes_of_which_one_has_pictures(tmp_path, train):
     """Each batch is one record, half of them have no picture, and layers are recomputed: in DDP each waits for the other's gradients."""
     workspace = write_workspace(tmp_path, [r if n % 2 else without_pictures(r) for n, r in enumerate(make_records(8))])
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "evomoe.cli",
-        "train",
-    ]
     options = {"model": workspace / "model", "data": workspace / "data.json", "image-root": workspace / "images", "stages": 1}
     options |= {
         "output": workspace / "run",
@@ -87,11 +74,8 @@ def test_two_processes_of_which_one_has_pictures(tmp_path, train):
         "stage1.accumulation": 1,
         "stage1.steps": 4,
     }
-    flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    trainer = ["--trainer", "gradient_checkpointing=true", "train_sampling_strategy=random"]
-    done = subprocess.run([*command, *flags, *trainer], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    torchrun(*flags, "--trainer", "gradient_checkpointing=true", "train_sampling_strategy=random")
     logged = [json.loads(line) for line in (workspace / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in logged if "loss" in entry] == [1, 2, 3, 4]
 

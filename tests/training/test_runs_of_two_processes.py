@@ -1,16 +1,13 @@
 """A whole run of two processes under torchrun is the run of one process with the same global batch, also when it was resumed."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import make_recipe, weights
+from small_runs import make_recipe, torchrun, weights
 
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.errors import OptionError
@@ -27,26 +24,10 @@ def recipe_of(workspace: Path, output: str, batch_size: int, **changes) -> Recip
     return recipe.but(moe=replace(recipe.moe, router="linear", router_options={}), trainer={"optim": "sgd"}, **stages)
 
 
-def torchrun(recipe: Recipe, *options: str) -> None:
-    """Trains it by the command, in two processes."""
+def of_two(recipe: Recipe, *options: str) -> None:
     path = Path(recipe.output).with_suffix(".json")
     recipe.save(path)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "evomoe.cli",
-        "train",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    found = subprocess.run(
-        [*command, "--recipe", str(path), *options], env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
+    torchrun("--recipe", path, *options)
 
 
 def metrics(output: Path) -> list[dict]:
@@ -63,7 +44,7 @@ def test_a_run_of_one_process_goes_on_with_two(workspace, stage, kill_at):
     kill_at[stage] = 3
     with pytest.raises(RuntimeError, match="killed"):
         run(one)
-    torchrun(two, "--resume")
+    of_two(two, "--resume")
     for number, name in enumerate(("warmup", "evolution", "routing"), start=1):
         alone, shared = (weights(workspace / output / f"stage{number}_{name}" / "model") for output in ("straight", "killed"))
         for key, tensor in alone.items():
@@ -90,7 +71,7 @@ def test_other_processes_whose_steps_take_other_records_are_refused(workspace, k
 def test_two_processes_train_what_one_does(workspace, packing):
     one, two = recipe_of(workspace, "one", 4, packing=packing), recipe_of(workspace, "two", 2, packing=packing)
     run(one)
-    torchrun(two)
+    of_two(two)
     for stage in ("stage1_warmup", "stage2_evolution", "stage3_routing"):
         alone, shared = (weights(workspace / output / stage / "model") for output in ("one", "two"))
         for name, tensor in alone.items():
