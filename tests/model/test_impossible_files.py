@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_runs import make_recipe
 
 from evomoe import cli
 from evomoe.evaluation.foreign_answers import text_of
@@ -155,5 +156,9 @@ def test_a_cap_under_which_all_logits_are_the_same(cap):
 @pytest.mark.parametrize("values", [{"eos_token_id": 128}, {"eos_token_id": [2, 5000]}, {"pad_token_id": 128}])
 def test_tokens_at_which_no_answer_could_end_are_refused(workspace, values):
     (workspace / "model" / "generation_config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=f"generation_config.json has {next(iter(values))} .*rows up to 127"):
-        load_processor(workspace / "model")
+    message = f"generation_config.json has {next(iter(values))} .*rows up to 127"
+    with pytest.raises(ValueError, match=message):
+        load_model(workspace / "model")
+    (workspace / "model" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=message):
+        check_run(make_recipe(workspace))

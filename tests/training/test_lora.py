@@ -1,5 +1,6 @@
 """Low-rank adapters in the place of weights: what trains, what is left, what goes on."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -43,7 +44,8 @@ def test_a_stage_leaves_an_ordinary_model_and_the_adapters_that_make_it(workspac
     folder = run(with_lora(make_recipe(workspace, stages=(1,)), 1))
     names = changed(workspace / "model", folder)
     assert under(names, "_proj", "fc", "linear") and not under(names, "norm") and "lm_head.weight" not in names
-    base = AutoModelForImageTextToText.from_pretrained(workspace / "model")
+    kept = json.loads((folder.parent / "adapter" / "adapter_config.json").read_text())
+    base = AutoModelForImageTextToText.from_pretrained(kept["base_model_name_or_path"])
     again = PeftModel.from_pretrained(base, folder.parent / "adapter").merge_and_unload()
     merged = weights(folder)
     for name, tensor in again.state_dict().items():
@@ -58,7 +60,7 @@ def test_every_stage_goes_on_from_it(workspace):
     first = weights(assembled)["model.language_model.layers.0.mlp.gate_proj.weight"]
     assert not torch.equal(trained["model.language_model.layers.0.mlp.experts.0.gate_proj.weight"], first)
     assert not any("lora" in name for name in trained)
-    assert (workspace / "run" / "report.md").is_file()
+    assert (workspace / "run" / "report.md").is_file() and not (final.parent / "adapter").exists()
 
 
 def test_the_router_trains_as_it_is_beside_the_adapters_of_experts():

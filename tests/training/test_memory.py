@@ -23,7 +23,7 @@ from evomoe.model.loading import load_model
 from evomoe.model.structure import decoder_layers
 from evomoe.support.device import moved
 from evomoe.training.checked_run import check_run, load_data
-from evomoe.training.memory import StageMemory, in_its_precision, largest_batch, stage_memory
+from evomoe.training.memory import StageMemory, largest_batch, set_precision, stage_memory
 from evomoe.training.trainable import set_trainable
 
 TESTS = Path(__file__).parents[1]
@@ -152,7 +152,8 @@ def test_a_model_has_the_precision_that_loading_gives_it(workspace, dtype):
     run = check_run(make_recipe(workspace))
     upcycle_folder(run.recipe.model, workspace / "sparse", **dataclasses.asdict(run.recipe.moe))
     loaded = load_model(workspace / "sparse", str(dtype).removeprefix("torch."))
-    said = in_its_precision(run.sparse, dtype)
+    said = run.prepared(3)
+    set_precision(said, dtype)
     assert {name: p.dtype for name, p in said.named_parameters()} == {name: p.dtype for name, p in loaded.named_parameters()}
 
 

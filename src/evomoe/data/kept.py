@@ -126,7 +126,7 @@ class Keeper:
         """The folder in which outcomes can be kept; no other process makes one meanwhile. None if there is no such folder."""
         for folder in self._folders:
             lock = FileLock(folder / f"{self.name}.lock")
-            with suppress(OSError, NotImplementedError):
+            with suppress(OSError, NotImplementedError):  # it cannot be written, or its file system has no locks
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
                     lock.acquire(timeout=PATIENCE)

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from transformers import GenerationConfig
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.support.errors import foreign
@@ -43,17 +44,15 @@ def load_settings(source: str | Path) -> GenerationConfig | None:
     return settings
 
 
-def check_stops(source: str | Path, rows: int) -> None:
-    """Raises ValueError if the settings in a model's folder name a token beyond its embedding, at which no answer would end.
-
-    Args:
-        rows: of the embedding.
-    """
-    settings = load_settings(source)
+def check_stops(settings: GenerationConfig | None, config: PreTrainedConfig, source: str | Path) -> None:
+    """Raises ValueError if a model's settings name a token beyond its embedding, at which no answer would end."""
+    rows = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    if not isinstance(rows, int):
+        return
     for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
         value = getattr(settings, name, None)
         for one in value if isinstance(value, list) else [value]:
-            if one is not None and one >= rows:
+            if isinstance(one, int) and one >= rows:
                 raise ValueError(
                     f"{source}: its generation_config.json has {name} {one}, and the model's embedding has rows up to {rows - 1}."
                 )

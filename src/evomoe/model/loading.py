@@ -19,7 +19,7 @@ from evomoe.model.generation_settings import check_stops
 from evomoe.model.loaded_weights import load_checked
 from evomoe.model.possible import check_pictures, check_sizes, check_vocabulary, making
 from evomoe.model.sparse_model import SparseModel, is_sparse
-from evomoe.model.structure import check_convertible, text_config
+from evomoe.model.structure import check_convertible
 from evomoe.support import hf
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.names import not_on_hub, refuse_missing
@@ -110,7 +110,9 @@ def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool 
         ):
             if not trust_remote_code:
                 _check_room(config, source)
-            return load_checked(auto_model(config), source, dtype=precision, trust_remote_code=trust_remote_code)
+            model = load_checked(auto_model(config), source, dtype=precision, trust_remote_code=trust_remote_code)
+            check_stops(getattr(model, "generation_config", None), config, source)
+            return model
     except UnpicklingError as error:
         raise ValueError(
             f"{source}: its weights are a pickle that holds more than tensors, which could run any code. Take safetensors instead."
@@ -172,10 +174,7 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Proce
     processor = _load_processor(source, trust_remote_code)
     check_pictures(processor, source)
     if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
-        config = load_config(source, trust_remote_code)
-        check_vocabulary(processor, config, source)
-        if Path(source).is_dir() and isinstance(rows := getattr(text_config(config), "vocab_size", None), int):
-            check_stops(source, rows)
+        check_vocabulary(processor, load_config(source, trust_remote_code), source)
     return processor
 
 

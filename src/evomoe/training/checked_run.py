@@ -18,7 +18,7 @@ from evomoe.data.mix import MixedRecords
 from evomoe.data.records import Record, Records, load_records
 from evomoe.data.sources import open_sources
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
-from evomoe.model.generation_settings import load_settings
+from evomoe.model.generation_settings import check_stops, load_settings
 from evomoe.model.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
 from evomoe.model.possible import making
 from evomoe.model.routing import GATES
@@ -287,7 +287,9 @@ def _check_adapters(recipe: Recipe, stage: int, model: PreTrainedModel) -> None:
 
 def _check_savable(model: str, parts: Mapping[str, Any]) -> None:
     """Raises ValueError if something that each checkpoint and the trained model hold, beside weights, cannot be saved."""
-    parts = {**parts, "generation settings": load_settings(model)}
+    settings = load_settings(model)
+    check_stops(settings, parts["configuration"], model)
+    parts = {**parts, "generation settings": settings}
     for name, part in parts.items():
         with tempfile.TemporaryDirectory() as folder:
             try:

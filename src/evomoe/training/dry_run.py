@@ -21,7 +21,7 @@ from evomoe.training.arguments import trainer_options, training_arguments
 from evomoe.training.checked_run import CheckedRun, check_run, load_data
 from evomoe.training.identity import same_run
 from evomoe.training.measured import Measured, measure
-from evomoe.training.memory import in_its_precision, largest_batch, largest_layer, stage_memory
+from evomoe.training.memory import largest_batch, largest_layer, set_precision, stage_memory
 from evomoe.training.record_order import planned_steps
 
 
@@ -108,7 +108,7 @@ def _memory(run: CheckedRun, stage: int, model: PreTrainedModel, dataset: Conver
     arguments = training_arguments(recipe, stage, run.folder.stage(stage), dataset.per_pass)
     own = str(run.dense.config.dtype or "float32").removeprefix("torch.")
     precision = getattr(torch, own if recipe.dtype == "auto" else recipe.dtype)
-    model = in_its_precision(model, precision)
+    set_precision(model, precision)
     evolved = 0
     if stage == 2 and not recipe.evolution.offload:
         names, layers = ffn_names(model), decoder_layers(model)

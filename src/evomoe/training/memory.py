@@ -156,14 +156,13 @@ def _optimizer_with_states(parameters: list[nn.Parameter], arguments: TrainingAr
     return [torch.empty(int(share * parameter.numel()), dtype=torch.uint8) for parameter in parameters]
 
 
-def in_its_precision(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A copy of a model without weights, in the precision that loading gives it."""
-    model, stays = copy.deepcopy(model), getattr(model, hf.KEEP_IN_FLOAT32, None) or ()
+def set_precision(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Gives a model without weights the precision that loading would give it."""
+    stays = getattr(model, hf.KEEP_IN_FLOAT32, None) or ()
     for name, module in model.named_modules():
         for own, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if tensor.is_floating_point() and not set(f"{name}.{own}".split(".")) & set(stays):
                 tensor.data = tensor.data.to(dtype)
-    return model
 
 
 def largest_layer(model: PreTrainedModel) -> int:

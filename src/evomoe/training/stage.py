@@ -86,8 +86,8 @@ def train(
     checkpoint = _resume_from(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if adapters:
-        if trainer.is_world_process_zero():
-            adapters.save(folder.adapter, recipe.model if stage == recipe.stages[0] else f"stage before {folder.path.name}")
+        if trainer.is_world_process_zero() and not is_sparse(model):  # whose routers are trained too, and no adapter holds them
+            adapters.save(folder.adapter, model.name_or_path or "")
         adapters.merge()
     if finish:
         finish(trainer)
