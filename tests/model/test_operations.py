@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, TrainingA
 
 from evomoe import upcycle
 from evomoe.recipe.options import EvolutionOptions
+from evomoe.training.callbacks import EvolutionCallback
 from evomoe.training.trainable import set_trainable
 from evomoe.training.trainer import EvoMoETrainer
 
@@ -269,10 +270,10 @@ def train(family: str, stage: int, folder: Path, resume: bool) -> dict[str, torc
     )  # fmt: skip
     trainer = EvoMoETrainer(
         model=model, args=arguments, train_dataset=Conversations(family), data_collator=lambda items: items[0],
-        evolution=EvolutionOptions() if stage == 2 else None, moe_layers=[0, 2],
+        evolution=EvolutionCallback(EvolutionOptions(), [0, 2], folder / "start.safetensors") if stage == 2 else None,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2") if resume else None)
-    evolved = trainer.evolution.experts.expert_tensors() if stage == 2 else {}
+    evolved = trainer.evolved.expert_tensors() if stage == 2 else {}
     return evolved | {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
