@@ -262,3 +262,15 @@ def test_shuffled_sends_each_real_expert_s_tokens_to_another_one(inner):
     assert torch.equal(moved.weight_TK, own.weight_TK) and torch.equal(moved.logits_TE, shuffled(x_TD, modality))
     torch.testing.assert_close(moved.probs_TE, moved.logits_TE.softmax(-1))
     assert shuffled.virtual_experts is shuffled.inner.virtual_experts
+
+
+@pytest.mark.parametrize("gate", [name for name in GATES if name != "probability"])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_a_gate_says_the_same_with_and_without_gradients(gate, top_k):
+    chosen_TK = torch.rand(50, 4).softmax(-1).topk(top_k).values
+    chosen_TK[0, -1] = 0  # a slot without an expert
+    counted_TK = chosen_TK * (torch.rand_like(chosen_TK) < 0.5)
+    for counted in (chosen_TK, counted_TK):
+        with_gradients = GATES[gate](chosen_TK, counted)
+        with torch.no_grad():
+            assert torch.equal(GATES[gate](chosen_TK, counted), with_gradients)

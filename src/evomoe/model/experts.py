@@ -79,7 +79,7 @@ class Experts(nn.ModuleList):
         return run(x_TD, slots.token_of_S, slots.count_E), slots
 
     def _groups(self, x_TD: Tensor) -> bool:
-        return self.implementation == "grouped_mm" or self.implementation == "auto" and self.grouped.pays(x_TD)
+        return self.implementation == "grouped_mm" or self.implementation == "auto" and x_TD.is_cuda and self.grouped.pays(x_TD)
 
     # How many tokens an expert gets is data. torch.compile leaves these two functions alone and compiles the experts in them.
     @torch.compiler.disable(recursive=False)

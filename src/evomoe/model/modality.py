@@ -27,16 +27,18 @@ class Modality:
             video tokens, False for text.
         position_T: (T,) int64, where each real token stands in the flattened (batch * sequence); None when all are real.
         shape: (batch, sequence) of the pass.
+        on_cpu_T: ``is_image_T`` in the memory of the CPU, if it is there already.
     """
 
     is_image_T: Tensor
     position_T: Tensor | None
     shape: tuple[int, int]
+    on_cpu_T: Tensor | None = None
 
     @cached_property
     def tokens(self) -> tuple[Tensor, Tensor]:
         """(V,) and (T - V,) int64: indices of the image tokens and of the text tokens among the real tokens."""
-        return places_of_kinds(self.is_image_T, self.is_image_T.device)
+        return places_of_kinds(self.is_image_T if self.on_cpu_T is None else self.on_cpu_T, self.is_image_T.device)
 
     def scored_by(self, image: OfRows, text: OfRows, both: bool) -> Tensor:
         """The scores (T, E) of the image tokens by one network and of the text tokens by another.
@@ -75,10 +77,10 @@ class Modality:
         if is_real_BS is None:
             return cls(is_image_N, None, shape)
         on_cpu_N, is_real_N = torch.stack([is_image_N, is_real_BS.reshape(-1)]).cpu()  # the one time that a pass waits for a GPU
-        position_T = None if is_real_N.all() else places(is_real_N, is_image_N.device)
-        modality = cls(is_image_N if position_T is None else is_image_N[position_T], position_T, shape)
-        vars(modality)["tokens"] = places_of_kinds(on_cpu_N[is_real_N], is_image_N.device)
-        return modality
+        if is_real_N.all():
+            return cls(is_image_N, None, shape, on_cpu_N)
+        position_T = places(is_real_N, is_image_N.device)
+        return cls(is_image_N[position_T], position_T, shape, on_cpu_N[is_real_N])
 
 
 def modality_of_inputs(
@@ -126,7 +128,6 @@ def _is_real(attention_mask: Tensor | dict[str, Tensor] | None, length: int, pas
         return attention_mask[:, -length:] != 0
     # A ready-made mask: a real token sees itself. Additive masks hold 0 where attention is allowed. The keys of a growing or
     # static cache start with the past; a sliding one holds the newest keys at its end.
-    keys = attention_mask.shape[-1]
-    first = past_length if past_length + length <= keys else keys - length
+    first = min(past_length, attention_mask.shape[-1] - length)
     itself_BS = attention_mask[:, 0].diagonal(offset=first, dim1=-2, dim2=-1)
     return itself_BS if itself_BS.dtype == torch.bool else itself_BS == 0

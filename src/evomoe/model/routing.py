@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from evomoe.model.modality import Modality
@@ -83,12 +84,14 @@ def probability(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
 @needs("two experts")
 def normalised(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
     """w = p / sum of the chosen p. With one expert per token this is 1, and the router gets no language gradient."""
+    if chosen_TK is counted_TK and chosen_TK.shape[-1] == 1 and not torch.is_grad_enabled():
+        return chosen_TK.sign()  # p / p in one operation: a step of decoding consists of such small ones
     return chosen_TK / _sum(counted_TK)
 
 
 def straight_through(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
     """w = p / stop_gradient(sum of the chosen p): normalised in value (1 for K = 1), with the gradient of p alive."""
-    return chosen_TK / _sum(counted_TK).detach()
+    return chosen_TK / _sum(counted_TK).detach() if torch.is_grad_enabled() else normalised(chosen_TK, counted_TK)
 
 
 def _sum(counted_TK: Tensor) -> Tensor:

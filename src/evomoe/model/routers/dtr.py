@@ -62,13 +62,12 @@ class HyperNetwork(nn.Module):
         E, H, R = phi_ED.shape[0], self.width, self.rank
         inverse_rms_N1 = inverse_rms_T1 if rows_N is None else inverse_rms_T1[rows_N]
         a_NH = F.pad(self.embed(z_TD, rows_N, inverse_rms_N1), (0, 1), value=1.0)  # H + 1 entries
-        N = a_NH.shape[0]
-        down_NHP = self.down(z_TD, rows_N).view(N, H + 1, 2 * R)
+        down_NHP = self.down(z_TD, rows_N).view(-1, H + 1, 2 * R)
         down_NP = torch.bmm(a_NH.unsqueeze(1), down_NHP).squeeze(1) * inverse_rms_N1
         gate_NR, value_NR = down_NP.chunk(2, dim=-1)
         s_NR = F.silu(gate_NR) * value_NR
         folded_RP = kept(self, lambda: self._folded(phi_ED))
-        up_NHE = (s_NR @ folded_RP).view(N, H + 1, E)
+        up_NHE = (s_NR @ folded_RP).view(-1, H + 1, E)
         return torch.bmm(a_NH.unsqueeze(1), up_NHE).squeeze(1)
 
     def _folded(self, phi_ED: Tensor) -> Tensor:
