@@ -1,10 +1,10 @@
-"""Draws the pictures of docs/architecture.md: one forward pass, and a run from folder to folder.
+"""Draws one forward pass, a run from folder to folder, and a served answer, for docs/architecture.md and docs/serve.md.
 
 Run it with ``make docs``. Every box names its file below src/evomoe.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -294,7 +294,58 @@ def run() -> Picture:
     return picture
 
 
-PICTURES: dict[str, Callable[[], Picture]] = {"forward_pass": forward_pass, "run": run}
+def served() -> Picture:
+    """From a request to its answer, by either engine."""
+    picture = Picture(6.95)
+    width, middle = 4.0, WIDTH / 2
+    request = picture.box((middle - 1.9, 0.2, 3.8), DATA, "request", ["OpenAI's protocol: messages, pictures"])
+    left, right = 0.2, WIDTH - width - 0.2
+    picture.room(Box(left, 1.1, width, 4.5), "--engine transformers")
+    picture.room(Box(right, 1.1, width, 4.5), "--engine vllm, or plain vllm serve")
+    inside = width - 0.3
+
+    def column(x: float, boxes: Sequence[tuple[Kind, str, Sequence[str], Sequence[str]]]) -> list[Box]:
+        found: list[Box] = []
+        for kind, title, text, files in boxes:
+            y = found[-1].y + found[-1].height + 0.2 if found else 1.5
+            found.append(picture.box((x + 0.15, y, inside), kind, title, text, files))
+        for start, end in pairwise(found):
+            picture.arrow(start.bottom, end.top)
+        return found
+
+    ours = column(
+        left,
+        [
+            (CODE, "load, at the start", ["any model that evomoe loads, dense or sparse"], ["serving/transformers_server.py"]),
+            (FOREIGN, "server", ["one answer at a time"], []),
+            (CODE, "the model as it was trained", ["the modality is read off each pass"], ["model/sparse_model.py"]),
+        ],
+    )
+    theirs = column(
+        right,
+        [
+            (
+                CODE,
+                "check and register, at the start",
+                ["refuses what would answer otherwise"],
+                ["serving/vllm_engine.py", "serving/vllm_plugin.py"],
+            ),
+            (FOREIGN, "scheduler", ["chunks, cached prefixes, many users"], []),
+            (CODE, "kinds of this step's tokens", ["read off their ids, once a step"], ["serving/vllm_model.py"]),
+            (CODE, "router", ["no shape depends on the data"], ["serving/served_block.py"]),
+            (FOREIGN, "experts", ["kernels of vLLM"], []),
+        ],
+    )
+    answer = picture.box((middle - 1.9, 5.95, 3.8), DATA, "answer", ["streamed; greedy tokens are the same"])
+    for boxes in (ours, theirs):
+        x = boxes[0].top[0]
+        picture.arrow(request.left if x < middle else request.right, (x, request.left[1]), boxes[0].top)
+        picture.arrow(boxes[-1].bottom, (x, answer.left[1]), answer.left if x < middle else answer.right)
+    picture.legend(6.62, [CODE, DATA, replace(FOREIGN, name="code of transformers or vLLM")])
+    return picture
+
+
+PICTURES: dict[str, Callable[[], Picture]] = {"forward_pass": forward_pass, "run": run, "served": served}
 """What each file of the folder shows."""
 
 

@@ -59,11 +59,11 @@ def test_every_room_has_a_layer():
 
 
 @pytest.mark.parametrize("name", draw_architecture.PICTURES)
-def test_a_picture_is_on_the_page_and_names_files_that_exist(name):
-    assert f"](architecture/{name}.svg)" in PAGE.read_text(encoding="utf-8")
+def test_a_picture_is_on_a_page_and_names_files_that_exist(name):
+    assert any(f"](architecture/{name}.svg)" in page.read_text(encoding="utf-8") for page in PAGE.parent.glob("*.md"))
     words = re.findall(r"<!-- (.*) -->", (draw_architecture.FOLDER / f"{name}.svg").read_text())  # matplotlib's, of its letters
     files = [word for word in words if "/" in word and word.endswith((".py", "/")) and (PACKAGE / word.split("/")[0]).is_dir()]
-    assert len(files) >= 8
+    assert len(files) >= 6
     for file in files:
         assert (PACKAGE / file).exists(), file
 
