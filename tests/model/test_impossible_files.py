@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_runs import make_recipe
 
 from evomoe import cli
 from evomoe.evaluation.foreign_answers import text_of
@@ -161,4 +160,67 @@ def test_tokens_at_which_no_answer_could_end_are_refused(workspace, values):
         load_model(workspace / "model")
     (workspace / "model" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=message):
-        check_run(make_recipe(workspace))
+        check_run(Recipe(str(workspace / "model"), str(workspace / "data.json"), str(workspace / "run"), stages=(1,)))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (("text_config", "hidden_act"), "gulu", "text_config.hidden_act 'gulu'"),
+        (("vision_config", "hidden_act"), "gulu", "vision_config.hidden_act 'gulu'"),
+        (("projector_hidden_act",), "gulu", "projector_hidden_act 'gulu'"),
+        (("dtype",), "float17", "dtype 'float17', which must be the name of a torch dtype"),
+        (("dtype",), 3, "dtype 3, which must be the name of a torch dtype"),
+        (("text_config", "dtype"), "flort", "text_config.dtype 'flort'"),
+        (("text_config",), [], "text_config [], which must be a configuration of its own"),
+        (("vision_config",), 3, "vision_config 3, which must be a configuration of its own"),
+        (("quantization_config",), "int8", "quantization_config 'int8', which must be a configuration of its own"),
+        (("quantization_config",), {"quant_method": "zzz"}, "quantization_config.quant_method 'zzz'"),
+        (("text_config", "hidden_size"), -32, "text_config.hidden_size -32, which must be at least 1"),
+        (("text_config", "intermediate_size"), -32, "text_config.intermediate_size -32, which must be at least 0"),
+        (("text_config", "num_hidden_layers"), "four", "text_config.num_hidden_layers 'four', which must be a whole number"),
+        (("text_config", "hidden_size"), 32.5, "text_config.hidden_size 32.5"),
+        (("text_config", "rms_norm_eps"), "small", "text_config.rms_norm_eps 'small'"),
+        (("text_config", "rope_parameters"), {"rope_type": "zigzag", "rope_theta": 1e4}, "rope_parameters.rope_type 'zigzag'"),
+        (("text_config", "rope_scaling"), {"type": "zigzag", "factor": 2.0}, "text_config.rope_scaling.type 'zigzag'"),
+        (("text_config", "rope_parameters"), {"rope_type": "linear", "rope_theta": 1e4, "factor": -3}, "factor -3, which must be"),
+        (("text_config", "pad_token_id"), 9999, "text_config.pad_token_id 9999, too large for its vocab_size 128"),
+        (("vision_config", "patch_size"), 17, "vision_config.patch_size 17, too large for its image_size 16"),
+        (("image_token_id",), "<image>", "image_token_id '<image>', which must be a token's number"),
+        (("model_type",), ["llava"], "model_type ['llava'], which must be the name of a family"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named_by_every_verb(workspace, capsys, path, value, told):
+    model = workspace / "model"
+    held = json.loads((model / "config.json").read_text())
+    inner = held
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    (model / "config.json").write_text(json.dumps(held))
+    runs = ["--data", str(workspace / "data.json"), "--image-root", str(workspace / "images"), "--output", str(workspace / "run")]
+    for arguments in (
+        ["train", "--model", str(model), *runs],
+        ["upcycle", str(model), str(workspace / "out"), *SMALL],
+        ["params", str(model), *SMALL],
+        ["eval", str(model), "--benchmarks", "mini-pope"],
+        ["chat", str(model), "--prompt", "what ?"],
+        ["export", str(model), str(workspace / "out")],
+    ):
+        assert cli.main(arguments) == 1
+        error = capsys.readouterr().err
+        assert told in error and str(model) in error and len(error) < 700, arguments[0]
+    assert not (workspace / "out").exists() and not (workspace / "run").exists()
+
+
+def test_quantized_weights_are_named(workspace, capsys):
+    changed(workspace / "model", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    assert cli.main(["params", str(workspace / "model"), *SMALL]) == 1
+    assert "has quantized weights (bitsandbytes), of which no experts can be made or trained" in capsys.readouterr().err
+
+
+def test_a_tower_is_no_language_model(workspace, capsys):
+    held = json.loads((workspace / "model" / "config.json").read_text())
+    changed(workspace / "model", text_config=held["text_config"] | {"model_type": "clip_vision_model"})
+    assert cli.main(["params", str(workspace / "model"), *SMALL]) == 1
+    assert "its text_config is no language model's" in capsys.readouterr().err

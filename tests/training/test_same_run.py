@@ -79,6 +79,29 @@ def other_template(there):
     template.write_text(template.read_text().replace("</s>", "</s>\n"))
 
 
+def other_further_template(there):
+    (there / "model" / "additional_chat_templates").mkdir()
+    (there / "model" / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
+
+
+def other_tokenizer(there):
+    def swapped(held):
+        words = held["model"]["vocab"]
+        words["red"], words["blue"] = words["blue"], words["red"]
+        return held
+
+    _rewrite(there / "model" / "tokenizer.json", swapped)
+
+
+def other_normalisation(there):
+    _rewrite(there / "model" / "processor_config.json", lambda held: json.loads(json.dumps(held).replace("0.5", "0.4")))
+
+
+def other_settings_and_tokenizer(there):
+    other_tokenizer(there)
+    _rewrite(there / "model" / "generation_config.json", lambda held: held | {"max_length": 77})
+
+
 CHANGES = {
     reversed_data: "data.json has its records in another order",
     halved_data: "data.json had 24 records and has 12 now",
@@ -86,6 +109,10 @@ CHANGES = {
     one_pixel: "data.json names pictures that have changed",
     other_weights: "the model it started from has another model.safetensors",
     other_template: "the model it started from has another chat_template.jinja",
+    other_further_template: "the model it started from has another additional_chat_templates/tools.jinja",
+    other_tokenizer: "the model it started from has another tokenizer.json",
+    other_normalisation: "the model it started from has another processor_config.json",
+    other_settings_and_tokenizer: "the model it started from has another generation_config.json and 1 more file",
     None: "it had 1 process and has 2 now",
 }
 

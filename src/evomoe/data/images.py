@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from evomoe.data.pixels import to_rgb
+from evomoe.data.pixels import FLOAT, to_rgb
 from evomoe.data.wholeness import looks_whole
 from evomoe.recipe.options import ImageAspect, check_image_aspect
 from evomoe.support.errors import foreign, panics_as_errors
@@ -86,7 +86,9 @@ def read_size(source: str | bytes) -> tuple[int, int]:
 
 
 def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> tuple[int, int]:
-    """Checks a picture by its header and by what its format says of a whole file. It is decoded only if that looks wrong.
+    """Checks a picture by its header and by what its format says of a whole file.
+
+    It is decoded if that looks wrong, if its format says nothing, and if its pixels may be no numbers.
 
     Returns:
         Its width and height, in pixels.
@@ -94,7 +96,7 @@ def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> t
     Args:
         source: A path or an encoded picture.
         max_pixels: The largest picture allowed.
-        decode: Decode it whatever it looks like: some damage shows only then, and some formats cannot say whether they are whole.
+        decode: Decode it whatever it looks like: some damage shows only then.
 
     Raises:
         BadImageError: It is missing, not a picture, has more than `max_pixels` pixels, or is damaged.
@@ -105,11 +107,11 @@ def check_image(source: str | bytes, max_pixels: int, decode: bool = False) -> t
         width, height = picture.size
         if width * height > max_pixels:
             raise BadImageError(f"image {name} has {width} x {height} pixels; the limit is {max_pixels:,} pixels")
-        whole: bool | None = False
-        if not decode:
+        whole = False
+        if not decode and picture.mode != FLOAT:
             with suppress(Exception):  # then decoding says what is wrong
                 whole = looks_whole(file, picture)
-        if whole is False:
+        if not whole:
             file.seek(0)
             _decode(_open_header(file, name), name)
     return width, height

@@ -141,8 +141,8 @@ def load_records(
         on_bad_record: "stop" raises after all records are checked; "skip" leaves bad records out and lists them.
         max_pixels: The largest picture allowed, in pixels; by default Pillow's limit against decompression bombs.
             Pillow itself refuses pictures of more than twice its limit.
-        check_pictures: "header" looks at each picture's header and at whether its file is whole, as far as its format says;
-            "decode" decodes every picture, which takes as long as a pass over the data.
+        check_pictures: "header" looks at each picture's header and at whether its file is whole, and decodes it where its format cannot
+            say; "decode" decodes every picture, which takes as long as a pass over the data.
         workers: The processes that check; 0 checks in this one.
 
     Raises:

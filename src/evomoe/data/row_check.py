@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from evomoe.data.images import BadImageError, ImageFolder, MissingImageError, check_image
+from evomoe.data.images import BadImageError, ImageFolder, MissingImageError, check_image, open_rgb
 from evomoe.data.kept import Found
+from evomoe.data.pixels import FLOAT
 from evomoe.data.record_content import row_digest
 from evomoe.data.row import read_row, value_of
 from evomoe.data.sources import Source
@@ -208,6 +209,8 @@ class RowCheck:
             check_image(image, self._max_pixels, self._decode)
         elif isinstance(image, Image.Image) and image.width * image.height > self._max_pixels:
             raise BadImageError(f"a picture has {image.width} x {image.height} pixels, more than {self._max_pixels:,}")
+        elif isinstance(image, Image.Image) and image.mode == FLOAT:
+            open_rgb(image)
 
     def _note(self, file: MediaFile, found: RowOutcome) -> None:
         """Looks at a file, once."""

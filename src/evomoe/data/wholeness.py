@@ -12,14 +12,14 @@ _STRIPS = {273: 279, 324: 325}
 """TIFF's tags of where strips and tiles lie, with those of how many bytes they have."""
 
 
-def looks_whole(file: BinaryIO, picture: Image.Image) -> bool | None:
-    """Whether an opened picture's file has all that it should; None for a format that cannot say. Only decoding is certain.
+def looks_whole(file: BinaryIO, picture: Image.Image) -> bool:
+    """Whether an opened picture's file says of itself that it has all that it should. Only decoding is certain.
 
     Raises:
         Exception: Whatever Pillow raises for a file that is damaged.
     """
     check = _CHECKS.get(picture.format or "")
-    return None if check is None else check(file, picture)
+    return check is not None and check(file, picture)
 
 
 def _png(file: BinaryIO, picture: Image.Image) -> bool:
@@ -35,11 +35,6 @@ def _gif(file: BinaryIO, picture: Image.Image) -> bool:
     return _tail(file).rstrip(b"\0").endswith(b"\0;") or _tail(file).endswith(b"\0;")
 
 
-def _bmp(file: BinaryIO, picture: Image.Image) -> bool:
-    (length,) = struct.unpack("<I", _head(file, 6)[2:])
-    return length <= _length(file)
-
-
 def _webp(file: BinaryIO, picture: Image.Image) -> bool:
     (length,) = struct.unpack("<I", _head(file, 8)[4:])
     return length + 8 <= _length(file)
@@ -47,13 +42,14 @@ def _webp(file: BinaryIO, picture: Image.Image) -> bool:
 
 def _tiff(file: BinaryIO, picture: Image.Image) -> bool:
     tags: Any = getattr(picture, "tag_v2", {})
-    ends = [
-        start + size
+    places = [
+        (start, size)
         for starts, sizes in _STRIPS.items()
         if starts in tags and sizes in tags
         for start, size in zip(_several(tags[starts]), _several(tags[sizes]), strict=True)
     ]
-    return bool(ends) and max(ends) <= _length(file)
+    length = _length(file)
+    return bool(places) and all(size and start + size <= length for start, size in places)
 
 
 def _several(value: Any) -> tuple[int, ...]:
@@ -75,5 +71,5 @@ def _length(file: BinaryIO) -> int:
 
 
 _CHECKS: dict[str, Callable[[BinaryIO, Image.Image], bool]] = {
-    "PNG": _png, "JPEG": _jpeg, "MPO": _jpeg, "GIF": _gif, "BMP": _bmp, "WEBP": _webp, "TIFF": _tiff,
+    "PNG": _png, "JPEG": _jpeg, "MPO": _jpeg, "GIF": _gif, "WEBP": _webp, "TIFF": _tiff,
 }  # fmt: skip

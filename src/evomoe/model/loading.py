@@ -17,6 +17,7 @@ from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.families import sparse_config
 from evomoe.model.generation_settings import check_stops
 from evomoe.model.loaded_weights import load_checked
+from evomoe.model.picture_tokens import check_picture_tokens
 from evomoe.model.possible import check_pictures, check_sizes, check_vocabulary, making
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import check_convertible
@@ -25,6 +26,7 @@ from evomoe.support.errors import OptionError, foreign
 from evomoe.support.names import not_on_hub, refuse_missing
 from evomoe.support.parse_json import shallow
 from evomoe.support.processor import Processor
+from evomoe.support.text import shortened
 
 _SLACK = 10**9
 """Bytes by which a model may always be larger than what is stored of it."""
@@ -168,13 +170,17 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Proce
     """Loads the processor; for a text-only model its tokenizer.
 
     Raises:
-        ValueError: there is none that transformers can load, a package that it needs is missing, or it is another model's.
+        ValueError: there is none that transformers can load, a package that it needs is missing, or it is another model's: its tokens or
+            the number of image tokens that it makes of a picture are not this one's.
     """
     refuse_missing(source)
     processor = _load_processor(source, trust_remote_code)
     check_pictures(processor, source)
     if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
-        check_vocabulary(processor, load_config(source, trust_remote_code), source)
+        config = load_config(source, trust_remote_code)
+        check_vocabulary(processor, config, source)
+        if takes_pictures(config):
+            check_picture_tokens(processor, empty_model(config), source)
     return processor
 
 
@@ -197,5 +203,5 @@ def _load_processor(source: str | Path, trust_remote_code: bool) -> Processor:
                 if tokenizer is not None:
                     return tokenizer
         raise ValueError(
-            f"{source} has no processor that transformers can load ({foreign(error)}). Save the model's processor into the same folder."
+            f"{source} has no processor that transformers can load ({shortened(foreign(error), 300)}). Save the model's processor into the same folder."
         ) from error

@@ -4,59 +4,85 @@ What would take all memory, or all time, is refused by its size, before a model 
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from evomoe.support.errors import OptionError
+from evomoe.support.parse_json import parse_json
 from evomoe.support.processor import Processor, tokenizer_of
-from evomoe.support.text import counted
+from evomoe.support.text import counted, shortened
 
 _MOST = {"layers": 10_000, "depth": 10_000, "experts": 10_000, "heads": 10_000, "size": 10**8, "dim": 10**8, "channels": 10**6}
 """By the last word of a field's name: no model has more."""
 _WIDEST = 20_000
 """Pixels of a side to which no processor scales a picture."""
-_NEVER_NONE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "patch_size",
-)
+_OF_FIELD = re.compile(r"\w+Error: (Validation error for field '\w+'|Class validation error for validator '\w+'): \w+Error: ")
+"""What transformers puts before the reason why a field's value is wrong."""
+_QUOTED = re.compile(r"['\"`](\w[\w.+-]*)['\"`]")
+_AT_LEAST_ONE = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "patch_size",
+    "image_size", "num_channels", "num_heads", "embed_dim", "depth",
+)  # fmt: skip
+_STRATEGIES = ("default", "full")
+"""What LLaVA's processors know to do with the tower's first feature; they take any other word for the second."""
 
 
 def check_sizes(values: Mapping[str, Any], source: str | Path, part: str = "") -> None:
-    """Raises ValueError for a size in a configuration that no model has; ``part`` is which configuration within it."""
+    """Raises ValueError for a value in a configuration that no model has; ``part`` is which configuration within it."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             check_sizes(value, source, f"{part}{name}.")
-        if str(name).endswith("dropout") and isinstance(value, int | float) and not 0 <= value <= 1:
-            raise ValueError(f"{source}: its config.json has {part}{name} {value}, which must lie between 0 and 1.")
-        if name in ("text_config", "vision_config") and not isinstance(value, Mapping):
-            raise ValueError(f"{source}: its config.json has {part}{name} {value!r}, which must be a configuration of its own.")
-        if name.endswith("_eps") and isinstance(value, int | float) and not 0 <= value < math.inf:
-            raise ValueError(f"{source}: its config.json has {part}{name} {value}, which must not be negative.")
-        if name == "rope_theta" and isinstance(value, int | float) and not 0 < value < math.inf:
-            raise ValueError(f"{source}: its config.json has {part}{name} {value}, which must be a positive number.")
-        most = _MOST.get(str(name).rpartition("_")[2])
-        if most is None or type(value) is not int:
-            continue
-        if value > most:
-            raise ValueError(f"{source}: its config.json has {part}{name} {value}; no model has more than {most}.")
-        if name in _NEVER_NONE and value < 1:
-            raise ValueError(f"{source}: its config.json has {part}{name} {value}, which must be at least 1.")
+        if fault := _fault(str(name), value):
+            raise ValueError(f"{source}: its config.json has {part}{name} {shortened(repr(value))}, {fault}.")
     _check_layers_of_tower(values, source)
     heads, groups = values.get("num_attention_heads"), values.get("num_key_value_heads")
     if type(heads) is int and type(groups) is int and heads % groups:
         raise ValueError(
             f"{source}: its config.json has {part}num_attention_heads {heads}, no multiple of num_key_value_heads {groups}."
         )
+    for one, bound, limit in (("patch_size", "image_size", 0), ("pad_token_id", "vocab_size", 1)):
+        value, most = values.get(one), values.get(bound)
+        if type(value) is int and type(most) is int and value > most - limit:
+            raise ValueError(f"{source}: its config.json has {part}{one} {value}, too large for its {bound} {most}.")
+
+
+def _fault(name: str, value: Any) -> str:
+    """What a field's value would have to be; empty if it may be as it is."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in ("text_config", "vision_config", "moe") or name.endswith("_config") and value is not None:
+        return "" if isinstance(value, Mapping) else "which must be a configuration of its own"
+    if name == "model_type":
+        return "" if isinstance(value, str) else "which must be the name of a family of models"
+    if name in ("dtype", "torch_dtype") and not (value is None or value == "auto" or isinstance(value, Mapping)):
+        known = isinstance(value, str) and isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype)
+        return "" if known else "which must be the name of a torch dtype, such as 'bfloat16'"
+    if name == "quant_method" and not any(f"{known}_".startswith(f"{value}_") for known in AUTO_QUANTIZATION_CONFIG_MAPPING):
+        return f"a quantization that transformers {transformers.__version__} does not know"
+    if name.endswith(("_token_id", "_token_index")) and isinstance(value, str):
+        return "which must be a token's number"
+    if name.endswith("dropout") and is_number and not 0 <= value <= 1:
+        return "which must lie between 0 and 1"
+    if name.endswith("_eps") and is_number and not 0 <= value < math.inf:
+        return "which must not be negative"
+    if name in ("rope_theta", "factor") and is_number and not 0 < value < math.inf:
+        return "which must be a positive number"
+    most = _MOST.get(name.rpartition("_")[2])
+    if most is not None and isinstance(value, str):
+        return "which must be a whole number"
+    if most is None or type(value) is not int:
+        return ""
+    if value > most:
+        return f"and no model has more than {most}"
+    least = 1 if name in _AT_LEAST_ONE else 0
+    return f"which must be at least {least}" if value < least else ""
 
 
 def _check_layers_of_tower(values: Mapping[str, Any], source: str | Path) -> None:
@@ -82,6 +108,15 @@ def check_pictures(processor: Processor, source: str | Path) -> None:
     factor = getattr(own, "rescale_factor", None)
     if isinstance(factor, int | float) and not 0 < factor < math.inf:
         raise ValueError(f"{source}: its processor has rescale_factor {factor}, which must be a positive number.")
+    mean = getattr(own, "image_mean", None)
+    if mean is not None and not (isinstance(mean, list | tuple) and all(isinstance(one, int | float) and 0 <= one <= 1 for one in mean)):
+        raise ValueError(f"{source}: its processor has image_mean {shortened(repr(mean))}, which must be numbers from 0 to 1.")
+    patch = getattr(processor, "patch_size", None)
+    if type(patch) is int and patch < 1:
+        raise ValueError(f"{source}: its processor has patch_size {patch}, which must be at least 1.")
+    strategy = getattr(processor, "vision_feature_select_strategy", None)
+    if strategy is not None and strategy not in _STRATEGIES:
+        raise ValueError(f"{source}: its processor has vision_feature_select_strategy {strategy!r}; choose {' or '.join(_STRATEGIES)}.")
     spread = getattr(own, "image_std", None)
     if isinstance(spread, list | tuple) and not all(isinstance(one, int | float) and 0 < one < math.inf for one in spread):
         raise ValueError(f"{source}: its processor has image_std {list(spread)}, which must be positive numbers.")
@@ -108,7 +143,30 @@ def making(source: str | Path, what: str = "no model can be made of its config.j
             raise
         kind = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
         reason = " ".join(f"{kind}{error}".split())
-        raise ValueError(f"{source}: {what}: {reason[:300]}") from error
+        reason = _OF_FIELD.sub("", reason)
+        fields = _fields_of(reason, source)
+        where = f". Look at its config.json: {', '.join(fields)}." if fields else ""
+        raise ValueError(f"{source}: {what}: {shortened(reason, 300).rstrip('.') if fields else shortened(reason, 300)}{where}") from error
+
+
+def _fields_of(reason: str, source: str | Path) -> list[str]:
+    """The fields of a folder's configuration that another program's error quotes, by their names or their words."""
+    try:
+        values = parse_json((Path(source) / "config.json").read_text(encoding="utf-8"), "config.json")
+    except (OSError, ValueError):
+        return []
+    leaves = [*_leaves(values)]
+    quoted = set(_QUOTED.findall(reason))
+    words = [(path, value) for path, value in leaves if isinstance(value, str) and value in quoted]
+    named = [(path, value) for path, value in leaves if path.rpartition(".")[2] in quoted]
+    exact = [(path, value) for path, value in named if repr(value) in reason]
+    return [f"{path} {shortened(repr(value))}" for path, value in (exact or named or words)][:3]
+
+
+def _leaves(values: Any, part: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        yield f"{part}{name}", value
+        yield from _leaves(value, f"{part}{name}.")
 
 
 def check_vocabulary(processor: Processor, config: PreTrainedConfig, source: str | Path) -> None:

@@ -4,8 +4,8 @@ There is no code per model family here. A model that the rules do not fit is ref
 """
 
 import re
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
@@ -129,6 +129,15 @@ def check_convertible(model: PreTrainedModel) -> list[str]:
         raise UnsupportedModelError(f"{name} has an encoder and a decoder; EvoMoE converts models with a decoder alone.")
     if not hasattr(text_config(config), "hidden_size"):
         raise UnsupportedModelError(f"{name}: the configuration of its language model names no hidden_size.")
+    if quantized := getattr(config, "quantization_config", None):
+        method = quantized.get("quant_method") if isinstance(quantized, Mapping) else getattr(quantized, "quant_method", "")
+        raise UnsupportedModelError(
+            f"{name} has quantized weights ({getattr(method, 'value', method)}), of which no experts can be made or trained. Take the "
+            "weights that they were quantized from."
+        )
+    embedding: Any = model.get_input_embeddings()
+    if getattr(getattr(embedding, "weight", None), "ndim", 2) != 2:
+        raise UnsupportedModelError(f"{name}: its text_config is no language model's: it has no embedding of tokens.")
     names = ffn_names(model)
     if "vision" in part_of(model).values() and not image_token_ids(config):
         raise UnsupportedModelError(

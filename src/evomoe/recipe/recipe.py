@@ -66,7 +66,7 @@ class Recipe:
             would crop them.
         video_frames: how many frames are taken of each video.
         on_bad_record: "stop" before training, or "skip" and list.
-        check_pictures: "header" looks whether files are whole, as far as their formats say; "decode" decodes every picture before training.
+        check_pictures: "header" looks whether files are whole, and decodes those whose formats cannot say; "decode" decodes all before training.
         template_options: arguments of the model's chat template, as name=value, e.g. enable_thinking=false.
         dtype: precision of the loaded weights: float32, bfloat16 or auto. Mixed precision is ``trainer`` bf16=true.
         workers: processes that check records and decode images; 0 does both in the main process.

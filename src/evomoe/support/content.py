@@ -7,7 +7,9 @@ from pathlib import Path
 from evomoe.support.names import own_files, refuse_special
 
 _LENGTH = 32
-_MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py"}
+_MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py", ".tiktoken", ".spm", ".bpe", ".vocab"}
+_FURTHER_TEMPLATES = "additional_chat_templates/*.jinja"
+"""Where transformers saves all chat templates but the first."""
 
 
 def file_hash(path: str | Path) -> str:
@@ -36,5 +38,9 @@ def fingerprint(model: str | Path) -> dict[str, str]:
 
         file = cached_file(str(model), "config.json")
         return {"hub": str(model), "commit": str(extract_commit_hash(file, None))}
-    files = [path for path in own_files(Path(model), "*") if path.suffix in _MODEL_FILES]
-    return {path.name: file_hash(path) for path in files}
+    return {path.relative_to(model).as_posix(): file_hash(path) for path in model_files(Path(model))}
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model's folder that its answers depend on."""
+    return [path for path in own_files(folder, "*") if path.suffix in _MODEL_FILES] + own_files(folder, _FURTHER_TEMPLATES)

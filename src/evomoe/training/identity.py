@@ -16,7 +16,7 @@ from evomoe.data.mix import MixedRecords
 from evomoe.data.records import Records
 from evomoe.recipe.data_mix import DataSource
 from evomoe.recipe.recipe import Recipe
-from evomoe.support.content import file_hash, fingerprint, text_hash
+from evomoe.support.content import file_hash, fingerprint, model_files, text_hash
 from evomoe.support.errors import OptionError
 from evomoe.support.parse_json import parse_json
 from evomoe.support.processes import process_count
@@ -110,7 +110,7 @@ def _processes(count: int) -> str:
 
 
 def _model(model: str, before: Identity) -> Identity:
-    seen = _seen(sorted(path for path in Path(model).iterdir() if path.is_file())) if Path(model).is_dir() else ""
+    seen = _seen(model_files(Path(model))) if Path(model).is_dir() else ""
     if seen and seen == before.get("seen"):
         return before
     return {"seen": seen, "files": fingerprint(model)}

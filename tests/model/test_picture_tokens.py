@@ -1,0 +1,97 @@
+"""A processor makes as many image tokens of a picture as its model makes features of it, or all verbs say the same sentence."""
+
+import json
+
+import pytest
+import torch
+from tiny import FAMILIES, IMAGE_TOKEN
+
+from evomoe import cli
+from evomoe.model.loading import empty_model, load_config
+from evomoe.model.picture_tokens import check_picture_tokens, count_features
+from evomoe.recipe.recipe import Recipe
+from evomoe.training.checked_run import check_run
+
+PROCESSOR, CONFIG = "processor_config.json", "config.json"
+
+
+def recipe_of(workspace) -> Recipe:
+    return Recipe(str(workspace / "model"), str(workspace / "data.json"), str(workspace / "run"), stages=(1,))
+
+
+def put(folder, file: str, value, *path: str) -> None:
+    held = json.loads((folder / file).read_text())
+    inner = held
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    (folder / file).write_text(json.dumps(held))
+
+
+@pytest.mark.parametrize("family", [name for name, one in FAMILIES.items() if IMAGE_TOKEN in one.image and name != "mllama"])
+def test_every_family_s_features_are_counted_without_weights(family):
+    torch.manual_seed(0)
+    model, pixels = FAMILIES[family].model(), FAMILIES[family].pixels([1], torch.Generator().manual_seed(0))
+    count = FAMILIES[family].image.count(IMAGE_TOKEN)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert count_features(model, pixels) == count
+    assert count_features(empty_model(model.config), pixels) == count
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_no_product_is_computed():
+    """A tower whose weights would take 48 terabytes is asked in no time."""
+    config = FAMILIES["llava"].model().config
+    config.vision_config.hidden_size = config.vision_config.intermediate_size = 10**6
+    assert count_features(empty_model(config), {"pixel_values": torch.zeros(1, 3, 16, 16)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "path", "told"),
+    [
+        (PROCESSOR, 4, ("patch_size",), "its processor makes 16 image tokens of a picture, and its model makes 4 features of it"),
+        (PROCESSOR, 16, ("patch_size",), "its processor makes 1 image token of a picture, and its model makes 4 features of it"),
+        (PROCESSOR, 0, ("patch_size",), "its processor has patch_size 0, which must be at least 1"),
+        (PROCESSOR, "8", ("patch_size",), "its processor cannot process a picture of 64 x 64 pixels"),
+        (PROCESSOR, "default", ("vision_feature_select_strategy",), "its processor makes 3 image tokens"),
+        (PROCESSOR, "odd", ("vision_feature_select_strategy",), "vision_feature_select_strategy 'odd'; choose default or full"),
+        (PROCESSOR, 3, ("num_additional_image_tokens",), "its processor makes 7 image tokens"),
+        (PROCESSOR, {"height": 32, "width": 32}, ("image_processor", "size"), "its model cannot take what its processor makes"),
+        (PROCESSOR, "<|user|>", ("image_token",), "its processor writes a picture as '<|user|>', number 4"),
+        (PROCESSOR, [0.5] * 4, ("image_processor", "image_mean"), "its processor cannot process a picture"),
+        (PROCESSOR, "x", ("image_processor", "image_mean"), "its processor has image_mean 'x'"),
+        (CONFIG, "full", ("vision_feature_select_strategy",), "its model makes 5 features"),
+        (CONFIG, 32, ("vision_config", "image_size"), "its model cannot take what its processor makes of a picture"),
+        (CONFIG, 4, ("vision_config", "patch_size"), "its model makes 16 features"),
+        (CONFIG, 4, ("vision_config", "num_channels"), "its model cannot take what its processor makes of a picture"),
+        (CONFIG, 5, ("image_token_id",), "number 120, and its config.json has image_token_id 5"),
+    ],
+)
+def test_a_processor_of_another_model_is_refused_before_anything_is_loaded(workspace, capsys, file, value, path, told):
+    put(workspace / "model", file, value, *path)
+    (workspace / "model" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="model: ") as refused:
+        check_run(recipe_of(workspace))
+    assert told in str(refused.value) and str(workspace / "model") in str(refused.value)
+    for arguments in (["chat", "--prompt", "what ?"], ["eval", "--benchmarks", "mini-pope"]):
+        assert cli.main([arguments[0], str(workspace / "model"), *arguments[1:]]) == 1
+        assert str(refused.value) in capsys.readouterr().err
+
+
+def test_the_sizes_of_both_are_told(workspace):
+    put(workspace / "model", PROCESSOR, 4, "patch_size")
+    with pytest.raises(ValueError, match=r"patch_size 4, .*size height 16 width 16; .*vision_config.patch_size 8") as refused:
+        check_run(recipe_of(workspace))
+    assert str(refused.value).endswith("Take the model's own processor, or make them agree.")
+
+
+def test_a_family_that_cannot_be_asked_is_let_pass(workspace, monkeypatch):
+    from evomoe.model.loading import load_processor
+
+    processor, model = load_processor(workspace / "model"), empty_model(load_config(workspace / "model"))
+
+    def in_another_way(pixel_values, of_another_kind):
+        raise AssertionError
+
+    monkeypatch.setattr(model, "get_image_features", in_another_way)
+    check_picture_tokens(processor, model, "model")
