@@ -130,13 +130,58 @@ def test_evolved_experts_of_no_name(workspace, experts):
 
 @pytest.mark.parametrize(
     "trainer",
-    [{"lr_scheduler_kwargs": {"a": 1}}, {"log_level": "loud"}, {"optim_args": "foo"}, {"optim": "nothing"}],
-    ids=lambda trainer: next(iter(trainer)),
+    [
+        {"lr_scheduler_kwargs": {"a": 1}},
+        {"lr_scheduler_kwargs": {"num_cycles": "x"}},
+        {"lr_scheduler_kwargs": {"num_cycles": float("nan")}},
+        {"lr_scheduler_kwargs": {"power": "x"}, "lr_scheduler_type": "polynomial"},
+        {"lr_scheduler_kwargs": {"min_lr": "x"}, "lr_scheduler_type": "cosine_with_min_lr"},
+        {"log_level": "loud"},
+        {"optim_args": "foo"},
+        {"optim_args": "foo=1"},
+        {"optim_target_modules": "mlp"},
+        {"optim": "nothing"},
+        {"gradient_checkpointing_kwargs": {"foo": 1}},
+        {"gradient_checkpointing_kwargs": "foo"},
+        {"activation_checkpointing_kwargs": {"use_reentrant": "maybe"}},
+        {"activation_checkpointing_kwargs": {"context_fn": "x"}},
+        {"accelerator_config": {"foo": 1}},
+        {"accelerator_config": {"split_batches": True}},
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"foo": 4}}},
+        {"accelerator_config": {"even_batches": 7}},
+        {"accelerator_config": "no_file.json"},
+        {"fsdp_config": {"min_num_params": 1}},
+        {"fsdp": "foo"},
+        {"ddp_backend": "foo"},
+        {"save_strategy": "best"},
+        {"torch_compile": True, "torch_compile_backend": "foo"},
+        {"torch_compile": True, "torch_compile_mode": "foo"},
+        {"dataloader_persistent_workers": True},
+    ],
+    ids=str,
 )
 def test_trainer_s_values_that_would_fail_later(workspace, trainer):
     recipe = Recipe(str(workspace / "model"), str(workspace / "data.json"), str(workspace / "run"), stages=(1,), trainer=trainer)
-    with pytest.raises(ValueError, match="^trainer: TrainingArguments of stage 1"):
+    with pytest.raises(ValueError, match="^trainer: TrainingArguments of stage 1: ") as refused:
         check_run(recipe)
+    assert any(name in str(refused.value) for name in (*trainer, *map(str, trainer.values()))) and len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"ddp_backend": "gloo"},
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}},
+        {"accelerator_config": {"non_blocking": True}},
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 1000}},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
+        {"optim": "adamw_torch_fused"},
+    ],
+    ids=str,
+)
+def test_trainer_s_values_that_are_good(workspace, trainer):
+    recipe = Recipe(str(workspace / "model"), str(workspace / "data.json"), str(workspace / "run"), stages=(1,), trainer=trainer)
+    assert check_run(recipe).recipe.trainer == trainer
 
 
 def test_a_configuration_of_another_model_is_refused_before_it_fills_the_memory(workspace):

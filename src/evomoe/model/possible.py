@@ -27,10 +27,16 @@ _WIDEST = 20_000
 _OF_FIELD = re.compile(r"\w+Error: (Validation error for field '\w+'|Class validation error for validator '\w+'): \w+Error: ")
 """What transformers puts before the reason why a field's value is wrong."""
 _QUOTED = re.compile(r"['\"`](\w[\w.+-]*)['\"`]")
-_AT_LEAST_ONE = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "patch_size",
-    "image_size", "num_channels", "num_heads", "embed_dim", "depth",
-)  # fmt: skip
+_LEAST = {
+    **dict.fromkeys(
+        (
+            "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "patch_size",
+            "image_size", "num_channels", "num_heads", "embed_dim", "depth",
+        ),
+        1,
+    ),
+    "intermediate_size": 0,
+}  # fmt: skip
 _STRATEGIES = ("default", "full")
 """What LLaVA's processors know to do with the tower's first feature; they take any other word for the second."""
 
@@ -41,7 +47,7 @@ def check_sizes(values: Mapping[str, Any], source: str | Path, part: str = "") -
         if isinstance(value, Mapping):
             check_sizes(value, source, f"{part}{name}.")
         if fault := _fault(str(name), value):
-            raise ValueError(f"{source}: its config.json has {part}{name} {shortened(repr(value))}, {fault}.")
+            raise ValueError(f"{source}: its config.json has {part}{name} {shortened(repr(value))}{fault}.")
     _check_layers_of_tower(values, source)
     heads, groups = values.get("num_attention_heads"), values.get("num_key_value_heads")
     if type(heads) is int and type(groups) is int and heads % groups:
@@ -55,34 +61,33 @@ def check_sizes(values: Mapping[str, Any], source: str | Path, part: str = "") -
 
 
 def _fault(name: str, value: Any) -> str:
-    """What a field's value would have to be; empty if it may be as it is."""
+    """What a field's value would have to be, to be put behind it; empty if it may be as it is."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if name in ("text_config", "vision_config", "moe") or name.endswith("_config") and value is not None:
-        return "" if isinstance(value, Mapping) else "which must be a configuration of its own"
+    if name in ("text_config", "vision_config") or value is not None and (name == "moe" or name.endswith("_config")):
+        return "" if isinstance(value, Mapping) else ", which must be a configuration of its own"
     if name == "model_type":
-        return "" if isinstance(value, str) else "which must be the name of a family of models"
+        return "" if isinstance(value, str) else ", which must be the name of a family of models"
     if name in ("dtype", "torch_dtype") and not (value is None or value == "auto" or isinstance(value, Mapping)):
         known = isinstance(value, str) and isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype)
-        return "" if known else "which must be the name of a torch dtype, such as 'bfloat16'"
+        return "" if known else ", which must be the name of a torch dtype, such as 'bfloat16'"
     if name == "quant_method" and not any(f"{known}_".startswith(f"{value}_") for known in AUTO_QUANTIZATION_CONFIG_MAPPING):
-        return f"a quantization that transformers {transformers.__version__} does not know"
+        return f", a quantization that transformers {transformers.__version__} does not know"
     if name.endswith(("_token_id", "_token_index")) and isinstance(value, str):
-        return "which must be a token's number"
+        return ", which must be a token's number"
     if name.endswith("dropout") and is_number and not 0 <= value <= 1:
-        return "which must lie between 0 and 1"
+        return ", which must lie between 0 and 1"
     if name.endswith("_eps") and is_number and not 0 <= value < math.inf:
-        return "which must not be negative"
+        return ", which must not be negative"
     if name in ("rope_theta", "factor") and is_number and not 0 < value < math.inf:
-        return "which must be a positive number"
-    most = _MOST.get(name.rpartition("_")[2])
-    if most is not None and isinstance(value, str):
-        return "which must be a whole number"
-    if most is None or type(value) is not int:
+        return ", which must be a positive number"
+    if name in _LEAST and isinstance(value, str):
+        return ", which must be a whole number"
+    if type(value) is not int:
         return ""
+    most, least = _MOST.get(name.rpartition("_")[2], value), _LEAST.get(name, value)
     if value > most:
-        return f"and no model has more than {most}"
-    least = 1 if name in _AT_LEAST_ONE else 0
-    return f"which must be at least {least}" if value < least else ""
+        return f"; no model has more than {most}"
+    return f", which must be at least {least}" if value < least else ""
 
 
 def _check_layers_of_tower(values: Mapping[str, Any], source: str | Path) -> None:

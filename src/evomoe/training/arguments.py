@@ -1,20 +1,53 @@
 """The Trainer's arguments: the recipe's, then the user's."""
 
+import copy
+import json
+import math
+import os
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 import torch
+from accelerate.utils import DynamoBackend
 from huggingface_hub.dataclasses import type_validator
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import is_deepspeed_available
 
+from evomoe.recipe.options import HIGHEST_RATE
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import best_device
+from evomoe.support.errors import foreign
+from evomoe.support.text import shortened
 from evomoe.training.record_order import planned_steps
 
 _OF_MODEL = re.compile("galore|apollo|lomo|adalomo|layerwise")
+_TABLES: dict[str, dict[str, tuple[Any, ...]]] = {
+    **dict.fromkeys(
+        ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),  # the first is transformers' old name
+        {
+            "use_reentrant": (False, True),
+            "preserve_rng_state": (True, False),
+            "determinism_check": ("default", "none"),
+            "early_stop": (True, False),
+        },
+    ),
+    # Others of Accelerate's take other records in a step than the run has planned.
+    "accelerator_config": dict.fromkeys(("non_blocking", "use_seedable_sampler", "even_batches"), (True, False)),
+}
+"""Arguments that are tables: what may stand in them, and its values."""
+_WORDS = {
+    "ddp_backend": ("nccl", "gloo", "mpi", "ucc", "xccl", "ccl", "hccl", "cncl", "mccl"),
+    "save_strategy": ("steps", "epoch", "no"),
+    "torch_compile_backend": tuple(backend.value.lower() for backend in DynamoBackend),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+}
+"""Arguments that name something: what there is, without what needs an evaluation."""
+_MANY_STEPS = 10**6
+"""Steps of a run that says only how many passes it takes, as far as its schedule is tried."""
 SCHEDULE = "cosine"
 """How the learning rate falls, unless the user says otherwise."""
 
@@ -40,13 +73,45 @@ def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
         try:
             type_validator(name, float(value) if is_number else value, types[name])
         except TypeError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(shortened(error, 200)) from error
+        if name in _TABLES and value is not None:
+            _check_table(name, value)
+    _check_words(options)
+    if options.get("fsdp_config") and not options.get("fsdp"):
+        raise ValueError("fsdp_config says nothing without fsdp=true.")
+    if options.get("optim_target_modules") and not _OF_MODEL.search(str(options.get("optim", ""))):
+        raise ValueError("optim_target_modules says nothing to this optim; GaLore, Apollo and LOMO read it.")
+    if options.get("dataloader_persistent_workers") and not recipe.workers:
+        raise ValueError("dataloader_persistent_workers says nothing without `workers`.")
     return options
+
+
+def _check_table(name: str, values: Any) -> None:
+    """Raises ValueError for names or values in an argument that is a table, of which some would be found late and others never."""
+    accepted = _TABLES[name]
+    if not isinstance(values, dict):
+        key, (first, *_) = next(iter(accepted.items()))
+        raise ValueError(f"{name}={shortened(values)!r} must be a table, such as {json.dumps({key: first})}.")
+    for key, value in values.items():
+        if key not in accepted:
+            raise ValueError(f"{name} has no '{key}' here; choose of {', '.join(sorted(accepted))}.")
+        if type(value) not in (bool, str) or value not in accepted[key]:
+            raise ValueError(f"{name}: {key} {shortened(repr(value))} must be {' or '.join(map(json.dumps, accepted[key]))}.")
+
+
+def _check_words(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for a word that names nothing, which transformers would find out only once it trains."""
+    for name, choices in _WORDS.items():
+        word = options.get(name)
+        if word and word not in choices:
+            raise ValueError(f"{name}: there is no '{word}' here; choose {', '.join(choices)}.")
 
 
 def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_records: int) -> TrainingArguments:
     """The Trainer's arguments for a stage: the recipe's, then the user's."""
     options, given = recipe.stage(stage), trainer_options(recipe, stage)
+    if "LOCAL_RANK" not in os.environ:  # one process has nobody to talk to, and fails to begin
+        given = {name: value for name, value in given.items() if name != "ddp_backend"}
     steps = planned_steps(recipe, stage, num_records)
     arguments: dict[str, Any] = {
         "output_dir": str(folder.checkpoints),
@@ -89,10 +154,47 @@ def try_optimizer(arguments: TrainingArguments) -> None:
     arguments.get_process_log_level()
     if _OF_MODEL.search(str(arguments.optim)) or arguments.deepspeed:  # made of a whole model
         return
+    if arguments.optim_args:
+        with _given("optim_args", arguments.optim_args):
+            options, without = (Trainer.get_optimizer_cls_and_kwargs(one)[1] for one in (arguments, _without_optim_args(arguments)))
+            if options == without:
+                raise ValueError(f"{arguments.optim.value} reads none of it; leave it out")
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **options)
-    of_schedule: Any = arguments.lr_scheduler_kwargs
-    get_scheduler(arguments.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=of_schedule)
+    with _given("lr_scheduler_kwargs", arguments.lr_scheduler_kwargs or "nothing"):
+        _check_schedule(arguments, optimizer)
+
+
+@contextmanager
+def _given(name: str, value: Any) -> Iterator[None]:
+    """Within the block, errors are about an argument that was given so."""
+    try:
+        yield
+    except Exception as error:  # whatever an optimizer or a schedule raises
+        raise ValueError(f"{name}={shortened(value)}: {foreign(error)}") from error
+
+
+def _without_optim_args(arguments: TrainingArguments) -> TrainingArguments:
+    without = copy.copy(arguments)
+    without.optim_args = None
+    return without
+
+
+def _check_schedule(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
+    """Raises an error if there is no such schedule, or if its learning rate is no number on the way."""
+    given: Any = arguments.lr_scheduler_kwargs
+    if isinstance(given, dict) and any(isinstance(value, float) and not math.isfinite(value) for value in given.values()):
+        raise ValueError("its numbers must be finite")
+    steps = arguments.max_steps if arguments.max_steps > 0 else _MANY_STEPS
+    warmup = arguments.get_warmup_steps(steps)
+    schedule = get_scheduler(arguments.lr_scheduler_type, optimizer, warmup, steps, scheduler_specific_kwargs=given)
+    for part in getattr(schedule, "lr_lambdas", []):
+        for step in {0, *(steps * tenth // 10 for tenth in range(11))}:
+            rate = arguments.learning_rate * part(step)
+            if isinstance(rate, complex) or not 0 <= rate <= HIGHEST_RATE:  # nan is neither
+                raise ValueError(
+                    f"the learning rate would be {rate} after {step} of {steps} steps; it must lie between 0 and {HIGHEST_RATE:g}"
+                )
 
 
 def check_sharding(arguments: TrainingArguments) -> None:

@@ -33,6 +33,7 @@ from evomoe.support.errors import OptionError, foreign, within
 from evomoe.support.files import DiskError, naming
 from evomoe.support.needs import needs_of
 from evomoe.support.processor import Processor
+from evomoe.support.text import shortened
 from evomoe.training.arguments import training_arguments, try_optimizer
 from evomoe.training.evolution import check_rule
 from evomoe.training.lora import Adapters
@@ -227,14 +228,14 @@ def _check_training_arguments(recipe: Recipe, stage: int) -> None:
             _check_loggers(made)
             _check_order(recipe, stage, made)
             try_optimizer(made)
-        except (ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
+        except Exception as error:  # each argument has its own ways to fail
             return error
         return None
 
     if error := refusal(recipe):
         without = recipe.but(**{f"stage{stage}": replace(recipe.stage(stage), trainer={})})
         option = "trainer" if refusal(without) else f"stage{stage}.trainer"
-        raise OptionError(option, f"TrainingArguments of stage {stage}: {foreign(error)}") from error
+        raise OptionError(option, f"TrainingArguments of stage {stage}: {shortened(foreign(error), 400)}") from error
 
 
 def _check_order(recipe: Recipe, stage: int, arguments: TrainingArguments) -> None:
