@@ -9,14 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_runs import make_recipe
 from tiny import write_workspace
-from tokenizers import AddedToken
-from transformers import AutoProcessor
 
 from evomoe.conversion.upcycled_folder import upcycle_folder
+from evomoe.data.turns import Turn
 from evomoe.evaluation.evaluate import evaluate_checkpoint
 from evomoe.evaluation.evaluation_options import EvaluationOptions
-from evomoe.model.loading import load_model
+from evomoe.evaluation.generation import Asked, Prompts
+from evomoe.model.loading import load_model, load_processor
 from evomoe.recipe.options import MoEOptions
+from evomoe.serving.conversation import Conversation, ConversationError
+from evomoe.serving.sampling import Sampling
 from evomoe.training.dry_run import describe
 from evomoe.training.parameters import describe_parameters
 from evomoe.training.run import run
@@ -113,12 +115,43 @@ def test_whatever_stands_in_a_configuration_it_is_counted_or_refused(whole, data
         file.write_text(before)
 
 
-def test_a_tokenizer_with_more_words_than_the_embedding_is_refused_by_every_verb(there):
-    processor = AutoProcessor.from_pretrained(there / "model")
-    processor.tokenizer.add_tokens([AddedToken(f"<more{n}>") for n in range(110)])
-    processor.save_pretrained(there / "model")
-    for verb in verbs(there).values():
-        check_refused(verb, there, r"its tokenizer has '<more109>' as number 13\d, and the model's embedding has rows up to 127")
+@pytest.fixture
+def many_words(there):
+    """A tokenizer with more words than the embedding has rows, as CodeLlama-34B's."""
+    file = there / "model" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["vocab"]["more"] = 130
+    file.write_text(json.dumps(tokenizer))
+    return there
+
+
+BEYOND = r"it has the token 'more', number 130, and the model's embedding has rows up to 127 \(vocab_size 128\)"
+
+
+def test_a_tokenizer_may_have_more_words_than_the_embedding(many_words):
+    for name in ("dry run", "train", "upcycle"):
+        verbs(many_words)[name]()
+
+
+@pytest.mark.parametrize("where", ["question", "template"])
+def test_a_text_with_a_word_that_has_no_row_is_refused(many_words, where):
+    model, data = many_words / "model", many_words / "data.json"
+    if where == "template":
+        template = model / "chat_template.jinja"
+        template.write_text(template.read_text().replace("<|{{", "more <|{{"))
+    else:
+        records = json.loads(data.read_text())
+        records[1]["conversations"][0]["value"] += " more ?"
+        data.write_text(json.dumps(records))
+    named = "all 24 records are bad" if where == "template" else r"data.json, record 1 \(id '1'\)"
+    with pytest.raises(ValueError, match=f"{named}: {BEYOND}"):
+        describe(make_recipe(many_words))
+    words = "more ?" if where == "question" else "what ?"
+    with pytest.raises(ConversationError, match=BEYOND):
+        Conversation.load_from(str(model)).say(words, Sampling(max_new_tokens=2))
+    asked = [Asked("question 'q1'", (Turn("user", words),))]
+    with pytest.raises(ValueError, match=f"question 'q1': .*{BEYOND}"):
+        Prompts(asked, load_processor(model))[0]
 
 
 @pytest.mark.parametrize(

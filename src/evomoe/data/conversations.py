@@ -23,7 +23,7 @@ from evomoe.data.survey import Surveyed, cut_fault, read_pictures, read_videos
 from evomoe.data.videos import VideoReader, options_of
 from evomoe.recipe.options import VIDEO_FRAMES, ImageAspect, check_on_bad_record
 from evomoe.support.errors import OptionError, panics_as_errors
-from evomoe.support.processor import Processor, cannot_process, tokenizer_of
+from evomoe.support.processor import Processor, beyond_rows, cannot_process, tokenizer_of
 
 __all__ = ["Collator", "ConversationDataset", "LabelMismatchError", "messages_of"]
 
@@ -228,6 +228,8 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         batch = self._process(record, rendered.text)
         replacements = batch.pop("text_replacement_offsets", [None if record.images or record.videos else ()])[0]
         ids = batch["input_ids"][0].tolist()
+        if beyond := beyond_rows(self._tokenizer, ids):
+            raise BadRecordError(f"{record.where}: {beyond}")
         placed = place_labels(record, rendered, ids, replacements, self._tokenizer, self._template.placeholders(record))
         self._check_cut(record, placed.labels, placed.of_image)
         item = {key: value[0] if key in TOKEN_KEYS else value for key, value in batch.items()}

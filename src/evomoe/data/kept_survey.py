@@ -19,7 +19,7 @@ from evomoe.data.records import Record
 from evomoe.data.survey import Surveyed, survey
 from evomoe.data.videos import VideoReader
 from evomoe.support.content import file_hash, text_hash
-from evomoe.support.processor import Processor, tokenizer_of
+from evomoe.support.processor import Processor, rows_of, tokenizer_of
 
 _LIBRARIES = (transformers, tokenizers, jinja2)
 _OF_TODAY = "strftime_now"
@@ -39,7 +39,8 @@ def kept_survey(
 
     It is kept for records of a file or a dataset, under: their content, which of them are good, the sizes of their pictures; all that
     the processor saves, and the folder of a class that is not transformers'; the template's arguments, and the day if the template asks
-    for it; the shape, the most tokens, the frames of a video, and the libraries' versions.
+    for it; the shape, the most tokens, the frames of a video, the rows of the model's embedding if the tokenizer has more tokens, and
+    the libraries' versions.
     """
 
     def find(_: Found | None = None) -> list[Surveyed]:
@@ -57,6 +58,7 @@ def kept_survey(
         "aspect": shape.aspect,
         "max_length": max_length,
         "frames": reader.frames,
+        "rows": rows_of(processor),
         "libraries": [library.__version__ for library in _LIBRARIES],
     }
     return keeper.outcome("labels", options, make=find, write=_written, read=_read)

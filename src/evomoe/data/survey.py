@@ -18,7 +18,7 @@ from evomoe.data.row_check import AT_ONCE, PROGRESS_FROM
 from evomoe.data.videos import VideoReader, check_video, options_of
 from evomoe.support import hf
 from evomoe.support.errors import foreign, panics_as_errors
-from evomoe.support.processor import Processor, cannot_process
+from evomoe.support.processor import Processor, beyond_rows, cannot_process
 from evomoe.support.workers import mapped
 
 _Size = tuple[int, ...]  # height and width, in pixels; of a video its frames before these
@@ -157,6 +157,9 @@ def _measure(
             results[number] = Surveyed(1, cannot_process(record.where, template.tokenizer, encoding))
             continue
         ids, places = encoding.ids, encoding.offsets
+        if beyond := beyond_rows(template.tokenizer, ids):
+            results[number] = Surveyed(len(ids), f"{record.where}: {beyond}")
+            continue
         try:
             spans = answer_tokens(record, conversation, ids, places, template.tokenizer)
         except BadRecordError as error:

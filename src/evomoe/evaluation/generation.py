@@ -21,7 +21,7 @@ from evomoe.evaluation.encode_once import EncodeOnce
 from evomoe.evaluation.pictures import Picture
 from evomoe.recipe.options import ImageAspect
 from evomoe.support.errors import panics_as_errors
-from evomoe.support.processor import Processor, cannot_process
+from evomoe.support.processor import Processor, beyond_rows, cannot_process
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 
@@ -147,7 +147,10 @@ class Prompts(Dataset[Batch]):
         """The model's inputs; raises ValueError, with the conversation's name, for whatever the processor raises."""
         try:
             with panics_as_errors():
-                return self.processor(text=texts, **options)
+                made = self.processor(text=texts, **options)
+                if beyond := beyond_rows(self.template.tokenizer, made["input_ids"].flatten().tolist()):
+                    raise ValueError(beyond)
+                return made
         except Exception as error:
             if len(texts) == 1:
                 raise ValueError(cannot_process(self.asked[positions[0]].where, self.processor, error)) from error

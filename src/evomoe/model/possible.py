@@ -17,7 +17,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from evomoe.support.errors import OptionError
 from evomoe.support.parse_json import parse_json
-from evomoe.support.processor import Processor, tokenizer_of
+from evomoe.support.processor import Processor, know_rows, tokenizer_of
 from evomoe.support.text import counted, shortened
 
 _MOST = {"layers": 10_000, "depth": 10_000, "experts": 10_000, "heads": 10_000, "size": 10**8, "dim": 10**8, "channels": 10**6}
@@ -37,6 +37,7 @@ _LEAST = {
     ),
     "intermediate_size": 0,
 }  # fmt: skip
+_OF_EACH_TEXT = ("pad_token_id", "bos_token_id", "eos_token_id")
 _STRATEGIES = ("default", "full")
 """What LLaVA's processors know to do with the tower's first feature; they take any other word for the second."""
 
@@ -175,23 +176,25 @@ def _leaves(values: Any, part: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_vocabulary(processor: Processor, config: PreTrainedConfig, source: str | Path) -> None:
-    """Raises ValueError if a token of the tokenizer has no row in the model's embedding."""
+    """Tokens that every text may have must have a row in the model's embedding; of others, each text with one is refused later.
+
+    Raises:
+        ValueError: a token that ends, fills or begins texts, or one that stands for pictures, has none.
+    """
     text = config.get_text_config(decoder=True)
     rows = getattr(text, "vocab_size", None)
     tokenizer: Any = tokenizer_of(processor)
     if not isinstance(rows, int) or not hasattr(tokenizer, "get_vocab"):
         return
-    token, last = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", -1))
-    if last >= rows:
-        raise ValueError(
-            f"{source}: its tokenizer has '{token}' as number {last}, and the model's embedding has rows up to {rows - 1} (vocab_size "
-            f"{rows}). Take the model's own tokenizer, or give the model more rows with `resize_token_embeddings` and save both."
-        )
-    own = [(name, getattr(config, name, None)) for name in ("image_token_id", "video_token_id")]
-    own += [(name, getattr(text, name, None)) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
-    for name, number in own:
+    if max(tokenizer.get_vocab().values(), default=-1) >= rows:
+        know_rows(processor, rows)
+    own = [("config.json", name, getattr(config, name, None)) for name in ("image_token_id", "video_token_id")]
+    own += [("config.json", name, getattr(text, name, None)) for name in _OF_EACH_TEXT]
+    own += [("tokenizer", name, getattr(tokenizer, name, None)) for name in _OF_EACH_TEXT]
+    for owner, name, number in own:
         for one in number if isinstance(number, list) else [number]:
             if type(one) is int and (one >= rows or (one < 0 and name.startswith(("image", "video")))):  # -1 is no padding
                 raise ValueError(
-                    f"{source}: its config.json has {name} {one}, and the model's embedding has rows up to {rows - 1}."
+                    f"{source}: its {owner} has {name} {one}, and the model's embedding has rows up to {rows - 1} (vocab_size {rows}). Take "
+                    "the model's own tokenizer, or give the model more rows with `resize_token_embeddings` and save both."
                 )

@@ -27,7 +27,7 @@ from evomoe.model.structure import text_config
 from evomoe.recipe.run_folder import template_options_of
 from evomoe.serving.sampling import Sampling
 from evomoe.support.device import best_device, moved, prepare
-from evomoe.support.processor import Processor, tokenizer_of
+from evomoe.support.processor import Processor, beyond_rows, tokenizer_of
 from evomoe.support.text import counted
 
 OnText = Callable[[str], Any]
@@ -195,7 +195,12 @@ class Conversation:
             options: dict[str, Any] = {"return_tensors": "pt", **self._template.special_tokens(text)}
             if pictures:
                 options["images"] = [[self.shape.fit(open_rgb(picture)) for picture in pictures]]
-            return self.processor(text=[text], **options).to(self.model.device, self.model.dtype)
+            inputs = self.processor(text=[text], **options)
+            if beyond := beyond_rows(self._tokenizer, inputs["input_ids"].flatten().tolist()):
+                raise ConversationError(f"The conversation cannot be asked: {beyond}.")
+            return inputs.to(self.model.device, self.model.dtype)
+        except ConversationError:
+            raise
         except (ValueError, OSError) as error:
             raise ConversationError(str(error)) from error
         except Exception as error:  # tokenizers raise Exception itself

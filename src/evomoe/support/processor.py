@@ -1,10 +1,14 @@
 """What a processor and a tokenizer of transformers are to this library."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from evomoe.support.errors import foreign
+
+
+_ROWS = "evomoe_rows_of_its_model"
+"""An attribute of tokenizers, which they do not save."""
 
 
 class Processor(Protocol):
@@ -54,6 +58,28 @@ def tokenizer_of(processor: Processor) -> Tokenizer:
     """A processor's tokenizer; a tokenizer is its own."""
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     return tokenizer
+
+
+def know_rows(processor: Processor, rows: int) -> None:
+    """Tells a processor how many rows its model's embedding has, if its tokenizer has tokens beyond them."""
+    vars(tokenizer_of(processor))[_ROWS] = rows
+
+
+def rows_of(processor: Processor) -> int | None:
+    """How many rows the model's embedding has; None if it has one for each token, as far as is known."""
+    return vars(tokenizer_of(processor)).get(_ROWS)
+
+
+def beyond_rows(tokenizer: Processor, ids: Iterable[int]) -> str:
+    """Which token of a text has no row in the model's embedding, in words; empty if each has one, or if nothing is known of rows."""
+    rows = rows_of(tokenizer)
+    if rows is None or (last := max(ids, default=0)) < rows:
+        return ""
+    token = cast(Tokenizer, tokenizer).convert_ids_to_tokens(last)
+    return (
+        f"it has the token {token!r}, number {last}, and the model's embedding has rows up to {rows - 1} (vocab_size {rows}); write it "
+        "otherwise, or take the model's own tokenizer"
+    )
 
 
 def cannot_process(where: str, processor: Processor, error: Exception) -> str:
