@@ -228,7 +228,11 @@ def test_tokens_at_which_no_answer_could_end_are_refused(workspace, values):
         (("text_config", "rms_norm_eps"), "small", "text_config.rms_norm_eps 'small'"),
         (("text_config", "rope_parameters"), {"rope_type": "zigzag", "rope_theta": 1e4}, "rope_parameters.rope_type 'zigzag'"),
         (("text_config", "rope_scaling"), {"type": "zigzag", "factor": 2.0}, "text_config.rope_scaling.type 'zigzag'"),
-        (("text_config", "rope_parameters"), {"rope_type": "linear", "rope_theta": 1e4, "factor": -3}, "factor -3, which must be"),
+        (
+            ("text_config", "rope_parameters"),
+            {"rope_type": "linear", "rope_theta": 1e4, "factor": -3},
+            "factor -3, which must be",
+        ),
         (("text_config", "pad_token_id"), 9999, "text_config.pad_token_id 9999, too large for its vocab_size 128"),
         (("vision_config", "patch_size"), 17, "vision_config.patch_size 17, too large for its image_size 16"),
         (("image_token_id",), "<image>", "image_token_id '<image>', which must be a token's number"),

@@ -79,8 +79,8 @@ class ChatTemplate:
         }
         added |= dict.fromkeys(getattr(self.tokenizer, "all_special_tokens", ()), True)
         self._special = tokens_pattern(list(added))
-        placeholders = {str(getattr(processor, name, "") or "") for name in ("image_token", "video_token", "audio_token")}
-        control = [token for token, special in added.items() if special] + sorted(placeholders)
+        self._placeholders = {str(getattr(processor, name, "") or "") for name in ("image_token", "video_token", "audio_token")}
+        control = [token for token, special in added.items() if special] + sorted(self._placeholders)
         # One character is a character, whatever a tokenizer pads with.
         self._control = re.compile("|".join(re.escape(token) for token in control if len(token) > 1) or "(?!)")
         self._structured = self._accepts(messages_of(_PROBE))
@@ -312,7 +312,10 @@ class ChatTemplate:
             if half := _HALF.search(text):
                 raise BadRecordError(f"{where} holds half a character, {half[0]!r}, which is not text; remove it")
             if token := self._control.search(text):
-                raise BadRecordError(f"{where} holds {token[0]!r}, which the model reads as a control token; write it otherwise")
+                way = "" if token[0] in self._placeholders else ", or train with `allow_special_tokens`"
+                raise BadRecordError(
+                    f"{where} holds {token[0]!r}, which the model reads as a control token; write it otherwise{way}"
+                )
 
 
 def with_end(ends: int | list[int] | None, end_id: int | None) -> int | list[int] | None:

@@ -32,7 +32,9 @@ def _scaled_grey(picture: Image.Image) -> Image.Image:
     """Wide grey values as eight bits."""
     values = np.asarray(picture, dtype=np.float64)
     if wrong := int(np.count_nonzero(~np.isfinite(values))):
-        raise ValueError(f"{wrong} of its {values.size} pixels are infinite or not a number; give them values, and save it as PNG")
+        raise ValueError(
+            f"{wrong} of its {values.size} pixels are infinite or not a number; give them values, and save it as PNG"
+        )
     low, high = min(0.0, values.min(initial=0.0)), values.max(initial=0.0)
     sixteen_bits = picture.mode.startswith("I;16") or picture.mode == "I" and picture.format == "PNG"
     tops = (65535.0,) if sixteen_bits else (1.0, 255.0, 65535.0) if picture.mode == FLOAT else (255.0, 65535.0)

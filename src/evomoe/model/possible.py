@@ -115,14 +115,18 @@ def check_pictures(processor: Processor, source: str | Path) -> None:
     if isinstance(factor, int | float) and not 0 < factor < math.inf:
         raise ValueError(f"{source}: its processor has rescale_factor {factor}, which must be a positive number.")
     mean = getattr(own, "image_mean", None)
-    if mean is not None and not (isinstance(mean, list | tuple) and all(isinstance(one, int | float) and 0 <= one <= 1 for one in mean)):
+    if mean is not None and not (
+        isinstance(mean, list | tuple) and all(isinstance(one, int | float) and 0 <= one <= 1 for one in mean)
+    ):
         raise ValueError(f"{source}: its processor has image_mean {shortened(repr(mean))}, which must be numbers from 0 to 1.")
     patch = getattr(processor, "patch_size", None)
     if type(patch) is int and patch < 1:
         raise ValueError(f"{source}: its processor has patch_size {patch}, which must be at least 1.")
     strategy = getattr(processor, "vision_feature_select_strategy", None)
     if strategy is not None and strategy not in _STRATEGIES:
-        raise ValueError(f"{source}: its processor has vision_feature_select_strategy {strategy!r}; choose {' or '.join(_STRATEGIES)}.")
+        raise ValueError(
+            f"{source}: its processor has vision_feature_select_strategy {strategy!r}; choose {' or '.join(_STRATEGIES)}."
+        )
     spread = getattr(own, "image_std", None)
     if isinstance(spread, list | tuple) and not all(isinstance(one, int | float) and 0 < one < math.inf for one in spread):
         raise ValueError(f"{source}: its processor has image_std {list(spread)}, which must be positive numbers.")
@@ -152,7 +156,9 @@ def making(source: str | Path, what: str = "no model can be made of its config.j
         reason = _OF_FIELD.sub("", reason)
         fields = _fields_of(reason, source)
         where = f". Look at its config.json: {', '.join(fields)}." if fields else ""
-        raise ValueError(f"{source}: {what}: {shortened(reason, 300).rstrip('.') if fields else shortened(reason, 300)}{where}") from error
+        raise ValueError(
+            f"{source}: {what}: {shortened(reason, 300).rstrip('.') if fields else shortened(reason, 300)}{where}"
+        ) from error
 
 
 def _fields_of(reason: str, source: str | Path) -> list[str]:

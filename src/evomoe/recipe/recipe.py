@@ -68,6 +68,7 @@ class Recipe:
         on_bad_record: "stop" before training, or "skip" and list.
         check_pictures: "header" looks whether files are whole, and decodes those whose formats cannot say; "decode" decodes all before training.
         template_options: arguments of the model's chat template, as name=value, e.g. enable_thinking=false.
+        allow_special_tokens: special tokens that may stand in texts, such as <box> or <loc*> with a star for anything; answers show them.
         dtype: precision of the loaded weights: float32, bfloat16 or auto. Mixed precision is ``trainer`` bf16=true.
         workers: processes that check records and decode images; 0 does both in the main process.
         seed: of data order, router weights and dropout.
@@ -100,6 +101,7 @@ class Recipe:
     on_bad_record: Literal["stop", "skip"] = "stop"
     check_pictures: PictureCheck = "header"
     template_options: NamedValues = field(default_factory=dict)
+    allow_special_tokens: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     workers: int = 0
     seed: int = 0
@@ -226,6 +228,7 @@ class Recipe:
                 values.get(f"stage{stage}", {}).setdefault("image_root", None)
             for name, default in {
                 "template_options": {},
+                "allow_special_tokens": [],
                 "check_pictures": "header",
                 "video_frames": VIDEO_FRAMES,
             }.items():  # before there was a choice

@@ -7,7 +7,20 @@ from pathlib import Path
 from evomoe.support.names import own_files, refuse_special
 
 _LENGTH = 32
-_MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py", ".tiktoken", ".spm", ".bpe", ".vocab"}
+_MODEL_FILES = {
+    ".safetensors",
+    ".bin",
+    ".gguf",
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+    ".py",
+    ".tiktoken",
+    ".spm",
+    ".bpe",
+    ".vocab",
+}
 _FURTHER_TEMPLATES = "additional_chat_templates/*.jinja"
 """Where transformers saves all chat templates but the first."""
 

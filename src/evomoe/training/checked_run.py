@@ -12,6 +12,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.conversion.expert_init import INITS, config_fields, option_from_stage2
+from evomoe.data.allowed_tokens import allow_in_texts
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.mix import MixedRecords
@@ -136,6 +137,8 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
     processor = load_processor(recipe.model, recipe.trust_remote_code)
     with making(recipe.model, "its processor cannot be used"):
         ChatTemplate(processor, recipe.template_options)
+    if recipe.allow_special_tokens:
+        processor = allow_in_texts(processor, recipe.allow_special_tokens)
     _check_savable(recipe.model, {"configuration": dense.config, "mixture": sparse.config, "processor": processor})
     return CheckedRun(recipe, dense, sparse, processor)
 
