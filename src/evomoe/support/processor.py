@@ -6,7 +6,6 @@ from typing import Any, Protocol, cast
 
 from evomoe.support.errors import foreign
 
-
 _ROWS = "evomoe_rows_of_its_model"
 """An attribute of tokenizers, which they do not save."""
 

@@ -160,7 +160,7 @@ def try_optimizer(arguments: TrainingArguments) -> None:
                 Trainer.get_optimizer_cls_and_kwargs(one)[1] for one in (arguments, _without_optim_args(arguments))
             )
             if options == without:
-                raise ValueError(f"{getattr(arguments.optim, "value", arguments.optim)} reads none of it; leave it out")
+                raise ValueError("this optim reads none of it; leave it out")
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **options)
     with _given("lr_scheduler_kwargs", arguments.lr_scheduler_kwargs or "nothing"):
