@@ -275,6 +275,17 @@ def test_all_mistakes_come_before_the_first_answer(workspace, quiz, options, que
     assert asked == []
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_picture_that_is_no_file_is_refused_before_it_is_waited_for(
+    workspace, quiz, options, questions, asked, monkeypatch, kind
+):
+    Path(questions[0].picture.path).unlink()
+    (os.mkfifo if kind == "pipe" else os.mkdir)(questions[0].picture.path)
+    with pytest.raises(ValueError, match="quiz: image .*0.png is not a regular file"):
+        evaluate_checkpoint(workspace / "model", ["quiz"], options)
+    assert asked == []
+
+
 def test_prompts_are_shown_without_weights(workspace, quiz, options, monkeypatch):
     monkeypatch.setattr(checkpoint_evaluation, "load_model", None)
     shown = dump_prompts(workspace / "model", ["quiz"], options)

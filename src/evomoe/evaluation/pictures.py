@@ -130,8 +130,16 @@ def picture_file(images: "ImageFolder", name: str, where: str) -> FilePicture:
 
 
 def check_pictures(name: str, pictures: Iterable[Picture | None]) -> None:
-    """Raises MissingDataError if picture files do not exist: how many, and the first."""
+    """Looks whether picture files are there.
+
+    Raises:
+        MissingDataError: some do not exist: how many, and the first.
+        ValueError: one is a folder, a pipe or a device, which may never end.
+    """
     paths = dict.fromkeys(picture.path for picture in pictures if isinstance(picture, FilePicture))
-    missing = [path for path in paths if not Path(path).exists()]
+    no_files = [path for path in paths if not Path(path).is_file()]
+    missing = [path for path in no_files if not Path(path).exists()]
     if missing:
         raise MissingDataError(f"{name}: {counted(len(missing), 'picture')} of {len(paths):,} missing, first {missing[0]}.")
+    if no_files:
+        raise ValueError(f"{name}: image {no_files[0]} is not a regular file.")
