@@ -104,6 +104,50 @@ def test_a_pipe_or_device_is_no_file_that_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "file", ["config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "model.safetensors"]
+)
+def test_a_pipe_in_a_model_s_folder_is_refused_by_every_verb(workspace, capsys, file):
+    model = workspace / "model"
+    (model / file).unlink()
+    os.mkfifo(model / file)
+    for arguments in (
+        ["params", str(model), *SMALL],
+        ["chat", str(model), "--prompt", "?"],
+        ["upcycle", str(model), str(model / "out")],
+    ):
+        assert cli.main(arguments) == 1
+        assert f"{file} is not a regular file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "verb", [["upcycle"], ["export"], ["eval", "--benchmarks", "mini-pope", "--output"], ["demo", "--output"]]
+)
+@pytest.mark.parametrize("within", ["", "/x/y"])
+def test_nothing_is_written_into_a_file(workspace, capsys, verb, within):
+    name, *options = verb
+    file = str(workspace / "data.json") + within
+    arguments = [*options, file] if name == "demo" else [str(workspace / "model"), *options, file]
+    before = (workspace / "data.json").read_bytes()
+    assert cli.main([name, *arguments]) == 1
+    told = capsys.readouterr().err
+    assert "data.json is a file" in told or "data.json exists already" in told
+    assert (workspace / "data.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["[]", '"words"'])
+def test_a_configuration_must_hold_fields(workspace, text):
+    (workspace / "model" / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="its config.json holds a .*, and must hold fields by name"):
+        load_model(workspace / "model")
+
+
+def test_a_run_s_folder_within_a_file_is_refused(workspace):
+    recipe = Recipe(str(workspace / "model"), str(workspace / "data.json"), str(workspace / "data.json" / "x" / "y"), stages=(1,))
+    with pytest.raises(ValueError, match="output: .*data.json is a file; name a folder"):
+        check_run(recipe)
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [("seed: &a [*a]", "an alias"), ("stages: [&a [1], *a]", "an alias"), ("trainer: &a {x: *a}", "an alias")],
 )

@@ -26,6 +26,7 @@ from evomoe.recipe.run_folder import RunFolder
 from evomoe.support.device import best_device, moved, prepare
 from evomoe.support.errors import OptionError
 from evomoe.support.files import write_text
+from evomoe.support.names import check_output_folder
 from evomoe.training.run import run
 from evomoe.training.trainable import set_trainable
 
@@ -69,6 +70,7 @@ def run_demo(output: str | Path = "runs/demo", resume: bool = True) -> str:
         resume: go on with an unfinished run there.
     """
     begin = time.monotonic()
+    check_output_folder(output)
     folder = _free_folder(Path(output))
     if folder.exists() and not resume:
         raise OptionError(

@@ -24,6 +24,7 @@ from evomoe.support.content import fingerprint, text_hash
 from evomoe.support.device import moved
 from evomoe.support.device import prepare as prepare_device
 from evomoe.support.files import write_text
+from evomoe.support.names import check_output_folder
 from evomoe.support.parse_json import read_json
 from evomoe.support.text import counted
 from evomoe.support.version import __version__
@@ -44,6 +45,7 @@ class CheckpointEvaluation:
     def __init__(self, checkpoint: str | Path, names: Sequence[str], options: EvaluationOptions) -> None:
         self.checkpoint, self.names, self.options = checkpoint, names, options.of(checkpoint)
         self.folder = options.folder(checkpoint)
+        check_output_folder(self.folder)
         if not takes_pictures(load_config(checkpoint, options.trust_remote_code)):
             raise ValueError(f"{', '.join(names)} needs a model that takes pictures; {checkpoint} is text-only.")
         self.processor = load_processor(checkpoint, options.trust_remote_code)

@@ -23,7 +23,7 @@ from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import check_convertible
 from evomoe.support import hf
 from evomoe.support.errors import OptionError, foreign
-from evomoe.support.names import not_on_hub, refuse_missing
+from evomoe.support.names import not_on_hub, refuse_missing, refuse_special
 from evomoe.support.parse_json import shallow
 from evomoe.support.processor import Processor
 from evomoe.support.text import shortened
@@ -60,7 +60,7 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
         ValueError: there is no such model, no way to it, this version of transformers does not know its family, or the
             mixture in it is of routers or losses that are not registered.
     """
-    refuse_missing(source)
+    _check_files(source)
     if not (Path(source) / "config.json").is_file():
         inside = [file.parent for pattern in ("model", "*/model") for file in Path(source).glob(f"{pattern}/config.json")]
         if inside:
@@ -95,6 +95,13 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"{source}: there is no model in it: {reason}") from error
         raise ValueError(not_on_hub(source, "model", error)) from error
+
+
+def _check_files(source: str | Path) -> None:
+    """Refuses a folder that is not there, or that holds a pipe: transformers would wait for it, or act as if it were not there."""
+    refuse_missing(source)
+    for file in Path(source).iterdir() if Path(source).is_dir() else ():
+        refuse_special(file)
 
 
 def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
@@ -173,7 +180,7 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Proce
         ValueError: there is none that transformers can load, a package that it needs is missing, or it is another model's: its tokens or
             the number of image tokens that it makes of a picture are not this one's.
     """
-    refuse_missing(source)
+    _check_files(source)
     processor = _load_processor(source, trust_remote_code)
     check_pictures(processor, source)
     if not Path(source).is_dir() or (Path(source) / "config.json").is_file():

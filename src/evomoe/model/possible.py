@@ -18,7 +18,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from evomoe.support.errors import OptionError
 from evomoe.support.parse_json import parse_json
 from evomoe.support.processor import Processor, know_rows, tokenizer_of
-from evomoe.support.text import counted, shortened
+from evomoe.support.text import counted, kind_of, shortened
 
 _MOST = {"layers": 10_000, "depth": 10_000, "experts": 10_000, "heads": 10_000, "size": 10**8, "dim": 10**8, "channels": 10**6}
 """By the last word of a field's name: no model has more."""
@@ -44,6 +44,8 @@ _STRATEGIES = ("default", "full")
 
 def check_sizes(values: Mapping[str, Any], source: str | Path, part: str = "") -> None:
     """Raises ValueError for a value in a configuration that no model has; ``part`` is which configuration within it."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{source}: its config.json holds {kind_of(values)}, and must hold fields by name.")
     for name, value in values.items():
         if isinstance(value, Mapping):
             check_sizes(value, source, f"{part}{name}.")

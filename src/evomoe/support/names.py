@@ -43,15 +43,23 @@ def check_folder(option: str, path: str | Path) -> None:
 
 
 def check_output_folder(path: str | Path) -> None:
-    """Raises OptionError if ``output`` names a file."""
-    if Path(path).exists() and not Path(path).is_dir():
-        raise OptionError("output", f"{path} is a file; name a folder.")
+    """Raises OptionError if ``output`` names a file, or something within one."""
+    if (there := _no_folder(path)) is not None:
+        raise OptionError("output", f"{there} is a file; name a folder.")
+
+
+def _no_folder(path: str | Path) -> Path | None:
+    """The file, pipe or device that a path names, or that it would lie in."""
+    there = next((one for one in (Path(path), *Path(path).parents) if one.exists()), None)
+    return None if there is None or there.is_dir() else there
 
 
 def refuse_existing(path: str | Path, kind: str = "folder") -> None:
     """Raises ValueError if there is something of that name already; ``kind`` is what was to be written there."""
     if Path(path).exists():
         raise ValueError(f"{path} exists already; name another {kind}.")
+    if (there := _no_folder(path)) is not None:
+        raise ValueError(f"{there} is a file, so nothing can lie in it; name another {kind}.")
 
 
 _OF_SYSTEMS = {"thumbs.db", "desktop.ini"}
