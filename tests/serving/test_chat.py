@@ -204,3 +204,18 @@ def test_each_token_of_the_answer_is_told_with_its_expert_as_it_is_routed(sparse
     routing = routing_of_tokens(sparse.model, last.inputs, last.ids_T)
     assert [expert for _, expert in told] == routing.chosen_LTK[:, length:-1, 0].mode(0).values.tolist()
     assert len({expert for _, expert in told}) > 1
+
+
+@pytest.mark.parametrize(
+    "own", [{"num_beams": 3}, {"guidance_scale": "x"}, {"bad_words_ids": [["x"]]}, {"stop_strings": ["e"]}], ids=str
+)
+def test_what_a_model_s_folder_says_of_generation_changes_no_answer(sparse, picture, own):
+    def answer() -> str:
+        conversation = Conversation(sparse.model, sparse.processor)
+        conversation.add_picture(picture)
+        return conversation.say("what color is the shape ?", Sampling(max_new_tokens=4))
+
+    plain, settings = answer(), sparse.model.generation_config
+    for name, value in own.items():
+        setattr(settings, name, value)
+    assert answer() == plain and sparse.model.generation_config is settings

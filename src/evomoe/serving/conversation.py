@@ -3,7 +3,8 @@
 The conversation outlives whatever goes wrong in a turn: a turn that cannot be answered leaves it as it was.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -223,7 +224,7 @@ class Conversation:
         set_seed(sampling.seed)
         generate: Any = self.model.generate  # a method of the families' classes, not of the one they share
         load = None
-        with evaluation_mode(self.model):
+        with evaluation_mode(self.model), _asked_so(self.model, settings):
             if is_sparse(self.model):
                 with record_routing(self.model, max_tokens=1, on_pass=routed) as recording:
                     tokens_BS: Tensor = generate(**inputs, generation_config=settings, streamer=pieces)
@@ -231,6 +232,17 @@ class Conversation:
             else:
                 tokens_BS = generate(**inputs, generation_config=settings, streamer=pieces)
         return Answered(dict(inputs), tokens_BS[0].cpu(), load)
+
+
+@contextmanager
+def _asked_so(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Lets these settings be all in the block: what they leave open, ``generate`` would take from the model's folder."""
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _Pieces(TextStreamer):
