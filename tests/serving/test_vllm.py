@@ -49,6 +49,8 @@ KINDS = {
     ),
     "zero computation": ({"router": "zero_computation", "num_experts_per_tok": 2}, EAGER),
     "top p": ({"router": "top_p", "gate": "probability"}, EAGER),
+    "dtr, two processes": ({}, EAGER | {"tensor_parallel_size": 2}),
+    "linear, two processes, compiled": ({"router": "linear", "num_experts_per_tok": 2}, IN_CHUNKS | {"tensor_parallel_size": 2}),
     "another activation": ({"text": {"hidden_act": "gelu_pytorch_tanh"}}, EAGER),
 }
 
@@ -58,7 +60,7 @@ def answers(folder: Path, *arguments: str) -> dict:
     settings = os.environ | SETTINGS | {"VLLM_CACHE_ROOT": str(folder / "cache")}
     ran = subprocess.run([PYTHON, str(script), str(folder / "model"), *arguments], env=settings, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    return json.loads([line for line in ran.stdout.splitlines() if line.startswith("{")][-1])  # vLLM may have the last word
 
 
 def options(moe: dict, engine: dict) -> list[str]:
