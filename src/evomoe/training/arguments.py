@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 import torch
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DynamoBackend, parse_flag_from_env
 from huggingface_hub.dataclasses import type_validator
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import is_deepspeed_available
@@ -142,6 +142,8 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
     }
     made = TrainingArguments(**arguments | given)
     check_sharding(made)
+    if zero_stage(made) == 3:  # otherwise a stage would leave a model without weights
+        made.hf_deepspeed_config.config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
     return made
 
 
@@ -201,14 +203,22 @@ def _check_schedule(arguments: TrainingArguments, optimizer: torch.optim.Optimiz
 
 def check_sharding(arguments: TrainingArguments) -> None:
     """Raises ValueError for ways to share a model out that would not do so, or would come to a halt."""
-    if arguments.fsdp and arguments.use_cpu:
+    on_cpu = arguments.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if arguments.fsdp and on_cpu:
         raise ValueError("fsdp: on a CPU every process would hold the whole model. Leave it out, or train on GPUs.")
+    if arguments.deepspeed and on_cpu:
+        raise ValueError("deepspeed: on a CPU accelerate would leave it out without a word. Leave it out, or train on GPUs.")
+
+
+def zero_stage(arguments: TrainingArguments) -> int:
+    """Which stage of DeepSpeed's ZeRO shares the model out; 0 for none."""
     deepspeed = getattr(arguments, "hf_deepspeed_config", None)
-    if deepspeed is not None and deepspeed.is_zero3():
-        raise ValueError(
-            "deepspeed: under ZeRO-3, processes whose records have no picture would wait for the others for ever, and Stage III would "
-            "find no whole FFN. Take ZeRO stage 2, or FSDP2 with fsdp=true."
-        )
+    return 0 if deepspeed is None else deepspeed.get_value("zero_optimization.stage", 0)
+
+
+def shares_weights(arguments: TrainingArguments) -> bool:
+    """Whether each process holds only a part of the weights: FSDP2, or ZeRO-3."""
+    return bool(arguments.fsdp) or zero_stage(arguments) == 3
 
 
 def _recomputes_reentrantly(options: dict[str, Any]) -> bool:

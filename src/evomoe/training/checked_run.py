@@ -40,6 +40,7 @@ from evomoe.training.evolution import check_rule
 from evomoe.training.lora import Adapters
 from evomoe.training.record_order import ORDERS
 from evomoe.training.trainable import set_trainable
+from evomoe.training.zero3 import load_whole
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class CheckedRun:
         )
 
     def load(self, source: Path | str) -> PreTrainedModel:
-        """Loads a model of the run."""
+        """Loads a model of the run, whole, on each process."""
+        load_whole()
         return load_model(source, self.recipe.dtype, self.recipe.trust_remote_code)
 
 
