@@ -15,12 +15,15 @@ from accelerate.utils import DynamoBackend, parse_flag_from_env
 from huggingface_hub.dataclasses import type_validator
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import is_deepspeed_available
+from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.model.aux_losses import AUX_LOSSES
 from evomoe.recipe.options import HIGHEST_RATE
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import best_device
 from evomoe.support.errors import foreign
+from evomoe.support.needs import needs_of
 from evomoe.support.text import shortened
 from evomoe.training.record_order import planned_steps
 
@@ -210,10 +213,31 @@ def check_sharding(arguments: TrainingArguments) -> None:
         raise ValueError("deepspeed: on a CPU accelerate would leave it out without a word. Leave it out, or train on GPUs.")
 
 
+def check_shared_out(recipe: Recipe, stage: int, arguments: TrainingArguments, model: PreTrainedModel) -> None:
+    """Raises ValueError if what shares a stage's model out cannot do so, or takes away what the stage needs.
+
+    Args:
+        model: of the stage, with or without weights.
+    """
+    single = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
+    for name in ("fsdp", "deepspeed"):
+        if getattr(arguments, name) and single:
+            raise ValueError(f"{name}: it cannot share out a weight of a single number, {single[0]}. Take another `router`, or DDP.")
+    if arguments.deepspeed and stage == 2 and recipe.evolution.rule == "literal":
+        raise ValueError("deepspeed: it has dropped the gradients that `evolution.rule=literal` needs. Take another rule, or DDP.")
+    if zero_stage(arguments) != 3:
+        return
+    again = [name for name in recipe.moe.aux_losses if stage == 3 and "experts" in needs_of(AUX_LOSSES[name])]
+    if again:
+        raise ValueError(f"deepspeed: the loss '{again[0]}' runs experts whose weights ZeRO-3 has taken away. Take ZeRO stage 2.")
+    if stage == 2 and arguments.hf_deepspeed_config.get_value("zero_optimization.offload_param.device") == "nvme":
+        raise ValueError("deepspeed: experts cannot evolve from weights on an NVMe disk. Take `cpu` or leave offload_param out.")
+
+
 def zero_stage(arguments: TrainingArguments) -> int:
     """Which stage of DeepSpeed's ZeRO shares the model out; 0 for none."""
-    deepspeed = getattr(arguments, "hf_deepspeed_config", None)
-    return 0 if deepspeed is None else deepspeed.get_value("zero_optimization.stage", 0)
+    config = getattr(arguments, "hf_deepspeed_config", None)
+    return config.get_value("zero_optimization.stage", 0) if config else 0
 
 
 def shares_weights(arguments: TrainingArguments) -> bool:
