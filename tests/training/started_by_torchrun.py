@@ -20,5 +20,5 @@ if __name__ == "__main__":
     if settings["killed"]:
         EvoMoETrainer.__init__ = dying(settings["killed"])
     if settings["like_gpus"]:
-        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.NO)
+        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     main()

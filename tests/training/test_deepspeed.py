@@ -44,10 +44,8 @@ def test_two_processes_train_what_one_does(workspace, stage, killed):
 
 LAYERS = {
     "dtr": ({"router": "dtr", "router_options": {"hypernet_width": 4, "rank": 2}}, {}),
-    "experts train, one has few tokens": (
-        {"router": "linear", "router_options": {}, "num_experts": 8, "aux_losses": {"balance": 0.1}},
-        {"train": "router+experts"},
-    ),
+    "experts without tokens": ({"num_experts": 32, "router_gradient": "chosen"}, {}),
+    "experts without tokens train": ({"num_experts": 32, "aux_losses": {"balance": 0.1}}, {"train": "router+experts"}),
     "virtual experts": (
         {"router": "anyexperts", "router_options": {"virtual": "constant", "num_virtual": 2}, "num_experts_per_tok": 2},
         {},

@@ -18,6 +18,7 @@ from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
+from evomoe.support import hf
 from evomoe.support.device import prepare
 from evomoe.support.files import remove, room_for, same_permissions, sync, write_text
 from evomoe.support.processes import is_main_process
@@ -82,6 +83,7 @@ def train(
     if recipe.packing:
         check_packing(model, records_to_try(dataset), processor)
         trainer.data_collator = Collator(processor, packing="one row" if in_one_row(model) else "rows")
+    hf.name_units(model)
     if zero_stage(arguments) == 3:
         gather_by_layer(model)
     if is_sparse(model) and not shares_weights(arguments):  # which the trainer has put on its device
