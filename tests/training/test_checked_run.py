@@ -3,17 +3,18 @@
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from small_runs import make_recipe
-from tiny import make_language_model, make_records, make_tokenizer, write_workspace
+from tiny import make_language_model, make_llava, make_records, make_tokenizer, write_workspace
 
 from evomoe import upcycle
 from evomoe.data.conversations import ConversationDataset
 from evomoe.model.loading import load_model, load_processor
 from evomoe.recipe.options import MoEOptions, StageOptions
 from evomoe.support.errors import OptionError
-from evomoe.training.arguments import check_sharding
+from evomoe.training.arguments import check_sharding, check_shared_out
 from evomoe.training.checked_run import check_run
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
@@ -185,6 +186,33 @@ def test_ways_to_share_a_model_out_that_would_not_do_so_are_refused(workspace):
     sharded = make_recipe(workspace).but(trainer={"fsdp": True})
     with pytest.raises(OptionError, match="on a CPU every process would hold the whole model"):
         check_run(sharded)
-    config = SimpleNamespace(is_zero3=lambda: True)
-    with pytest.raises(ValueError, match="ZeRO stage 2"):
-        check_sharding(SimpleNamespace(fsdp=None, use_cpu=False, hf_deepspeed_config=config))
+    plain = {"fsdp": None, "fsdp_config": None, "use_cpu": False, "deepspeed": None}
+    with pytest.raises(ValueError, match="deepspeed: on a CPU"):
+        check_sharding(SimpleNamespace(**plain | {"deepspeed": "zero2.json", "use_cpu": True}))
+    with pytest.raises(ValueError, match="model without weights"):
+        check_sharding(SimpleNamespace(**plain | {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}))
+
+
+def zero(stage: int, **more) -> Any:
+    """Arguments of the Trainer for a stage of ZeRO."""
+    settings = {"zero_optimization.stage": stage, **more}
+    config = SimpleNamespace(get_value=lambda name, default=None: settings.get(name, default))
+    return SimpleNamespace(fsdp=None, deepspeed="zero.json", hf_deepspeed_config=config)
+
+
+def test_what_cannot_be_shared_out_is_refused(workspace):
+    recipe = make_recipe(workspace)
+    dense, sparse = make_llava(), upcycle(make_llava(), router="modality+shared")
+    check_shared_out(recipe, 3, zero(3), upcycle(make_llava()))
+    for way, arguments in (("deepspeed", zero(2)), ("fsdp", SimpleNamespace(fsdp=True, deepspeed=None))):
+        with pytest.raises(ValueError, match=f"^{way}: it cannot share out .*, [.a-z0-9_]*router.mix"):
+            check_shared_out(recipe, 3, arguments, sparse)
+    literal = recipe.but(evolution=dataclasses.replace(recipe.evolution, rule="literal"))
+    with pytest.raises(ValueError, match="dropped the gradients that `evolution.rule=literal` needs"):
+        check_shared_out(literal, 2, zero(2), dense)
+    again = recipe.but(moe=dataclasses.replace(recipe.moe, aux_losses={"contrastive": 0.1}))
+    check_shared_out(again, 3, zero(2), dense)
+    with pytest.raises(ValueError, match="the loss 'contrastive' runs experts"):
+        check_shared_out(again, 3, zero(3), dense)
+    with pytest.raises(ValueError, match="cannot evolve from weights on an NVMe disk"):
+        check_shared_out(recipe, 2, zero(3, **{"zero_optimization.offload_param.device": "nvme"}), dense)

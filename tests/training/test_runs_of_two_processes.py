@@ -38,6 +38,19 @@ def test_other_processes_whose_steps_take_other_records_are_refused(workspace, k
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("killed", ["", "warmup", "evolution", "routing"])
+def test_two_processes_that_share_the_weights_out_train_what_one_does(workspace, killed):
+    """FSDP2, on CPUs."""
+    run(recipe_of(workspace, "one", 4))
+    two = recipe_of(workspace, "two", 2, {"fsdp": True, "use_cpu": False})
+    if killed:
+        of_two(two, killed={killed: 3}, like_gpus=True)
+        assert [*(workspace / "two").glob("*/checkpoints/checkpoint-2/optimizer*")]
+    of_two(two, *["--resume"][: bool(killed)], like_gpus=True)
+    assert_same_run(workspace / "one", workspace / "two")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True])
 def test_two_processes_train_what_one_does(workspace, packing):
     one, two = recipe_of(workspace, "one", 4, packing=packing), recipe_of(workspace, "two", 2, packing=packing)

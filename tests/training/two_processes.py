@@ -26,7 +26,7 @@ def recipe_of(workspace: Path, output: str, batch_size: int, trainer: dict | Non
     recipe = make_recipe(workspace, output, STEPS, stages=(1, 2, 3), **changes)
     stages = {f"stage{n}": replace(recipe.stage(n), batch_size=batch_size, learning_rate=0.1) for n in (1, 2, 3)}
     moe = replace(recipe.moe, router="linear", router_options={})
-    return recipe.but(moe=moe, trainer={"optim": "sgd"} | (trainer or {}), **stages)
+    return recipe.but(moe=moe, trainer={"optim": "sgd", "optim_args": "momentum=0.5"} | (trainer or {}), **stages)
 
 
 def torchrun(
@@ -42,7 +42,8 @@ def torchrun(
     program = Path(__file__).with_name("started_by_torchrun.py")
     happening = json.dumps({"killed": killed or {}, "like_gpus": like_gpus})
     launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), happening]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": str(not like_gpus)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment |= {"ACCELERATE_TORCH_DEVICE": "cpu"} if like_gpus else {"ACCELERATE_USE_CPU": "1"}
     done = subprocess.run([*launcher, "train", *map(str, options)], env=environment, capture_output=True, text=True, timeout=600)
     if killed:
         assert done.returncode and "RuntimeError: killed" in done.stderr, done.stderr[-3000:]

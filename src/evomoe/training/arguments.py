@@ -209,6 +209,8 @@ def check_sharding(arguments: TrainingArguments) -> None:
     on_cpu = arguments.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
     if arguments.fsdp and on_cpu:
         raise ValueError("fsdp: on a CPU every process would hold the whole model. Leave it out, or train on GPUs.")
+    if arguments.fsdp and "SHARDED" in str((arguments.fsdp_config or {}).get("state_dict_type")):
+        raise ValueError("fsdp_config: with this state_dict_type a stage would leave a model without weights. Leave it out.")
     if arguments.deepspeed and on_cpu:
         raise ValueError("deepspeed: on a CPU accelerate would leave it out without a word. Leave it out, or train on GPUs.")
 
@@ -222,9 +224,13 @@ def check_shared_out(recipe: Recipe, stage: int, arguments: TrainingArguments, m
     single = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
     for name in ("fsdp", "deepspeed"):
         if getattr(arguments, name) and single:
-            raise ValueError(f"{name}: it cannot share out a weight of a single number, {single[0]}. Take another `router`, or DDP.")
+            raise ValueError(
+                f"{name}: it cannot share out a weight of a single number, {single[0]}. Take another `router`, or DDP."
+            )
     if arguments.deepspeed and stage == 2 and recipe.evolution.rule == "literal":
-        raise ValueError("deepspeed: it has dropped the gradients that `evolution.rule=literal` needs. Take another rule, or DDP.")
+        raise ValueError(
+            "deepspeed: it has dropped the gradients that `evolution.rule=literal` needs. Take another rule, or DDP."
+        )
     if zero_stage(arguments) != 3:
         return
     again = [name for name in recipe.moe.aux_losses if stage == 3 and "experts" in needs_of(AUX_LOSSES[name])]
@@ -243,6 +249,12 @@ def zero_stage(arguments: TrainingArguments) -> int:
 def shares_weights(arguments: TrainingArguments) -> bool:
     """Whether each process holds only a part of the weights: FSDP2, or ZeRO-3."""
     return bool(arguments.fsdp) or zero_stage(arguments) == 3
+
+
+def live_bytes(arguments: TrainingArguments) -> int:
+    """Bytes of gathered weights, of float32, that ZeRO-3 may hold at any one time: it keeps what a layer will soon need again."""
+    config: Any = getattr(arguments, "hf_deepspeed_config")  # noqa: B009
+    return 4 * int(config.get_value("zero_optimization.stage3_max_live_parameters", 1e9))
 
 
 def _recomputes_reentrantly(options: dict[str, Any]) -> bool:

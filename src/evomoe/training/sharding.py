@@ -66,4 +66,3 @@ def _by_fsdp(parameter: Tensor) -> "TypeGuard[DTensor]":
 
 def _by_zero3(parameter: Tensor) -> TypeGuard[Any]:
     return hasattr(parameter, "ds_tensor")
-
