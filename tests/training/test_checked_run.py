@@ -35,7 +35,7 @@ from evomoe.training.run import run
         ),
         ({"stage2": StageOptions(train="router")}, "^stage2.train: .* has no parameters in 'router'"),
         ({"trainer": {"report_to": "wandb"}}, "^trainer: .*report_to: .*pip install wandb"),
-        ({"trainer": {"deepspeed": "zero2.json"}}, "^trainer: .*: deepspeed is not installed: pip install deepspeed"),
+        ({"trainer": {"deepspeed": "zero2.json"}}, "^trainer: .*: deepspeed is not installed: pip install .evomoe.deepspeed"),
     ],
 )
 def test_what_would_be_refused_later_is_refused_before_stage_1(workspace, change, message, monkeypatch):

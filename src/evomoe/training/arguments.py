@@ -64,7 +64,7 @@ def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
     """
     options, types = recipe.trainer | recipe.stage(stage).trainer, get_type_hints(TrainingArguments)
     if options.get("deepspeed") and not is_deepspeed_available():
-        raise ValueError("deepspeed is not installed: pip install deepspeed")
+        raise ValueError("deepspeed is not installed: pip install 'evomoe[deepspeed]'")
     for name, value in options.items():
         if name not in TrainingArguments.__dataclass_fields__:
             nearest = get_close_matches(name, TrainingArguments.__dataclass_fields__, 1)
@@ -209,7 +209,8 @@ def check_sharding(arguments: TrainingArguments) -> None:
     on_cpu = arguments.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
     if arguments.fsdp and on_cpu:
         raise ValueError("fsdp: on a CPU every process would hold the whole model. Leave it out, or train on GPUs.")
-    if arguments.fsdp and "SHARDED" in str((arguments.fsdp_config or {}).get("state_dict_type")):
+    fsdp_config: Any = arguments.fsdp_config
+    if arguments.fsdp and "SHARDED" in str((fsdp_config or {}).get("state_dict_type")):
         raise ValueError("fsdp_config: with this state_dict_type a stage would leave a model without weights. Leave it out.")
     if arguments.deepspeed and on_cpu:
         raise ValueError("deepspeed: on a CPU accelerate would leave it out without a word. Leave it out, or train on GPUs.")
