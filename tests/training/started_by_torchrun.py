@@ -21,4 +21,4 @@ if __name__ == "__main__":
         EvoMoETrainer.__init__ = dying(settings["killed"])
     if settings["like_gpus"]:
         PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
-    main()
+    sys.exit(main())
