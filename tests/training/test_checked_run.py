@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from small_runs import make_recipe
-from tiny import make_language_model, make_llava, make_records, make_tokenizer, write_workspace
+from tiny import make, make_language_model, make_llava, make_records, make_tokenizer, write_workspace
 
 from evomoe import upcycle
+from evomoe.conversion.attaching import attach
 from evomoe.data.conversations import ConversationDataset
 from evomoe.model.loading import load_model, load_processor
 from evomoe.recipe.options import MoEOptions, StageOptions
@@ -204,15 +205,24 @@ def test_what_cannot_be_shared_out_is_refused(workspace):
     recipe = make_recipe(workspace)
     dense, sparse = make_llava(), upcycle(make_llava(), router="modality+shared")
     check_shared_out(recipe, 3, zero(3), upcycle(make_llava()))
-    for way, arguments in (("deepspeed", zero(2)), ("fsdp", SimpleNamespace(fsdp=True, deepspeed=None))):
+    sharded = SimpleNamespace(fsdp=True, deepspeed=None)
+    for way, arguments in (("deepspeed", zero(2)), ("fsdp", sharded)):
         with pytest.raises(ValueError, match=f"^{way}: it cannot share out .*, [.a-z0-9_]*router.mix"):
             check_shared_out(recipe, 3, arguments, sparse)
     literal = recipe.but(evolution=dataclasses.replace(recipe.evolution, rule="literal"))
     with pytest.raises(ValueError, match="dropped the gradients that `evolution.rule=literal` needs"):
         check_shared_out(literal, 2, zero(2), dense)
-    again = recipe.but(moe=dataclasses.replace(recipe.moe, aux_losses={"contrastive": 0.1}))
-    check_shared_out(again, 3, zero(2), dense)
-    with pytest.raises(ValueError, match="the loss 'contrastive' runs experts"):
-        check_shared_out(again, 3, zero(3), dense)
+    for loss, router in (("contrastive", "linear"), ("budget", "anyexperts"), ("importance", "anyexperts")):
+        aside = upcycle(make_llava(), router=router, aux_losses={"balance": 0.1, loss: 0.1}, num_experts_per_tok=2)
+        check_shared_out(recipe, 3, zero(2), aside)
+        with pytest.raises(ValueError, match=f"^deepspeed: the loss '{loss}' "):
+            check_shared_out(recipe, 3, zero(3), aside)
+        if loss == "contrastive":
+            with pytest.raises(ValueError, match="^fsdp: the loss 'contrastive' runs experts that are shared out again"):
+                check_shared_out(recipe, 3, sharded, aside)
+        else:
+            check_shared_out(recipe, 3, sharded, aside)
+    with pytest.raises(ValueError, match="a model that was sparse before does not train under ZeRO-3"):
+        check_shared_out(recipe, 3, zero(3), attach(make("qwen3-moe"), aux_losses={"balance": 0.1}))
     with pytest.raises(ValueError, match="cannot evolve from weights on an NVMe disk"):
         check_shared_out(recipe, 2, zero(3, **{"zero_optimization.offload_param.device": "nvme"}), dense)

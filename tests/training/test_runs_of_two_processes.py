@@ -3,8 +3,12 @@
 import json
 
 import pytest
+from tiny import make, make_records, make_tokenizer, write_workspace
 from two_processes import assert_same_run, assert_same_weights, of_two, recipe_of
 
+from evomoe.conversion.attaching import attach
+from evomoe.recipe.options import MoEOptions
+from evomoe.recipe.recipe import Recipe
 from evomoe.support.errors import OptionError
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
@@ -56,4 +60,20 @@ def test_two_processes_train_what_one_does(workspace, packing):
     one, two = recipe_of(workspace, "one", 4, packing=packing), recipe_of(workspace, "two", 2, packing=packing)
     run(one)
     of_two(two)
+    assert_same_run(workspace / "one", workspace / "two")
+
+
+@pytest.mark.slow
+def test_a_model_that_was_sparse_before_trains_alike_shared_out_or_not(tmp_path):
+    """By FSDP2 or DDP. Its experts are stacked, and losses reach weights of its routers by another way than the layer's output."""
+    records = [{key: record[key] for key in record if key != "image"} for record in make_records(60) if "image" not in record]
+    workspace = write_workspace(tmp_path, records)
+    attach(make("qwen3-moe")).save_pretrained(workspace / "model")
+    make_tokenizer().save_pretrained(workspace / "model")
+
+    def recipe(output: str, trainer: dict | None = None) -> Recipe:
+        return recipe_of(workspace, output, 2, trainer).but(stages=(3,), moe=MoEOptions(), image_root=None)
+
+    of_two(recipe("one"))
+    of_two(recipe("two", {"fsdp": True, "use_cpu": False}), like_gpus=True)
     assert_same_run(workspace / "one", workspace / "two")

@@ -18,6 +18,7 @@ from transformers.integrations import is_deepspeed_available
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.aux_losses import AUX_LOSSES
+from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import HIGHEST_RATE
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
@@ -232,12 +233,21 @@ def check_shared_out(recipe: Recipe, stage: int, arguments: TrainingArguments, m
         raise ValueError(
             "deepspeed: it has dropped the gradients that `evolution.rule=literal` needs. Take another rule, or DDP."
         )
-    if zero_stage(arguments) != 3:
-        return
-    again = [name for name in recipe.moe.aux_losses if stage == 3 and "experts" in needs_of(AUX_LOSSES[name])]
-    if again:
-        raise ValueError(f"deepspeed: the loss '{again[0]}' runs experts whose weights ZeRO-3 has taken away. Take ZeRO stage 2.")
-    if stage == 2 and arguments.hf_deepspeed_config.get_value("zero_optimization.offload_param.device") == "nvme":
+    losses, zero3 = model.config.moe.aux_losses if is_sparse(model) else {}, zero_stage(arguments) == 3
+    again = [name for name in losses if "experts" in needs_of(AUX_LOSSES[name])]
+    if again and shares_weights(arguments):
+        raise ValueError(
+            f"{'deepspeed' if zero3 else 'fsdp'}: the loss '{again[0]}' runs experts that are shared out again by then. Leave it out."
+        )
+    # Such losses reach weights by another way than the layer's output, with which ZeRO-3 brings them back.
+    aside = [name for name in losses if needs_of(AUX_LOSSES[name])]
+    if zero3 and aside:
+        raise ValueError(
+            f"deepspeed: the loss '{aside[0]}' needs weights that ZeRO-3 has taken away. Take ZeRO stage 2, or FSDP2."
+        )
+    if zero3 and is_sparse(model) and model.config.moe.attached:
+        raise ValueError("deepspeed: a model that was sparse before does not train under ZeRO-3. Take ZeRO stage 2, or FSDP2.")
+    if zero3 and stage == 2 and arguments.hf_deepspeed_config.get_value("zero_optimization.offload_param.device") == "nvme":
         raise ValueError("deepspeed: experts cannot evolve from weights on an NVMe disk. Take `cpu` or leave offload_param out.")
 
 
