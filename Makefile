@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-faults test-oldest test-newest test-harnesses test-browser test-serving lint bench gpu gpu-study dist docs docs-site tutorial docker-lint \
+.PHONY: demo test test-all test-faults test-oldest test-newest test-harnesses test-browser test-serving test-distributed lint bench gpu gpu-study dist docs docs-site tutorial docker-lint \
 	clean
 
 $(READY): pyproject.toml constraints.txt
@@ -81,6 +81,17 @@ test-serving: $(READY) .venv-serving/ready
 	@EVOMOE_VLLM=$(abspath .venv-serving/bin/python) OMP_NUM_THREADS=1 $(PYTEST) -m 'slow or not slow' tests/serving/test_vllm.py \
 		tests/serving/test_served_block.py
 
+# DeepSpeed in an environment of its own: it builds a part of itself, with a C++ compiler, when it first runs.
+.venv-distributed/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv .venv-distributed
+	@DS_BUILD_OPS=0 .venv-distributed/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[deepspeed]'
+	@touch $@
+
+test-distributed: $(READY) .venv-distributed/ready
+	@EVOMOE_DEEPSPEED=$(abspath .venv-distributed/bin/python) OMP_NUM_THREADS=1 $(PYTEST) -m 'slow or not slow' \
+		tests/training/test_deepspeed.py tests/training/test_runs_of_two_processes.py
+
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet .
@@ -135,4 +146,4 @@ docs: $(READY)
 	@$(BIN)/python docs/draw_architecture.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses .venv-browser .venv-serving .venv-docs .venv-docker build dist runs
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-harnesses .venv-browser .venv-serving .venv-distributed .venv-docs .venv-docker build dist runs

@@ -1,8 +1,5 @@
 """Runs of a few steps on a tiny model, and what changed in its weights."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -26,24 +23,6 @@ def make_recipe(workspace: Path, output: str = "run", steps: int = 4, **changes)
         "image_root": str(workspace / "images"),
     }
     return Recipe(str(workspace / "model"), str(workspace / "data.json"), str(workspace / output), **defaults | changes)
-
-
-def torchrun(*options: object) -> None:
-    """Runs ``evomoe train`` with these options in two processes, on CPUs."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "evomoe.cli",
-        "train",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run([*command, *map(str, options)], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

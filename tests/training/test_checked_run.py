@@ -3,17 +3,19 @@
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from small_runs import make_recipe
-from tiny import make_language_model, make_records, make_tokenizer, write_workspace
+from tiny import make, make_language_model, make_llava, make_records, make_tokenizer, write_workspace
 
 from evomoe import upcycle
+from evomoe.conversion.attaching import attach
 from evomoe.data.conversations import ConversationDataset
 from evomoe.model.loading import load_model, load_processor
 from evomoe.recipe.options import MoEOptions, StageOptions
 from evomoe.support.errors import OptionError
-from evomoe.training.arguments import check_sharding
+from evomoe.training.arguments import check_sharding, check_shared_out
 from evomoe.training.checked_run import check_run
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
@@ -34,7 +36,7 @@ from evomoe.training.run import run
         ),
         ({"stage2": StageOptions(train="router")}, "^stage2.train: .* has no parameters in 'router'"),
         ({"trainer": {"report_to": "wandb"}}, "^trainer: .*report_to: .*pip install wandb"),
-        ({"trainer": {"deepspeed": "zero2.json"}}, "^trainer: .*: deepspeed is not installed: pip install deepspeed"),
+        ({"trainer": {"deepspeed": "zero2.json"}}, "^trainer: .*: deepspeed is not installed: pip install .evomoe.deepspeed"),
     ],
 )
 def test_what_would_be_refused_later_is_refused_before_stage_1(workspace, change, message, monkeypatch):
@@ -185,6 +187,42 @@ def test_ways_to_share_a_model_out_that_would_not_do_so_are_refused(workspace):
     sharded = make_recipe(workspace).but(trainer={"fsdp": True})
     with pytest.raises(OptionError, match="on a CPU every process would hold the whole model"):
         check_run(sharded)
-    config = SimpleNamespace(is_zero3=lambda: True)
-    with pytest.raises(ValueError, match="ZeRO stage 2"):
-        check_sharding(SimpleNamespace(fsdp=None, use_cpu=False, hf_deepspeed_config=config))
+    plain = {"fsdp": None, "fsdp_config": None, "use_cpu": False, "deepspeed": None}
+    with pytest.raises(ValueError, match="deepspeed: on a CPU"):
+        check_sharding(SimpleNamespace(**plain | {"deepspeed": "zero2.json", "use_cpu": True}))
+    with pytest.raises(ValueError, match="model without weights"):
+        check_sharding(SimpleNamespace(**plain | {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}))
+
+
+def zero(stage: int, **more) -> Any:
+    """Arguments of the Trainer for a stage of ZeRO."""
+    settings = {"zero_optimization.stage": stage, **more}
+    config = SimpleNamespace(get_value=lambda name, default=None: settings.get(name, default))
+    return SimpleNamespace(fsdp=None, deepspeed="zero.json", hf_deepspeed_config=config)
+
+
+def test_what_cannot_be_shared_out_is_refused(workspace):
+    recipe = make_recipe(workspace)
+    dense, sparse = make_llava(), upcycle(make_llava(), router="modality+shared")
+    check_shared_out(recipe, 3, zero(3), upcycle(make_llava()))
+    sharded = SimpleNamespace(fsdp=True, deepspeed=None)
+    for way, arguments in (("deepspeed", zero(2)), ("fsdp", sharded)):
+        with pytest.raises(ValueError, match=f"^{way}: it cannot share out .*, [.a-z0-9_]*router.mix"):
+            check_shared_out(recipe, 3, arguments, sparse)
+    literal = recipe.but(evolution=dataclasses.replace(recipe.evolution, rule="literal"))
+    with pytest.raises(ValueError, match="dropped the gradients that `evolution.rule=literal` needs"):
+        check_shared_out(literal, 2, zero(2), dense)
+    for loss, router in (("contrastive", "linear"), ("budget", "anyexperts"), ("importance", "anyexperts")):
+        aside = upcycle(make_llava(), router=router, aux_losses={"balance": 0.1, loss: 0.1}, num_experts_per_tok=2)
+        check_shared_out(recipe, 3, zero(2), aside)
+        with pytest.raises(ValueError, match=f"^deepspeed: the loss '{loss}' "):
+            check_shared_out(recipe, 3, zero(3), aside)
+        if loss == "contrastive":
+            with pytest.raises(ValueError, match="^fsdp: the loss 'contrastive' runs experts that are shared out again"):
+                check_shared_out(recipe, 3, sharded, aside)
+        else:
+            check_shared_out(recipe, 3, sharded, aside)
+    with pytest.raises(ValueError, match="a model that was sparse before does not train under ZeRO-3"):
+        check_shared_out(recipe, 3, zero(3), attach(make("qwen3-moe"), aux_losses={"balance": 0.1}))
+    with pytest.raises(ValueError, match="cannot evolve from weights on an NVMe disk"):
+        check_shared_out(recipe, 2, zero(3, **{"zero_optimization.offload_param.device": "nvme"}), dense)

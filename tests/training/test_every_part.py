@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import changed, make_recipe, torchrun, under
+from small_runs import changed, make_recipe, under
 from tiny import FAMILIES, inputs_for, make, make_records, write_workspace
+from two_processes import torchrun
 
 from evomoe.model.structure import decoder_layers
 from evomoe.support.errors import OptionError

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import measured_peak
 import pytest
@@ -136,6 +137,11 @@ def test_processes_share_the_model_out_in_their_way(tmp_path):
     zero2 = need.shared_out(plain, 4, 10)
     assert (zero2.weights, zero2.gradients, zero2.optimizer, zero2.evolved) == (800, 100, 200, 1200)
     assert zero2.peak == 2300 + 400
+    settings = {"zero_optimization.stage": 3, "zero_optimization.stage3_max_live_parameters": 30}
+    plain.hf_deepspeed_config = SimpleNamespace(get_value=lambda name, default=None: settings.get(name, default))
+    zero3 = need.shared_out(plain, 4, 10)
+    assert (zero3.weights, zero3.gradients, zero3.optimizer, zero3.evolved) == (200, 100, 200, 300)
+    assert zero3.peak == 800 + 400 + 4 * 30
 
 
 def test_the_largest_batch_is_of_the_longest_records(workspace):

@@ -1,39 +1,17 @@
 """A whole run of two processes under torchrun is the run of one process with the same global batch, also when it was resumed."""
 
 import json
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from small_runs import make_recipe, torchrun, weights
+from tiny import make, make_records, make_tokenizer, write_workspace
+from two_processes import assert_same_run, assert_same_weights, of_two, recipe_of
 
+from evomoe.conversion.attaching import attach
+from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.errors import OptionError
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
-
-STEPS = 4
-
-
-def recipe_of(workspace: Path, output: str, batch_size: int, **changes) -> Recipe:
-    recipe = make_recipe(workspace, output, STEPS, stages=(1, 2, 3), **changes)
-    stages = {f"stage{n}": replace(recipe.stage(n), batch_size=batch_size, learning_rate=0.1) for n in (1, 2, 3)}
-    # Plain descent: Adam would hide gradients of a wrong size, and make steps of what rounding leaves of those that are 0.
-    return recipe.but(moe=replace(recipe.moe, router="linear", router_options={}), trainer={"optim": "sgd"}, **stages)
-
-
-def of_two(recipe: Recipe, *options: str) -> None:
-    path = Path(recipe.output).with_suffix(".json")
-    recipe.save(path)
-    torchrun("--recipe", path, *options)
-
-
-def metrics(output: Path) -> list[dict]:
-    entries = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    timed = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos")
-    return [{name: value for name, value in entry.items() if name not in timed} for entry in entries]
 
 
 @pytest.mark.slow
@@ -45,10 +23,7 @@ def test_a_run_of_one_process_goes_on_with_two(workspace, stage, kill_at):
     with pytest.raises(RuntimeError, match="killed"):
         run(one)
     of_two(two, "--resume")
-    for number, name in enumerate(("warmup", "evolution", "routing"), start=1):
-        alone, shared = (weights(workspace / output / f"stage{number}_{name}" / "model") for output in ("straight", "killed"))
-        for key, tensor in alone.items():
-            torch.testing.assert_close(shared[key], tensor, atol=1e-5, rtol=1e-4)
+    assert_same_weights(workspace / "straight", workspace / "killed")
     assert json.loads((workspace / "killed" / "identity.json").read_text())["processes"] == 2
 
 
@@ -67,22 +42,38 @@ def test_other_processes_whose_steps_take_other_records_are_refused(workspace, k
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("killed", ["", "warmup", "evolution", "routing"])
+def test_two_processes_that_share_the_weights_out_train_what_one_does(workspace, killed):
+    """FSDP2, on CPUs."""
+    run(recipe_of(workspace, "one", 4))
+    two = recipe_of(workspace, "two", 2, {"fsdp": True, "use_cpu": False})
+    if killed:
+        of_two(two, killed={killed: 3}, like_gpus=True)
+        assert [*(workspace / "two").glob("*/checkpoints/checkpoint-2/optimizer*")]
+    of_two(two, *["--resume"][: bool(killed)], like_gpus=True)
+    assert_same_run(workspace / "one", workspace / "two")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True])
 def test_two_processes_train_what_one_does(workspace, packing):
     one, two = recipe_of(workspace, "one", 4, packing=packing), recipe_of(workspace, "two", 2, packing=packing)
     run(one)
     of_two(two)
-    for stage in ("stage1_warmup", "stage2_evolution", "stage3_routing"):
-        alone, shared = (weights(workspace / output / stage / "model") for output in ("one", "two"))
-        for name, tensor in alone.items():
-            torch.testing.assert_close(
-                shared[name], tensor, atol=1e-5, rtol=1e-4, msg=lambda text, n=name, s=stage: f"{s} {n}: {text}"
-            )
-    experts = [load_file(workspace / output / "stage2_evolution" / "evolved_experts.safetensors") for output in ("one", "two")]
-    for name, tensor in experts[0].items():
-        torch.testing.assert_close(experts[1][name], tensor, atol=1e-5, rtol=1e-4)
-    for alone, shared in zip(metrics(workspace / "one"), metrics(workspace / "two"), strict=True):
-        assert alone.pop("stage") == shared.pop("stage") and alone == pytest.approx(shared, abs=1e-4, rel=1e-3)
-    assert (workspace / "two" / "report.md").is_file() and (
-        workspace / "two" / "stage3_routing" / "model" / "README.md"
-    ).is_file()
+    assert_same_run(workspace / "one", workspace / "two")
+
+
+@pytest.mark.slow
+def test_a_model_that_was_sparse_before_trains_alike_shared_out_or_not(tmp_path):
+    """By FSDP2 or DDP. Its experts are stacked, and losses reach weights of its routers by another way than the layer's output."""
+    records = [{key: record[key] for key in record if key != "image"} for record in make_records(60) if "image" not in record]
+    workspace = write_workspace(tmp_path, records)
+    attach(make("qwen3-moe")).save_pretrained(workspace / "model")
+    make_tokenizer().save_pretrained(workspace / "model")
+
+    def recipe(output: str, trainer: dict | None = None) -> Recipe:
+        return recipe_of(workspace, output, 2, trainer).but(stages=(3,), moe=MoEOptions(), image_root=None)
+
+    of_two(recipe("one"))
+    of_two(recipe("two", {"fsdp": True, "use_cpu": False}), like_gpus=True)
+    assert_same_run(workspace / "one", workspace / "two")

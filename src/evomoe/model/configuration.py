@@ -50,7 +50,7 @@ class MoEConfig(MoEOptions):
                 own = "If it is your own, import the file that registers it first."
                 raise OptionError(option, f"there is no '{name}'; choose from {', '.join(table)}. {own}")
         for name in self.aux_losses:
-            needed = set(needs_of(AUX_LOSSES[name]))
+            needed = set(needs_of(AUX_LOSSES[name])) - {"experts"}
             able = [router for router, kind in ROUTERS.items() if needed <= set(kind.gives)]
             if self.router not in able:
                 raise OptionError(

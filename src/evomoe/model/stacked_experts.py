@@ -24,9 +24,10 @@ class StackedExperts(nn.Module):
     def __init__(self, stacked: nn.Module) -> None:
         super().__init__()
         self.stacked = stacked
+        self._count = len(next(stacked.parameters()))  # which may be empty between two uses
 
     def __len__(self) -> int:
-        return len(next(self.stacked.parameters()))
+        return self._count
 
     def __iter__(self) -> "Iterator[OneOfStacked]":
         return (self[e] for e in range(len(self)))

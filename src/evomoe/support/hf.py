@@ -14,6 +14,7 @@ SEEN_IN = {
     "transformers.models.auto.auto_factory._BaseAutoModelClass._model_mapping": "5.23.0",
     "transformers.modeling_utils.PreTrainedModel._keep_in_fp32_modules_strict": "5.23.0",
     "transformers.modeling_utils.PreTrainedModel._keys_to_ignore_on_save": "5.23.0",
+    "transformers.modeling_utils.PreTrainedModel._no_split_modules": "5.23.0",
     "transformers.modeling_utils.PreTrainedModel._init_weights": "5.23.0",
     "transformers.modeling_utils.PreTrainedModel._set_gradient_checkpointing": "5.23.0",
     "transformers.trainer.Trainer._get_train_sampler": "5.23.0",
@@ -57,6 +58,12 @@ def initialize(model: "PreTrainedModel", module: "nn.Module") -> None:
 def names_not_saved(model: "PreTrainedModel") -> set[str]:
     """The tensors that a saved model does not hold, for they are tied to others or made anew."""
     return set(model.all_tied_weights_keys or ()) | set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+
+
+def name_units(model: "nn.Module") -> None:
+    """Of the classes whose modules FSDP shares out as units, leaves those that the model has: accelerate refuses names of others."""
+    own = {type(module).__name__ for module in model.modules()}
+    vars(model)["_no_split_modules"] = sorted(own & set(getattr(model, "_no_split_modules", None) or ()))
 
 
 def drop_output_capturing(model: "nn.Module") -> None:

@@ -11,16 +11,20 @@ from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 import torch
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DynamoBackend, parse_flag_from_env
 from huggingface_hub.dataclasses import type_validator
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import is_deepspeed_available
+from transformers.modeling_utils import PreTrainedModel
 
+from evomoe.model.aux_losses import AUX_LOSSES
+from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import HIGHEST_RATE
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import best_device
 from evomoe.support.errors import foreign
+from evomoe.support.needs import needs_of
 from evomoe.support.text import shortened
 from evomoe.training.record_order import planned_steps
 
@@ -61,7 +65,7 @@ def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
     """
     options, types = recipe.trainer | recipe.stage(stage).trainer, get_type_hints(TrainingArguments)
     if options.get("deepspeed") and not is_deepspeed_available():
-        raise ValueError("deepspeed is not installed: pip install deepspeed")
+        raise ValueError("deepspeed is not installed: pip install 'evomoe[deepspeed]'")
     for name, value in options.items():
         if name not in TrainingArguments.__dataclass_fields__:
             nearest = get_close_matches(name, TrainingArguments.__dataclass_fields__, 1)
@@ -142,6 +146,8 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
     }
     made = TrainingArguments(**arguments | given)
     check_sharding(made)
+    if zero_stage(made) == 3:  # otherwise a stage would leave a model without weights
+        made.hf_deepspeed_config.config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
     return made
 
 
@@ -201,14 +207,65 @@ def _check_schedule(arguments: TrainingArguments, optimizer: torch.optim.Optimiz
 
 def check_sharding(arguments: TrainingArguments) -> None:
     """Raises ValueError for ways to share a model out that would not do so, or would come to a halt."""
-    if arguments.fsdp and arguments.use_cpu:
+    on_cpu = arguments.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if arguments.fsdp and on_cpu:
         raise ValueError("fsdp: on a CPU every process would hold the whole model. Leave it out, or train on GPUs.")
-    deepspeed = getattr(arguments, "hf_deepspeed_config", None)
-    if deepspeed is not None and deepspeed.is_zero3():
+    fsdp_config: Any = arguments.fsdp_config
+    if arguments.fsdp and "SHARDED" in str((fsdp_config or {}).get("state_dict_type")):
+        raise ValueError("fsdp_config: with this state_dict_type a stage would leave a model without weights. Leave it out.")
+    if arguments.deepspeed and on_cpu:
+        raise ValueError("deepspeed: on a CPU accelerate would leave it out without a word. Leave it out, or train on GPUs.")
+
+
+def check_shared_out(recipe: Recipe, stage: int, arguments: TrainingArguments, model: PreTrainedModel) -> None:
+    """Raises ValueError if what shares a stage's model out cannot do so, or takes away what the stage needs.
+
+    Args:
+        model: of the stage, with or without weights.
+    """
+    single = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
+    for name in ("fsdp", "deepspeed"):
+        if getattr(arguments, name) and single:
+            raise ValueError(
+                f"{name}: it cannot share out a weight of a single number, {single[0]}. Take another `router`, or DDP."
+            )
+    if arguments.deepspeed and stage == 2 and recipe.evolution.rule == "literal":
         raise ValueError(
-            "deepspeed: under ZeRO-3, processes whose records have no picture would wait for the others for ever, and Stage III would "
-            "find no whole FFN. Take ZeRO stage 2, or FSDP2 with fsdp=true."
+            "deepspeed: it has dropped the gradients that `evolution.rule=literal` needs. Take another rule, or DDP."
         )
+    losses, zero3 = model.config.moe.aux_losses if is_sparse(model) else {}, zero_stage(arguments) == 3
+    again = [name for name in losses if "experts" in needs_of(AUX_LOSSES[name])]
+    if again and shares_weights(arguments):
+        raise ValueError(
+            f"{'deepspeed' if zero3 else 'fsdp'}: the loss '{again[0]}' runs experts that are shared out again by then. Leave it out."
+        )
+    # Such losses reach weights by another way than the layer's output, with which ZeRO-3 brings them back.
+    aside = [name for name in losses if needs_of(AUX_LOSSES[name])]
+    if zero3 and aside:
+        raise ValueError(
+            f"deepspeed: the loss '{aside[0]}' needs weights that ZeRO-3 has taken away. Take ZeRO stage 2, or FSDP2."
+        )
+    if zero3 and is_sparse(model) and model.config.moe.attached:
+        raise ValueError("deepspeed: a model that was sparse before does not train under ZeRO-3. Take ZeRO stage 2, or FSDP2.")
+    if zero3 and stage == 2 and arguments.hf_deepspeed_config.get_value("zero_optimization.offload_param.device") == "nvme":
+        raise ValueError("deepspeed: experts cannot evolve from weights on an NVMe disk. Take `cpu` or leave offload_param out.")
+
+
+def zero_stage(arguments: TrainingArguments) -> int:
+    """Which stage of DeepSpeed's ZeRO shares the model out; 0 for none."""
+    config = getattr(arguments, "hf_deepspeed_config", None)
+    return config.get_value("zero_optimization.stage", 0) if config else 0
+
+
+def shares_weights(arguments: TrainingArguments) -> bool:
+    """Whether each process holds only a part of the weights: FSDP2, or ZeRO-3."""
+    return bool(arguments.fsdp) or zero_stage(arguments) == 3
+
+
+def live_bytes(arguments: TrainingArguments) -> int:
+    """Bytes of gathered weights, of float32, that ZeRO-3 may hold at any one time: it keeps what a layer will soon need again."""
+    config: Any = getattr(arguments, "hf_deepspeed_config")  # noqa: B009
+    return 4 * int(config.get_value("zero_optimization.stage3_max_live_parameters", 1e9))
 
 
 def _recomputes_reentrantly(options: dict[str, Any]) -> bool:

@@ -35,11 +35,12 @@ from evomoe.support.files import DiskError, naming
 from evomoe.support.needs import needs_of
 from evomoe.support.processor import Processor
 from evomoe.support.text import shortened
-from evomoe.training.arguments import training_arguments, try_optimizer
+from evomoe.training.arguments import check_shared_out, training_arguments, try_optimizer
 from evomoe.training.evolution import check_rule
 from evomoe.training.lora import Adapters
 from evomoe.training.record_order import ORDERS
 from evomoe.training.trainable import set_trainable
+from evomoe.training.zero3 import load_whole
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class CheckedRun:
         )
 
     def load(self, source: Path | str) -> PreTrainedModel:
-        """Loads a model of the run."""
+        """Loads a model of the run, whole, on each process."""
+        load_whole()
         return load_model(source, self.recipe.dtype, self.recipe.trust_remote_code)
 
 
@@ -131,7 +133,7 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
     if 3 in recipe.stages and sparse is not dense:
         _check_init_options(recipe, dense, sparse.config.moe)
     for stage in recipe.stages:
-        _check_training_arguments(recipe, stage)
+        _check_training_arguments(recipe, stage, sparse if stage == 3 else dense)
         _check_trained_parts(recipe, stage, sparse if stage == 3 else dense, sparse.config.moe)
         _check_adapters(recipe, stage, sparse if stage == 3 else dense)
     processor = load_processor(recipe.model, recipe.trust_remote_code)
@@ -222,7 +224,7 @@ def _check_gradient(recipe: Recipe) -> None:
         )
 
 
-def _check_training_arguments(recipe: Recipe, stage: int) -> None:
+def _check_training_arguments(recipe: Recipe, stage: int, model: PreTrainedModel) -> None:
     """Raises OptionError if transformers refuses what ``trainer`` names: the run's, or the stage's if that is what is wrong."""
 
     def refusal(recipe: Recipe) -> Exception | None:
@@ -231,6 +233,7 @@ def _check_training_arguments(recipe: Recipe, stage: int) -> None:
             _check_loggers(made)
             _check_order(recipe, stage, made)
             try_optimizer(made)
+            check_shared_out(recipe, stage, made, model)
         except Exception as error:  # each argument has its own ways to fail
             return error
         return None

@@ -3,6 +3,9 @@
 A projector that a batch without pictures leaves out would get no gradient. A stage that trains it alone would then have nothing to
 go back through; of several processes, those whose batch has a picture would wait for the others for ever. Routers and experts see to
 this themselves: they also run on no tokens.
+
+Where each process holds only a part of the weights (FSDP2, ZeRO-3), all must also run what does not train: each module's weights are
+gathered from all processes before it runs.
 """
 
 import inspect
@@ -10,8 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from transformers import TrainerCallback
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -20,21 +25,25 @@ from evomoe.support.errors import OptionError
 from evomoe.training.trainable import PARTS_OF_PICTURES, names_in
 
 
-def keep_in_every_batch(model: PreTrainedModel, dataset: ConversationDataset) -> None:
-    """Lets a model that learns from pictures look at one in each training batch that has none; the loss keeps its value.
+def spare_picture(model: PreTrainedModel, dataset: ConversationDataset, weights_are_shared: bool) -> dict[str, Tensor]:
+    """What the model is to look at in training batches without a picture: a record that has one. Empty if it need not look.
+
+    Args:
+        model: what trains in it is marked.
+        dataset: what it trains on.
+        weights_are_shared: whether each process holds only a part of them.
 
     Raises:
         OptionError: the parts that see pictures are all that trains, and the data have no picture.
     """
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     seeing = {name for part in PARTS_OF_PICTURES for name in names_in(model, part, ())}
-    if not trained & seeing:
-        return
+    if not (seeing if weights_are_shared else trained & seeing):
+        return {}
     spare = _record_with_picture(dataset)
-    if spare:
-        Looking(model, spare)
-    elif trained <= seeing:
+    if not spare and trained <= seeing:
         raise OptionError("data", "no record has a picture, and the parts of the model that see pictures are all that trains.")
+    return spare
 
 
 def _record_with_picture(dataset: ConversationDataset) -> dict[str, Tensor]:
@@ -45,6 +54,24 @@ def _record_with_picture(dataset: ConversationDataset) -> dict[str, Tensor]:
             if any(map(_is_of_pictures, item)):
                 return Collator(dataset.processor)([{name: value for name, value in item.items() if name != "labels"}])
     return {}
+
+
+class SpareCallback(TrainerCallback):
+    """Lets the model look at a spare picture from the begin of training on.
+
+    Not before: what shares the model out has put its own hooks on the embedding by then, and comes to its end before the look.
+
+    Args:
+        spare: inputs of one record with a picture.
+    """
+
+    def __init__(self, spare: Mapping[str, Tensor]) -> None:
+        self.spare = spare
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        model = extract_model_from_parallel(model)
+        assert isinstance(model, PreTrainedModel)
+        Looking(model, self.spare)
 
 
 class Looking:
@@ -81,6 +108,8 @@ class Looking:
         seen = _look(model)(**spare)
         leaves = tree_leaves(dict(seen) if isinstance(seen, ModelOutput) else seen)
         features = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not features:
+            return embedded_BSD
         nothing = 0 * torch.stack([feature.float().sum() for feature in features]).sum()
         return embedded_BSD + nothing.to(embedded_BSD.dtype)
 

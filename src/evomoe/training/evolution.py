@@ -207,12 +207,9 @@ class ExpertEvolution:
         return [sharding.local(parameter).detach() for parameter in self.parameters()]
 
     def _local_gradients(self, chosen: list[int]) -> Tensors:
-        gradients = []
-        for (layer, name), parameter in ((self.names[i], self.parameters()[i]) for i in chosen):
-            if parameter.grad is None:
-                raise ValueError(f"rule '{self.config.rule}' needs gradients; layer {layer}'s {name} has none (as under ZeRO).")
-            gradients.append(sharding.local(parameter.grad))
-        return gradients
+        gradients = [parameter.grad for parameter in self.parameters()]
+        # All are there: what would drop them (DeepSpeed) is refused with this rule.
+        return [sharding.local(gradient) for i in chosen if (gradient := gradients[i]) is not None]
 
     def _shadow(self, value: Tensor) -> Tensor:
         if not self.config.offload:

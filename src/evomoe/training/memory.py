@@ -26,6 +26,7 @@ from evomoe.model.modality import Modality
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import decoder_layers, image_token_ids, part_of
 from evomoe.support import hf
+from evomoe.training.arguments import live_bytes, shares_weights
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class StageMemory:
         """The memory of each of several processes.
 
         Args:
-            arguments: which say how they share the model out: not at all (DDP), FSDP2, or DeepSpeed's ZeRO-2.
+            arguments: which say how they share the model out: not at all (DDP), FSDP2, or DeepSpeed's ZeRO.
             processes: how many.
             largest_layer: bytes of the weights of one decoder layer, which FSDP gathers before it runs.
         """
@@ -64,10 +65,13 @@ class StageMemory:
         def part(size: int) -> int:
             return -(-size // processes)
 
-        if arguments.fsdp:
+        if shares_weights(arguments):
             own = replace(self, **{name: part(getattr(self, name)) for name in ("weights", "gradients", "optimizer", "evolved")})
             held = own.weights + own.gradients + own.optimizer + own.evolved
-            return replace(own, peak=held + whole + 2 * largest_layer)  # the next layer is gathered while one runs
+            gathered = 2 * largest_layer  # the next layer is gathered while one runs
+            if not arguments.fsdp:
+                gathered = min(self.weights, live_bytes(arguments))
+            return replace(own, peak=held + whole + gathered)
         if arguments.deepspeed:
             own = replace(self, gradients=part(self.gradients), optimizer=part(self.optimizer))
             return replace(own, peak=own.weights + own.gradients + own.optimizer + own.evolved + whole)

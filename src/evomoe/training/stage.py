@@ -18,16 +18,18 @@ from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
+from evomoe.support import hf
 from evomoe.support.device import prepare
 from evomoe.support.files import remove, room_for, same_permissions, sync, write_text
 from evomoe.support.processes import is_main_process
 from evomoe.support.text import counted
-from evomoe.training.arguments import training_arguments
+from evomoe.training.arguments import shares_weights, training_arguments, zero_stage
 from evomoe.training.checked_run import CheckedRun
-from evomoe.training.every_part import keep_in_every_batch
+from evomoe.training.every_part import SpareCallback, spare_picture
 from evomoe.training.packing import check_packing, in_one_row, records_to_try
 from evomoe.training.record_order import ORDERS, RecordOrder, seen_records, taken_records
 from evomoe.training.trainer import EvoMoETrainer
+from evomoe.training.zero3 import gather_by_layer
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def train(
     prepare(arguments.device)
     set_seed(recipe.seed)
     adapters = run.prepare(stage, model)
-    keep_in_every_batch(model, dataset)
+    spare = spare_picture(model, dataset, shares_weights(arguments))
     trainer = EvoMoETrainer(
         model=model,
         args=arguments,
@@ -76,10 +78,15 @@ def train(
         label=folder.label,
         **trainer_fields,
     )
+    if spare:
+        trainer.add_callback(SpareCallback(spare))
     if recipe.packing:
         check_packing(model, records_to_try(dataset), processor)
         trainer.data_collator = Collator(processor, packing="one row" if in_one_row(model) else "rows")
-    if is_sparse(model):  # which the trainer has put on its device
+    hf.name_units(model)
+    if zero_stage(arguments) == 3:
+        gather_by_layer(model)
+    if is_sparse(model) and not shares_weights(arguments):  # which the trainer has put on its device
         model.pack_experts()
     if card:
         card()

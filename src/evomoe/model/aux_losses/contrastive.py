@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evomoe.model.routing import LayerRecord
+from evomoe.support.needs import needs
 
 _TOKENS = 64
 _TEMPERATURE = 0.1
 
 
+@needs("experts")
 def contrastive(record: LayerRecord) -> Tensor:
     """InfoNCE over experts: an expert's outputs should resemble its own outputs on other tokens more than other experts'.
 

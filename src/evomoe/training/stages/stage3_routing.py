@@ -84,6 +84,6 @@ def _card(run: CheckedRun, model: SparseModel) -> str:
     if load:
         effective = routing[0]["effective_experts"]
         sections["Routing at the end of training"] = f"Effective number of experts: {effective:.2f}.\n\n" + "\n".join(load)
-    facts = parameter_facts(count_parameters(model))
+    facts = parameter_facts(count_parameters(run.prepared(3)))
     names = sorted({name for stage in recipe.stages for name in data_names(recipe.data_of(stage))})
     return model_card(model.config, type(model).__name__, recipe.model, [*facts, ("trained on", ", ".join(names))], sections)
