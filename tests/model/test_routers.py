@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny.router_options import ROUTER_OPTIONS
 from torch.nn import functional as F
 
 from evomoe.model.modality import Modality
 from evomoe.model.routers import ROUTERS
+from evomoe.model.routers.checked_logits import try_router
 from evomoe.model.routers.dtr import DynamicTokenAwareRouter
 from evomoe.model.routers.fixed import FixedRouter
 from evomoe.model.routers.shuffled import ShuffledRouter
 from evomoe.model.routing import GATES
+from evomoe.support.errors import OptionError
 
 D, E = 24, 4
 
@@ -274,3 +277,44 @@ def test_a_gate_says_the_same_with_and_without_gradients(gate, top_k):
         with_gradients = GATES[gate](chosen_TK, counted)
         with torch.no_grad():
             assert torch.equal(GATES[gate](chosen_TK, counted), with_gradients)
+
+
+WRONG = {
+    "too many experts": lambda logits_TE: torch.cat([logits_TE, logits_TE], -1),
+    "an expert short": lambda logits_TE: logits_TE[:, 1:],
+    "a token short": lambda logits_TE: logits_TE[1:],
+    "one number a token": lambda logits_TE: logits_TE[:, 0],
+    "turned": lambda logits_TE: logits_TE.T,
+    "bfloat16": lambda logits_TE: logits_TE.bfloat16(),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_logits_of_a_wrong_shape_or_precision_are_refused(fault):
+    class Wrong(ROUTERS["linear"]):
+        def forward(self, x_TD, modality):
+            return WRONG[fault](super().forward(x_TD, modality))
+
+    with pytest.raises(ValueError, match=r"Wrong gave logits .*; \(7, 4\) float32 is expected"):
+        Wrong(16, 4).route(torch.randn(7, 16), Modality.of(torch.zeros(1, 7, dtype=torch.bool), None), 1, "straight_through")
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_trial_passes_every_router(router):
+    options = ROUTER_OPTIONS.get(router, {}).get("router_options", {})
+    try_router(ROUTERS[router](16, 8, **options), 1 if router in ("linear", "fixed") else 2, "straight_through")
+
+
+def test_a_trial_finds_what_a_router_does_wrong():
+    class OnlyMixed(ROUTERS["linear"]):
+        def forward(self, x_TD, modality):
+            return super().forward(x_TD, modality) + 0 * x_TD[modality.tokens[0][0]].sum()
+
+    class NotFinite(ROUTERS["linear"]):
+        def weigh(self, index_TK, chosen_TK, gate):
+            return chosen_TK * float("nan")
+
+    with pytest.raises(OptionError, match="tried on 2 random tokens and raised IndexError"):
+        try_router(OnlyMixed(16, 4), 1, "straight_through")
+    with pytest.raises(OptionError, match="not finite"):
+        try_router(NotFinite(16, 4), 1, "straight_through")

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from small_runs import make_recipe
 from tiny import make, make_language_model, make_llava, make_records, make_tokenizer, write_workspace
 
-from evomoe import upcycle
+from evomoe import ROUTERS, upcycle
 from evomoe.conversion.attaching import attach
 from evomoe.data.conversations import ConversationDataset
 from evomoe.model.loading import load_model, load_processor
@@ -226,3 +227,15 @@ def test_what_cannot_be_shared_out_is_refused(workspace):
         check_shared_out(recipe, 3, zero(3), attach(make("qwen3-moe"), aux_losses={"balance": 0.1}))
     with pytest.raises(ValueError, match="cannot evolve from weights on an NVMe disk"):
         check_shared_out(recipe, 2, zero(3, **{"zero_optimization.offload_param.device": "nvme"}), dense)
+
+
+def test_a_router_of_ones_own_is_tried_before_anything_trains(workspace, monkeypatch):
+    class TooWide(ROUTERS["linear"]):
+        def forward(self, x_TD, modality):
+            return torch.cat([super().forward(x_TD, modality)] * 2, -1)
+
+    monkeypatch.setitem(ROUTERS, "too-wide", TooWide)
+    with pytest.raises(
+        OptionError, match=r"router: it was tried on 5 random tokens .*\(5, 8\) float32; \(5, 4\) float32 is expected"
+    ):
+        check_run(make_recipe(workspace, moe=MoEOptions(router="too-wide")))

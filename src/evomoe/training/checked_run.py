@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.modeling_utils import PreTrainedModel
@@ -22,6 +23,8 @@ from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.generation_settings import check_stops, load_settings
 from evomoe.model.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
 from evomoe.model.possible import making
+from evomoe.model.routers import ROUTERS
+from evomoe.model.routers.checked_logits import try_router
 from evomoe.model.routing import GATES
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import decoder_layers, ffn_names, text_config
@@ -128,6 +131,7 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
         recipe.check_expert_init(option_from_stage2(recipe.expert_init))
         dense, sparse = empty_models(config, recipe.placement(), **made_by, **asdict(recipe.moe))
     _check_gradient(recipe)
+    _check_router(sparse.config.moe, text_config(sparse.config).hidden_size)
     if 2 in recipe.stages:
         check_rule(recipe.evolution)
     if 3 in recipe.stages and sparse is not dense:
@@ -222,6 +226,14 @@ def _check_gradient(recipe: Recipe) -> None:
             f"'{recipe.moe.gate}' with one expert per token multiplies by 1: the router, which alone trains in Stage III, would get "
             "no gradient from the language loss. Choose `router_gradient=all`, `gate=straight_through`, `gate=probability`, or `num_experts_per_tok=2`.",
         )
+
+
+def _check_router(moe: MoEConfig, hidden_size: int) -> None:
+    """Raises OptionError if a router that is not evomoe's own fails on a few tokens; otherwise it would do so after Stage II."""
+    kind = ROUTERS[moe.router]
+    if not kind.__module__.startswith("evomoe."):
+        with torch.random.fork_rng(devices=[]):
+            try_router(kind(hidden_size, moe.num_experts, **moe.router_options), moe.num_experts_per_tok, moe.gate)
 
 
 def _check_training_arguments(recipe: Recipe, stage: int, model: PreTrainedModel) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evomoe.model.modality import Modality
+from evomoe.model.routers.checked_logits import check_logits
 from evomoe.model.routers.float32 import Float32Linear, in_float32
 from evomoe.model.routers.virtual import VirtualExperts
 from evomoe.model.routing import GATES, Routing
@@ -113,6 +114,7 @@ class Router(nn.Module, Generic[OwnOptions]):
         """
         with in_float32(x_TD):
             scores = self.score(x_TD.float(), modality)
+        check_logits(self, scores.logits_TE, len(x_TD), self.num_experts + len(self.virtual_experts or ()))
         hidden = replace(scores, logits_TE=self.hide(scores.logits_TE, dropout, top_k)) if dropout else scores
         probs_TE = self.probabilities(hidden.logits_TE)
         index_TK, chosen_TK = self.choose(hidden, probs_TE, top_k)
