@@ -45,11 +45,11 @@ def test_dry_run_tells_how_far_a_run_to_resume_has_come(workspace, kill_at):
 
 def test_dry_run_tells_the_memory_of_each_stage(workspace):
     text = describe(make_recipe(workspace, stages=(1, 2, 3)))
-    memory = [line for line in text.splitlines() if line.startswith("  memory of the process: at most ")]
+    memory = [line for line in text.splitlines() if line.startswith("  tensors of the process: at most ")]
     assert len(memory) == 3 and ["evolved experts" in line for line in memory] == [False, True, False]
     assert "with 4 rows of 33 tokens, the longest records" in text and "more than this device has" not in text
     shared = describe(make_recipe(workspace, stages=(1,)), processes=4)
-    assert "  memory of each of 4 processes: at most " in shared
+    assert "  tensors of each of 4 processes: at most " in shared
     recipe = make_recipe(workspace)
     offloaded = describe(recipe.but(evolution=dataclasses.replace(recipe.evolution, offload=True)))
     assert "evolved experts 110.6 kB" in text and "evolved experts" not in offloaded

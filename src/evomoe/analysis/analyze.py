@@ -151,12 +151,13 @@ def open_probe(checkpoint: str, config: EvoMoEConfig, options: ProbeOptions) -> 
     Raises:
         ValueError: the data cannot be read, or no record has a picture for a model that takes them.
     """
-    records = load_records(options.data, options.image_root)
+    records = load_records(options.data, options.image_root, on_bad_record=options.on_bad_record)
     processor = load_processor(checkpoint, options.trust_remote_code)
     dataset = ConversationDataset(
         records,
         processor,
         options.max_length,
+        on_bad_record=options.on_bad_record,
         image_aspect=options.image_aspect,
         template_options=template_options_of(checkpoint),
     )
@@ -177,7 +178,7 @@ def load_sparse(checkpoint: str, options: ProbeOptions) -> SparseModel:
 def describe(model: SparseModel) -> str:
     """What a sparse model is, in one line."""
     moe = model.config.moe
-    return f"{type(model).__name__}, {moe.num_experts} experts ({moe.origin}), {moe.num_experts_per_tok} per token, router {moe.router}"
+    return f"{type(model).__name__}, {moe.num_experts} experts ({moe.origin}), {moe.num_experts_per_tok} per token, router {moe.router_told}"
 
 
 _LOSSES_MEANING = (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from evomoe.recipe.options import ImageAspect
+from evomoe.recipe.options import ImageAspect, OnBadRecord
 from evomoe.support.errors import OptionError
 from evomoe.support.names import check_folder, refuse_missing, split_name
 
@@ -18,6 +18,7 @@ class ProbeOptions:
         records: how many records, evenly spaced over the data; they stay in memory.
         batch_size: records per forward pass.
         max_length: tokens per record; longer ones are cut.
+        on_bad_record: stop, or skip: leave bad records out, as a run does that was told to.
         image_aspect: pad: pad pictures to a square first, as LLaVA-1.5 does; keep: do not; auto: where the processor would crop them.
         dtype: precision of the weights.
         trust_remote_code: run code from the model's repository.
@@ -28,6 +29,7 @@ class ProbeOptions:
     records: int = 64
     batch_size: int = 8
     max_length: int = 2048
+    on_bad_record: OnBadRecord = "stop"
     image_aspect: ImageAspect = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False

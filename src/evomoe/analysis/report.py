@@ -16,7 +16,7 @@ from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder
 from evomoe.support.files import write_text
-from evomoe.support.text import markdown_table
+from evomoe.support.text import counted, markdown_table
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def write_report(run: RunFolder, recipe: Recipe, given: ReportInput) -> Path:
     parts = ["# EvoMoE run", *_alarms(recipe, metrics), given.notes, _settings(recipe, given.origin or recipe.expert_init)]
     if given.scores:
         parts += ["## Scores", given.scores]
-    parts += ["## Parameters", _parameters(given.parameters), "## Time", _seconds(folder)]
+    parts += ["## Training", _training(run, recipe, metrics), "## Parameters", _parameters(given.parameters)]
     parts += _evolution(run, metrics)
     if given.statistics is not None:
         measured = f"Measured on {given.probe}. docs/concepts.md, under What is measured, says more."
@@ -76,13 +76,19 @@ def _rise(losses: Sequence[float]) -> str:
 
     One line of a log is a few batches, so that five at least stand for either end.
     """
-    tenth = max(5, len(losses) // 10)
-    first, last = losses[:tenth], losses[-tenth:]
+    first, last = _ends(losses)
+    tenth = len(first)
     if len(losses) < 2 * tenth:
         return ""
     rise, error = mean(last) - mean(first), ((variance(first) + variance(last)) / tenth) ** 0.5
     certain = rise > max(3 * error, 1e-3 * mean(first))
     return f"{mean(last):.4g} ± {stdev(last):.2g} after {mean(first):.4g} ± {stdev(first):.2g}" if certain else ""
+
+
+def _ends(losses: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """The first tenth and the last of a stage's losses, five at least if there are so many."""
+    tenth = max(5, len(losses) // 10)
+    return losses[:tenth], losses[-tenth:]
 
 
 def _settings(recipe: Recipe, origin: str) -> str:
@@ -93,7 +99,7 @@ def _settings(recipe: Recipe, origin: str) -> str:
     ]
     if 3 in recipe.stages:
         lines.append(
-            f"{moe.num_experts} experts ({origin}), {moe.num_experts_per_tok} per token, router {moe.router}, gate {moe.gate}."
+            f"{moe.num_experts} experts ({origin}), {moe.num_experts_per_tok} per token, router {moe.router_told}, gate {moe.gate}."
         )
     if 2 in recipe.stages:
         lines.append(f"Evolution rule {evolution.rule}, stop_fraction {evolution.stop_fraction}.")
@@ -105,11 +111,19 @@ def _parameters(parameters: dict[str, ParameterCounts]) -> str:
     return markdown_table(["model", "total", "activated per token", "trained"], rows)
 
 
-def _seconds(folder: Path) -> str:
+def _training(run: RunFolder, recipe: Recipe, metrics: list[dict]) -> str:
     rows = []
-    for path in sorted(folder.rglob("seconds.txt")):
-        rows.append([path.parent.relative_to(folder).as_posix(), path.read_text().strip()])
-    return markdown_table(["stage", "seconds"], rows)
+    for stage in recipe.stages:
+        losses = [entry["loss"] for entry in metrics if entry["stage"] == STAGES[stage] and "loss" in entry]
+        ends = [f"{mean(part):.4g}" if part else "" for part in _ends(losses)]
+        seconds = run.stage(stage).seconds
+        took = seconds.read_text(encoding="utf-8").strip() if seconds.is_file() else ""
+        rows.append([f"{stage} ({STAGES[stage]})", *ends, took])
+    table = markdown_table(["stage", "loss, first tenth", "loss, last tenth", "seconds"], rows)
+    if not run.skipped_records.is_file():
+        return table
+    left_out = len(run.skipped_records.read_text(encoding="utf-8").splitlines())
+    return f"{table}\n\n{counted(left_out, 'bad record')} left out; {run.skipped_records.name} has the reasons."
 
 
 def _evolution(run: RunFolder, metrics: list[dict]) -> list[str]:

@@ -108,7 +108,9 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
                 print(told)
             return
         if measure or processes != 1:
-            raise OptionError("measure" if measure else "processes", "it goes with --dry-run; `torchrun` starts processes.")
+            if measure:
+                raise OptionError("measure", "it goes with --dry-run.")
+            raise OptionError("processes", "it goes with --dry-run; `torchrun` starts processes.")
         from evomoe.training.run import run
 
         folder = RunFolder(options.output)

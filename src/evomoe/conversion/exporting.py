@@ -100,7 +100,12 @@ def export_folder(
             expected = _scores_of_expert(again.float().eval(), int(expert) - 1, words)
         _compare(_scores(load_model(folder).float().eval(), words), expected)
         name, parameters = type(exported).__name__, sum(p.numel() for p in exported.parameters())
-    return f"{out}: {name}, {parameters:,} parameters; it scores random words as the model that it was made from."
+    like = (
+        "the model that it was made from"
+        if to == "native"
+        else f"{'the mean of its experts' if expert == 'mean' else 'that expert'} alone"
+    )
+    return f"{out}: {name}, {parameters:,} parameters; it scores random words as {like}."
 
 
 def one_expert(sparse: SparseModel, expert: str) -> PreTrainedModel:

@@ -21,7 +21,7 @@ from evomoe.data.mix import MixedRecords, Share
 from evomoe.data.records import BadRecordError, Record, bad_summary
 from evomoe.data.survey import Surveyed, cut_fault, read_pictures, read_videos
 from evomoe.data.videos import VideoReader, options_of
-from evomoe.recipe.options import VIDEO_FRAMES, ImageAspect, check_on_bad_record
+from evomoe.recipe.options import VIDEO_FRAMES, ImageAspect, OnBadRecord, check_on_bad_record
 from evomoe.support.errors import OptionError, panics_as_errors
 from evomoe.support.processor import Processor, beyond_rows, cannot_process, tokenizer_of
 
@@ -71,7 +71,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         records: Sequence[Record],
         processor: Processor,
         max_length: int = 2048,
-        on_bad_record: Literal["stop", "skip"] = "stop",
+        on_bad_record: OnBadRecord = "stop",
         image_aspect: ImageAspect = "auto",
         keep: bool = False,
         template_options: Mapping[str, Any] | None = None,

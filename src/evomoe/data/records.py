@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from PIL import Image
 
@@ -18,7 +18,7 @@ from evomoe.data.row import FIELDS, Picture, read_row
 from evomoe.data.row_check import KEPT_FROM, RowCheck, RowOutcome, where
 from evomoe.data.sources import Source, open_source
 from evomoe.data.turns import IMAGE_MARK, BadRecordError, Record, Turn
-from evomoe.recipe.options import PictureCheck, check_choice, check_on_bad_record
+from evomoe.recipe.options import OnBadRecord, PictureCheck, check_choice, check_on_bad_record
 from evomoe.support.content import text_hash
 from evomoe.support.names import check_folder
 from evomoe.support.text import counted
@@ -121,7 +121,7 @@ class Records(Sequence[Record]):
 def load_records(
     data: "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | datasets.Dataset | Source",
     image_root: str | os.PathLike[str] | None = None,
-    on_bad_record: Literal["stop", "skip"] = "stop",
+    on_bad_record: OnBadRecord = "stop",
     max_pixels: int | None = None,
     check_pictures: PictureCheck = "header",
     workers: int = 0,

@@ -198,7 +198,8 @@ def _load_processor(source: str | Path, trust_remote_code: bool) -> Processor:
     except ImportError as error:
         if hf.NEEDS_TORCHVISION in str(error):
             raise ValueError(
-                f"{source}: its processor takes videos too and needs torchvision: pip install torchvision"
+                f"{source}: its processor takes videos too and needs torchvision: pip install 'evomoe[video]' (in a clone -e '.[video]'). "
+                "A torch that is not PyPI's wants the torchvision of its own index."
             ) from error
         raise ValueError(f"{source}: its processor cannot be loaded: {' '.join(str(error).split())}") from error
     except Exception as error:  # tokenizers raises Exception itself

@@ -69,7 +69,7 @@ def model_card(
         ("experts", f"{moe.num_experts}, {moe.num_experts_per_tok} per token" + (", one shared" if moe.shared_expert else "")),
         ("MoE layers", ", ".join(map(str, moe.moe_layers))),
         ("experts made by", moe.origin),
-        ("router, gate", f"{moe.router}, {moe.gate}"),
+        ("router, gate", f"{moe.router_told}, {moe.gate}"),
         *facts,
         (
             "licence",

@@ -11,6 +11,7 @@ from evomoe.support.errors import OptionError
 
 ImageAspect = Literal["auto", "pad", "keep"]
 PictureCheck = Literal["header", "decode"]
+OnBadRecord = Literal["stop", "skip"]
 
 
 MOST_EXPERTS, HIGHEST_RATE, MOST_PASSES, MOST_STEPS, MOST_RECORDS = 4096, 100.0, 1e6, 10**9, 10**6
@@ -143,7 +144,7 @@ def check_choice(option: str, value: str, choices: Any) -> None:
 
 def check_on_bad_record(value: str) -> None:
     """Raises OptionError if there is no such way with bad records."""
-    check_choice("on_bad_record", value, Literal["stop", "skip"])
+    check_choice("on_bad_record", value, OnBadRecord)
 
 
 def check_image_aspect(value: str) -> None:
@@ -182,6 +183,12 @@ class MoEOptions:
     aux_reduction: Literal["mean", "sum"] = "mean"
     router_gradient: Literal["auto", "chosen", "all"] = "auto"
     gradient_experts: int = 4
+
+    @property
+    def router_told(self) -> str:
+        """Its router, with what was chosen of the router's options."""
+        chosen = ", ".join(f"{name} {value}" for name, value in self.router_options.items())
+        return f"{self.router} ({chosen})" if chosen else self.router
 
     def of_training(self) -> dict[str, Any]:
         """What changes nothing in the network, only what it learns from: a model that is sparse already may train with another value."""
@@ -303,7 +310,7 @@ class StageOptions:
         image_root: other folders of pictures than the run's.
         seen_records: how many records of the data were trained on before; the stage begins after them. By default it counts
             what earlier stages of the run take of the same data.
-        train: what trains, as parts joined by "+": see ``evomoe.training.trainable``.
+        train: what trains, as parts joined by "+": text, projector, vision, ffn, router, experts.
         lora: rank of low-rank adapters (LoRA), which train in the place of linear maps' weights; 0 trains the weights. They
             are merged at the end of the stage. Routers always train as they are.
         lora_alpha: the adapters' outputs count lora_alpha / lora times.

@@ -25,6 +25,7 @@ from evomoe.recipe.options import (
     EvolutionOptions,
     ImageAspect,
     MoEOptions,
+    OnBadRecord,
     PictureCheck,
     StageOptions,
     check_image_aspect,
@@ -98,7 +99,7 @@ class Recipe:
     max_pixels: int = 89_478_485
     image_aspect: ImageAspect = "auto"
     video_frames: int = VIDEO_FRAMES
-    on_bad_record: Literal["stop", "skip"] = "stop"
+    on_bad_record: OnBadRecord = "stop"
     check_pictures: PictureCheck = "header"
     template_options: NamedValues = field(default_factory=dict)
     allow_special_tokens: tuple[str, ...] = ()

@@ -125,7 +125,7 @@ def _memory(run: CheckedRun, stage: int, model: PreTrainedModel, dataset: Conver
     rows, length = batch["input_ids"].shape
     where = "the process" if processes == 1 else f"each of {processes} processes"
     lines = [
-        f"  memory of {where}: at most {in_bytes(need.peak)}; {', '.join(f'{name} {in_bytes(size)}' for name, size in parts.items() if size)}",
+        f"  tensors of {where}: at most {in_bytes(need.peak)}; {', '.join(f'{name} {in_bytes(size)}' for name, size in parts.items() if size)}",
         f"    with {counted(rows, 'row')} of {counted(length, 'token')}, the longest records"
         + (", without what the vision tower keeps" if need.vision_left_out else ""),
     ]
