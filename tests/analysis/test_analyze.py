@@ -168,3 +168,13 @@ def test_numbers_that_are_not_defined_are_null(sparse, monkeypatch):
     numbers = json.loads((sparse / "out" / "numbers.json").read_text())
     assert numbers["layers"]["0"]["symmetry_gradient"] is None and numbers["mean"]["symmetry_gradient"] == 0.5
     assert "n/a" in (sparse / "out" / "report.md").read_text()
+
+
+def test_bad_records_are_left_out_if_asked_for(sparse, capsys):
+    records = json.loads((sparse / "data.json").read_text())
+    records[0]["conversations"][0]["from"] = "nobody"
+    (sparse / "data.json").write_text(json.dumps(records))
+    assert main(arguments(sparse)) == 1
+    assert "nobody" in capsys.readouterr().err
+    assert main(arguments(sparse, "--on-bad-record", "skip")) == 0
+    assert f"all {len(records) - 1} records of " in json.loads((sparse / "out" / "numbers.json").read_text())["probe"]

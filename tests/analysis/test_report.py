@@ -14,6 +14,7 @@ from evomoe.analysis.report import ReportInput, write_report
 from evomoe.analysis.routing import RoutingStatistics
 from evomoe.analysis.routing_report import routing_sections
 from evomoe.model.accounting import ParameterCounts
+from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder
 
@@ -222,3 +223,19 @@ def test_gradients_that_are_not_finite_are_called_out_though_the_trainer_filters
 def test_a_report_of_a_dense_run_has_no_routing(tmp_path):
     text = write_report(RunFolder(tmp_path), Recipe("m", "d", "o", stages=(1,)), ReportInput({}, None, "")).read_text()
     assert "## Routing" not in text and "Evolution rule" not in text and "experts" not in text
+
+
+def test_a_report_says_how_the_loss_went_and_what_was_left_out(tmp_path):
+    run = RunFolder(str(tmp_path))
+    lines = [{"stage": "routing", "step": n, "loss": 2.0 - n / 100} for n in range(100)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run.skipped_records.write_text("one\ntwo\n")
+    run.stage(3).seconds.parent.mkdir()
+    run.stage(3).seconds.write_text("12.5\n")
+    recipe = Recipe(model="m", data="d", output=str(tmp_path), stages=(3,), moe=MoEOptions(router_options={"rank": 4}))
+    write_report(run, recipe, ReportInput({}, None, ""))
+    text = run.report.read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| 3 (routing)")]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == ["3 (routing)", "1.955", "1.055", "12.5"]
+    assert "2 bad records left out; skipped_records.txt has the reasons." in text
+    assert "router dtr (rank 4), gate straight_through" in text

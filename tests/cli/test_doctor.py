@@ -1,13 +1,17 @@
 """``evomoe doctor`` says what is here, and names what is wrong."""
 
 import importlib.metadata
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import evomoe
 from evomoe.cli import doctor, main
 
 
@@ -50,6 +54,23 @@ def test_a_torchvision_that_does_not_import_is_named(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1" if name == "torchvision" else version(name))
     monkeypatch.setattr(doctor.importlib, "import_module", lambda name: (_ for _ in ()).throw(RuntimeError("operator nms")))
     assert any("torchvision cannot be imported (operator nms)" in one for one in doctor.examine().wrong)
+
+
+def test_such_a_torchvision_ends_a_verb_in_the_same_sentence(tmp_path):
+    told = tmp_path / "torchvision-0.99.0.dist-info" / "METADATA"
+    for file, text in (
+        (tmp_path / "torchvision" / "__init__.py", "raise RuntimeError('operator torchvision::nms does not exist')"),
+        (told, "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n"),
+    ):
+        file.parent.mkdir()
+        file.write_text(text)
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    verb = [sys.executable, "-m", "evomoe.cli", "params", str(Path(evomoe.__file__).parent / "demo" / "dense_vlm")]
+    ran = subprocess.run(verb, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    sentence = (
+        "torchvision cannot be imported (operator torchvision::nms does not exist): install the one that goes with this torch"
+    )
+    assert ran.returncode == 1 and f"evomoe: {sentence}" in ran.stderr and "Traceback" not in ran.stderr
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="a machine whose torch has no accelerator")

@@ -24,10 +24,14 @@ def test_dry_run_tells_what_would_train_and_loads_no_weights(workspace):
     assert not (workspace / "run").exists()
 
 
-def test_dry_run_warns_of_batches_larger_than_the_data_and_of_large_routers(workspace):
+def test_batches_larger_than_the_data_and_large_routers_are_told(workspace, caplog):
     recipe = make_recipe(workspace)
-    text = describe(recipe.but(stage2=dataclasses.replace(recipe.stage2, accumulation=7), router_options={}))
-    assert text.count("a step takes 28 records, more than there are; smaller: `stage2.batch_size`, `stage2.accumulation`") == 1
+    few = recipe.but(stage2=dataclasses.replace(recipe.stage2, accumulation=7, steps=1), stages=(2,))
+    text = describe(few.but(router_options={}, stages=(2, 3)))
+    said = "Stage 2: a step takes 28 records, more than the 24 there are; smaller: `stage2.batch_size`, `stage2.accumulation`."
+    assert text.count(said) == 1 and text.count("a step takes") == 1
+    run(few)
+    assert caplog.text.count(said) == 1
     warning = "the router of layer 0 has 204.04 k parameters, the experts that a token runs there 4.61 k; smaller: `router_options.hypernet_width=16` `router_options.rank=4`"
     assert text.count(warning) == 1
     assert warning in upcycle_folder(recipe.model, workspace / "sparse")

@@ -78,7 +78,7 @@ def _rise(losses: Sequence[float]) -> str:
     """
     first, last = _ends(losses)
     tenth = len(first)
-    if len(losses) < 2 * tenth:
+    if len(losses) < max(10, 2 * tenth):
         return ""
     rise, error = mean(last) - mean(first), ((variance(first) + variance(last)) / tenth) ** 0.5
     certain = rise > max(3 * error, 1e-3 * mean(first))

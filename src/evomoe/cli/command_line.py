@@ -27,7 +27,7 @@ from evomoe.cli.verbs import (
 )
 from evomoe.recipe.options import AttachOptions, MoEOptions
 from evomoe.support.allow_missing import ALLOW_MISSING
-from evomoe.support.errors import with_flags
+from evomoe.support.errors import broken_torchvision, with_flags
 from evomoe.support.version import __version__
 
 
@@ -86,6 +86,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         known = {name for one in verbs.values() for name in option_names(one)}
         print(f"evomoe: {with_flags(error, without_flag, known)}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:  # of a package for another torch, whenever transformers first looks for it
+        if "torchvision::" not in str(error):
+            raise
+        print(f"evomoe: {broken_torchvision(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
         print(" ".join(["evomoe: interrupted.", *map(str, interrupt.args)]), file=sys.stderr)

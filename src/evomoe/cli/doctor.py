@@ -13,6 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from evomoe.support.errors import broken_torchvision
 from evomoe.support.version import __version__
 
 _ROOM = 20
@@ -78,9 +79,7 @@ def _packages(found: Findings) -> None:
         try:
             importlib.import_module("torchvision")
         except Exception as error:  # whatever it raises, transformers would meet it too
-            found.wrong.append(
-                f"torchvision cannot be imported ({error}): install the one that goes with this torch, or remove it"
-            )
+            found.wrong.append(broken_torchvision(error))
 
 
 def _version(name: str) -> str | None:

@@ -66,6 +66,11 @@ def foreign(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].replace("`", "'") or type(error).__name__
 
 
+def broken_torchvision(error: BaseException) -> str:
+    """What to do about a torchvision that was made for another torch: transformers imports it wherever it is."""
+    return f"torchvision cannot be imported ({foreign(error)}): install the one that goes with this torch, or remove it."
+
+
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
     """Lets a panic of a program in Rust, such as tokenizers, which is no Exception, be one."""

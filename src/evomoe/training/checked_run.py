@@ -95,8 +95,21 @@ class CheckedRun:
         self.prepare(stage, model)
         return model
 
-    def too_long(self, dataset: ConversationDataset) -> str:
-        """A warning of records that are longer than the model's positions go; empty if there are none."""
+    def warnings(self, stage: int, dataset: ConversationDataset) -> list[str]:
+        """What is odd about a stage's data, though it can be trained on."""
+        return [*filter(None, (self._too_long(dataset), self._too_few(stage, dataset)))]
+
+    def _too_few(self, stage: int, dataset: ConversationDataset) -> str:
+        settings, count = self.recipe.stage(stage), dataset.per_pass
+        in_a_step = settings.batch_size * settings.accumulation
+        if in_a_step <= count:
+            return ""
+        return (
+            f"Stage {stage}: a step takes {in_a_step} records, more than the {count} there are; smaller: `stage{stage}.batch_size`, "
+            f"`stage{stage}.accumulation`."
+        )
+
+    def _too_long(self, dataset: ConversationDataset) -> str:
         positions = getattr(text_config(self.dense.config), "max_position_embeddings", None)
         longest = max(dataset.lengths(), default=0)
         if not positions or longest <= positions:

@@ -72,15 +72,9 @@ def describe(recipe: Recipe, resume: Resume = False, resume_anyway: bool = False
         lines += _memory(run, stage, model, dataset, processes)
         if measured:
             lines.append(_time(measure(run, stage, dataset, measured), planned_steps(recipe, stage, count)))
-        in_a_step = settings.batch_size * settings.accumulation
-        if in_a_step > count:
-            lines.append(
-                f"  a step takes {in_a_step} records, more than there are; smaller: `stage{stage}.batch_size`, "
-                f"`stage{stage}.accumulation`"
-            )
         if stage == 3 and (warning := large_router(model)):
             lines.append(f"  {warning}")
-        lines += [f"  {note}" for note in (*dataset.notes, run.too_long(dataset)) if note]
+        lines += [f"  {note}" for note in (*dataset.notes, *run.warnings(stage, dataset))]
         if dataset.cut:
             lines.append(f"  cut at max_length {recipe.max_length}: {counted(dataset.cut, 'record')}")
         if dataset.skipped:

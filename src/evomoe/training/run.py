@@ -124,7 +124,7 @@ def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, Conversat
     checked.recipe.save(folder.recipe)
     for note in dict.fromkeys(note for loaded in datasets.values() for note in loaded.notes):
         logger.warning("%s", note)
-    for warning in dict.fromkeys(filter(None, map(checked.too_long, datasets.values()))):
+    for warning in dict.fromkeys(told for stage, loaded in datasets.items() for told in checked.warnings(stage, loaded)):
         logger.warning("%s", warning)
     skipped = [message for loaded in dict.fromkeys(datasets.values()) for message in loaded.skipped]
     if skipped:
