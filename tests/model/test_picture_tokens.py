@@ -46,6 +46,22 @@ def test_no_product_is_computed():
     assert count_features(empty_model(config), {"pixel_values": torch.zeros(1, 3, 16, 16)}) == 4
 
 
+def test_one_layer_of_a_stack_stands_for_all(monkeypatch):
+    """A deep tower of large pictures takes as long as a flat one: attention is costly even where products are left out."""
+    config = FAMILIES["llava"].model().config
+    config.vision_config.num_hidden_layers = 30
+    model, ran = empty_model(config), []
+    layers = [module for name, module in model.named_modules() if name.endswith("self_attn") and "vision" in name]
+    for layer in layers:
+        own = type(layer).forward
+        monkeypatch.setattr(
+            layer, "forward", lambda *args, layer=layer, own=own, **kw: ran.append(layer) or own(layer, *args, **kw)
+        )
+    assert count_features(model, {"pixel_values": torch.zeros(1, 3, 16, 16)}) == 4
+    assert len(layers) == 30 and len(ran) == 1
+    assert not any("forward" in vars(module) for module in model.modules() if module not in layers)
+
+
 @pytest.mark.parametrize(
     ("file", "value", "path", "told"),
     [

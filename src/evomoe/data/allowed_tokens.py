@@ -13,7 +13,7 @@ from typing import Any
 
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.turns import Record, Turn
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, foreign
 from evomoe.support.processor import Processor, know_rows, rows_of, tokenizer_of
 from evomoe.support.text import counted, shortened
 
@@ -36,7 +36,7 @@ def allow_in_texts(processor: Processor, patterns: Sequence[str]) -> Processor:
         OptionError: a pattern matches no special token, or one that means something to the model: a picture, a turn, an end.
     """
     tokenizer: Any = tokenizer_of(processor)
-    special = sorted(_special_of(tokenizer))
+    special, written = sorted(_special_of(tokenizer)), _written_by_template(processor, tokenizer)
     allowed: set[str] = set()
     for pattern in patterns:
         of_pattern = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
@@ -48,7 +48,7 @@ def allow_in_texts(processor: Processor, patterns: Sequence[str]) -> Processor:
                 f"the tokenizer has no special token {shortened(pattern)!r}; it has {shown or 'none'}. Other words may stand anyway.",
             )
         for token in matching:
-            if use := _use(token, processor, tokenizer):
+            if use := _use(token, processor, tokenizer, written):
                 raise OptionError(_OPTION, f"{token!r} {use}; a text that holds it would say something else. Leave it out.")
         allowed |= {*matching}
     of_words = _with_words(tokenizer, allowed)
@@ -63,18 +63,21 @@ def _special_of(tokenizer: Any) -> set[str]:
     return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
 
 
-def _use(token: str, processor: Any, tokenizer: Any) -> str:
+def _use(token: str, processor: Any, tokenizer: Any, written: str) -> str:
     """What a token means to the model; empty if nothing that is known."""
     for owner, names in ((processor, _OF_PROCESSORS), (tokenizer, (*_OF_TOKENIZERS, *_OF_PROCESSORS))):
         for name in names:
             if str(getattr(owner, name, None)) == token:
                 return f"is the model's {name}"
+    return "is written by the chat template" if token in written else ""
+
+
+def _written_by_template(processor: Any, tokenizer: Any) -> str:
+    """What the chat template writes around turns, and its source."""
     template = ChatTemplate(processor)
-    if token in template.text(_PROBE) + template.question(_PROBE_ASKED):
-        return "is written by the chat template"
     templates = [getattr(owner, "chat_template", None) or "" for owner in (processor, tokenizer)]
     sources = [source for one in templates for source in (one.values() if isinstance(one, Mapping) else [one])]
-    return "is written by the chat template" if any(token in str(source) for source in sources) else ""
+    return "\n".join([template.text(_PROBE), template.question(_PROBE_ASKED), *map(str, sources)])
 
 
 def _with_words(tokenizer: Any, words: set[str]) -> Any:
@@ -87,7 +90,10 @@ def _with_words(tokenizer: Any, words: set[str]) -> Any:
                 file.write_text(
                     json.dumps(_without_special(json.loads(file.read_text(encoding="utf-8")), words)), encoding="utf-8"
                 )
-        made = type(tokenizer).from_pretrained(folder, local_files_only=True)
+        try:
+            made = type(tokenizer).from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # tokenizers raises Exception itself
+            raise OptionError(_OPTION, f"{type(tokenizer).__name__} cannot take tokens as words ({foreign(error)}).") from error
     if _special_of(made) & words or made.get_vocab() != tokenizer.get_vocab():
         raise OptionError(
             _OPTION, f"{type(tokenizer).__name__} cannot take {counted(len(words), 'token')} as words; write them otherwise."
@@ -105,5 +111,6 @@ def _without_special(value: Any, words: set[str]) -> Any:
         return [_without_special(one, words) for one in kept]
     if not isinstance(value, dict):
         return value
-    changed = {name: _without_special(one, words) for name, one in value.items()}
+    # What a tokenizer.json calls its model are the words and their merges: they stay.
+    changed = {name: one if name == "model" else _without_special(one, words) for name, one in value.items()}
     return changed | {"special": False} if value.get("content") in words and "special" in value else changed

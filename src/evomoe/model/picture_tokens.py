@@ -3,7 +3,8 @@
 S tokens of a text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from evomoe.support.processor import Processor
 from evomoe.support.text import counted, shortened
 
 _SIDE = 64
-"""Pixels of the picture: few to any processor, and as many on each side, of which none makes more tiles than it must."""
+"""Pixels of each side of the picture: few to most processors, though some make it larger, and then cut it into tiles."""
 _SMALL = 10**6
 """Numbers of a tensor up to which it is really made."""
 _OF_PROCESSOR = ("patch_size", "image_size", "image_seq_length", "num_additional_image_tokens", "vision_feature_select_strategy")
@@ -28,7 +29,14 @@ _OF_IMAGES = ("size", "crop_size", "patch_size", "merge_size", "max_image_size")
 _OF_MODEL = ("vision_feature_select_strategy", "vision_feature_layer", "downsample_ratio", "scale_factor", "image_seq_length")
 _OF_TOWER = ("image_size", "patch_size", "spatial_merge_size", "num_channels")
 _aten = torch.ops.aten
-_PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.convolution.default}
+_PRODUCTS = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten.baddbmm.default,
+    _aten.convolution.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
 
 
 def check_picture_tokens(processor: Processor, model: PreTrainedModel, source: str | Path) -> None:
@@ -93,7 +101,7 @@ def count_features(model: PreTrainedModel, pictures: dict[str, Any]) -> int:
     """
     eyes = _Eyes(model)
     tensors = {name: _blank(tensor) for name, tensor in (*eyes.named_parameters(), *eyes.named_buffers())}
-    with torch.no_grad(), _WithoutProducts():
+    with torch.no_grad(), _WithoutProducts(), _first_of_alike(eyes):
         made = functional_call(eyes, tensors, (), pictures)
     found = getattr(made, "pooler_output", None)
     leaves = tree_leaves(made if found is None else found)
@@ -110,15 +118,44 @@ class _Eyes(nn.Module):
         return model.get_image_features(**pictures)
 
 
+@contextmanager
+def _first_of_alike(model: nn.Module) -> Iterator[None]:
+    """In the block a layer gives what one of the same shape in its stack gave for inputs of the same shape: sizes alone count."""
+    given: dict[Any, Any] = {}
+
+    def once(stack: nn.ModuleList, layer: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
+        weights = tuple(parameter.shape for parameter in layer.parameters())
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            shapes = tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+            key = (id(stack), type(layer), weights, shapes)
+            if key not in given:
+                given[key] = own(*args, **kwargs)
+            return given[key]
+
+        return forward
+
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    for stack in stacks:
+        for layer in stack:
+            vars(layer)["forward"] = once(stack, layer, layer.forward)
+    try:
+        yield
+    finally:
+        for stack in stacks:
+            for layer in stack:
+                vars(layer).pop("forward", None)
+
+
 class _WithoutProducts(TorchDispatchMode):
-    """What costs most, products of matrices and convolutions, gives zeros; all else is done, so that sizes come out right."""
+    """What costs most, products of matrices, convolutions and attention, gives zeros; all else is done, so that sizes are right."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func not in _PRODUCTS:
             return func(*args, **kwargs or {})
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs or {}))
         shaped = func(*args, **kwargs)
-        return torch.zeros(shaped.shape, dtype=shaped.dtype)
+        return tree_map_only(Tensor, lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype), shaped)
 
 
 def _blank(tensor: Tensor) -> Tensor:

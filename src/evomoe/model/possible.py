@@ -59,6 +59,8 @@ def check_sizes(values: Mapping[str, Any], source: str | Path, part: str = "") -
         )
     for one, bound, limit in (("patch_size", "image_size", 0), ("pad_token_id", "vocab_size", 1)):
         value, most = values.get(one), values.get(bound)
+        if bound == "vocab_size" and "text_config" in values:
+            continue  # the language model's own has the say
         if type(value) is int and type(most) is int and value > most - limit:
             raise ValueError(f"{source}: its config.json has {part}{one} {value}, too large for its {bound} {most}.")
 
@@ -73,7 +75,11 @@ def _fault(name: str, value: Any) -> str:
     if name in ("dtype", "torch_dtype") and not (value is None or value == "auto" or isinstance(value, Mapping)):
         known = isinstance(value, str) and isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype)
         return "" if known else ", which must be the name of a torch dtype, such as 'bfloat16'"
-    if name == "quant_method" and not any(f"{known}_".startswith(f"{value}_") for known in AUTO_QUANTIZATION_CONFIG_MAPPING):
+    if (
+        name == "quant_method"
+        and value is not None
+        and not any(f"{known}_".startswith(f"{value}_") for known in AUTO_QUANTIZATION_CONFIG_MAPPING)
+    ):
         return f", a quantization that transformers {transformers.__version__} does not know"
     if name.endswith(("_token_id", "_token_index")) and isinstance(value, str):
         return ", which must be a token's number"
@@ -116,11 +122,12 @@ def check_pictures(processor: Processor, source: str | Path) -> None:
     factor = getattr(own, "rescale_factor", None)
     if isinstance(factor, int | float) and not 0 < factor < math.inf:
         raise ValueError(f"{source}: its processor has rescale_factor {factor}, which must be a positive number.")
-    mean = getattr(own, "image_mean", None)
-    if mean is not None and not (
-        isinstance(mean, list | tuple) and all(isinstance(one, int | float) and 0 <= one <= 1 for one in mean)
-    ):
-        raise ValueError(f"{source}: its processor has image_mean {shortened(repr(mean))}, which must be numbers from 0 to 1.")
+    mean, most = getattr(own, "image_mean", None), 1 if getattr(own, "do_rescale", True) else 255
+    means = mean if isinstance(mean, list | tuple) else [mean]
+    if mean is not None and not all(isinstance(one, int | float) and 0 <= one <= most for one in means):
+        raise ValueError(
+            f"{source}: its processor has image_mean {shortened(repr(mean))}, which must be numbers from 0 to {most}."
+        )
     patch = getattr(processor, "patch_size", None)
     if type(patch) is int and patch < 1:
         raise ValueError(f"{source}: its processor has patch_size {patch}, which must be at least 1.")

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -207,9 +208,8 @@ class ExpertEvolution:
         return [sharding.local(parameter).detach() for parameter in self.parameters()]
 
     def _local_gradients(self, chosen: list[int]) -> Tensors:
-        gradients = [parameter.grad for parameter in self.parameters()]
-        # All are there: what would drop them (DeepSpeed) is refused with this rule.
-        return [sharding.local(gradient) for i in chosen if (gradient := gradients[i]) is not None]
+        # All are there: DeepSpeed, which drops them, is refused with this rule.
+        return [sharding.local(cast(Tensor, self.parameters()[i].grad)) for i in chosen]
 
     def _shadow(self, value: Tensor) -> Tensor:
         if not self.config.offload:
