@@ -317,5 +317,12 @@ def test_a_trial_finds_what_a_router_does_wrong():
 
     with pytest.raises(OptionError, match="tried on 2 random tokens and raised IndexError"):
         try_router(OnlyMixed(16, 4), 1, "straight_through")
+
+    class OnlyTraining(ROUTERS["linear"]):
+        def forward(self, x_TD, modality):
+            return super().forward(x_TD, modality) if self.training else None
+
+    with pytest.raises(OptionError, match="tried on 5 random tokens and raised AttributeError"):
+        try_router(OnlyTraining(16, 4), 1, "straight_through")
     with pytest.raises(OptionError, match="not finite"):
         try_router(NotFinite(16, 4), 1, "straight_through")

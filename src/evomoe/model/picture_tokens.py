@@ -28,6 +28,7 @@ _OF_PROCESSOR = ("patch_size", "image_size", "image_seq_length", "num_additional
 _OF_IMAGES = ("size", "crop_size", "patch_size", "merge_size", "max_image_size")
 _OF_MODEL = ("vision_feature_select_strategy", "vision_feature_layer", "downsample_ratio", "scale_factor", "image_seq_length")
 _OF_TOWER = ("image_size", "patch_size", "spatial_merge_size", "num_channels")
+_OF_TOKENS = ("attention_mask", "token_type_ids", "mm_token_type_ids")
 _aten = torch.ops.aten
 _PRODUCTS = {
     _aten.mm.default,
@@ -74,7 +75,7 @@ def check_picture_tokens(processor: Processor, model: PreTrainedModel, source: s
             f"{source}: its processor writes a picture as {token!r}, number {_number(processor, token)}, and its config.json has "
             f"image_token_id {own}. Take the model's own processor and tokenizer."
         )
-    pictures = {name: value for name, value in made.items() if not _is_of_tokens(value, len(ids_S))}
+    pictures = {name: value for name, value in made.items() if isinstance(value, Tensor) and name not in _OF_TOKENS}
     try:
         features = count_features(model, pictures)
     except (TypeError, AttributeError, NotImplementedError):  # a family whose features are made in another way
@@ -162,10 +163,6 @@ def _blank(tensor: Tensor) -> Tensor:
     """Zeros of a tensor's shape; of a large one, one zero that is seen everywhere."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return torch.zeros(tensor.shape if tensor.numel() <= _SMALL else (), dtype=dtype, device="cpu").expand(tensor.shape)
-
-
-def _is_of_tokens(value: Any, length: int) -> bool:
-    return not isinstance(value, Tensor) or value.shape == (1, length) and not value.is_floating_point()
 
 
 def _reason(error: Exception) -> str:

@@ -50,6 +50,8 @@ _WORDS = {
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
 """Arguments that name something: what there is, without what needs an evaluation."""
+_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
+"""What torchrun and kinds of MPI tell a process of several."""
 _MANY_STEPS = 10**6
 """Steps of a run that says only how many passes it takes, as far as its schedule is tried."""
 SCHEDULE = "cosine"
@@ -114,7 +116,7 @@ def _check_words(options: Mapping[str, Any]) -> None:
 def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_records: int) -> TrainingArguments:
     """The Trainer's arguments for a stage: the recipe's, then the user's."""
     options, given = recipe.stage(stage), trainer_options(recipe, stage)
-    if "LOCAL_RANK" not in os.environ:  # one process has nobody to talk to, and fails to begin
+    if not any(name in os.environ for name in _RANKS):  # one process has nobody to talk to, and fails to begin
         given = {name: value for name, value in given.items() if name != "ddp_backend"}
     steps = planned_steps(recipe, stage, num_records)
     arguments: dict[str, Any] = {
