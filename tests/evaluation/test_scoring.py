@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_made_is_named_before_scoring(pope, tmp_path, ca
     (tmp_path / "file").write_text("")
     assert main([*pope, str(tmp_path / "file" / "x.json")]) == 1
     error = capsys.readouterr().err
-    assert "file/x.json: " in error and error.endswith(". Name another file.\n") and "Errno" not in error
+    assert error.endswith("/file is a file, so nothing can lie in it; name another file.\n") and "Errno" not in error
 
 
 def test_a_full_disk_costs_no_score(pope, tmp_path, capsys, monkeypatch):

@@ -19,12 +19,13 @@ from evomoe.training.run import run
 
 @pytest.fixture
 def damaged(workspace) -> Path:
-    """Of 24 records one has half a picture, of a format that cannot say so."""
-    Image.new("RGB", (16, 16), "red").save(workspace / "images" / "cut.ppm")
-    content = (workspace / "images" / "cut.ppm").read_bytes()
-    (workspace / "images" / "cut.ppm").write_bytes(content[: len(content) // 2])
+    """Of 24 records one has a picture that is whole by its format, with other bytes among its pixels."""
+    Image.effect_noise((16, 16), 99).save(workspace / "images" / "cut.webp")
+    content = bytearray((workspace / "images" / "cut.webp").read_bytes())
+    content[40:-8] = bytes([255]) * len(content[40:-8])
+    (workspace / "images" / "cut.webp").write_bytes(content)
     records = make_records()
-    records[17] |= {"image": "cut.ppm"}
+    records[17] |= {"image": "cut.webp"}
     (workspace / "data.json").write_text(json.dumps(records))
     return workspace
 
@@ -35,7 +36,7 @@ def test_the_record_is_named_and_the_run_goes_on_without_it(damaged, workers):
     with pytest.raises(BadRecordError) as caught:
         run(recipe)
     said = str(caught.value)
-    assert said.startswith("data.json, record 17 (id '17'): image ") and "cut.ppm cannot be decoded: " in said
+    assert said.startswith("data.json, record 17 (id '17'): image ") and "cut.webp cannot be decoded: " in said
     assert "Traceback" not in said and "\n" not in said and "`on_bad_record=skip`" in said
     saved = [int(folder.name.rpartition("-")[2]) for folder in (damaged / "run").glob("stage1_warmup/checkpoints/checkpoint-*")]
     assert ("are saved: `resume`" in said or "is saved: `resume`" in said) == bool(saved)
@@ -52,7 +53,7 @@ def test_the_record_is_named_and_the_run_goes_on_without_it(damaged, workers):
 
 
 def test_decoding_all_finds_it_before_training(damaged):
-    with pytest.raises(BadRecordError, match=r"record 17 \(id '17'\): image .*cut.ppm cannot be decoded"):
+    with pytest.raises(BadRecordError, match=r"record 17 \(id '17'\): image .*cut.webp cannot be decoded"):
         describe(make_recipe(damaged, check_pictures="decode"))
     assert "23 records" in describe(make_recipe(damaged, check_pictures="decode", on_bad_record="skip"))
 
