@@ -6,7 +6,10 @@ import pytest
 import torch
 from small_runs import make_recipe
 from tiny import make_processor
-from transformers import AutoProcessor
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from evomoe import cli
 from evomoe.data.allowed_tokens import allow_in_texts
@@ -131,3 +134,16 @@ def test_a_tokenizer_alone_and_what_is_known_of_its_model(boxed):
 def test_a_processor_without_such_tokens_says_what_it_has():
     with pytest.raises(OptionError, match="no special token '<box>'; it has "):
         allow_in_texts(make_processor(), ["<box>"])
+
+
+def test_a_tokenizer_that_scores_its_words_keeps_them():
+    """Its words stand in pairs with a score, of which no word may be taken out."""
+    words = ["<unk>", "user", "assistant", "ping", "pong", ":", "<e>", "<loc_1>", "<loc_2>"]
+    made = Tokenizer(Unigram([(word, -float(place)) for place, word in enumerate(words)], unk_id=0))
+    made.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="<e>", pad_token="<e>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<e>{% endfor %}"
+    tokenizer.add_special_tokens({"additional_special_tokens": words[-2:]})
+    allowed = allow_in_texts(tokenizer, ["<loc_*>"])
+    assert allowed.get_vocab() == tokenizer.get_vocab()
+    assert allowed.decode(allowed("ping <loc_2>")["input_ids"], skip_special_tokens=True).split() == ["ping", "<loc_2>"]
