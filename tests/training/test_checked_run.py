@@ -69,7 +69,9 @@ def test_a_processor_that_needs_torchvision_says_so_in_a_line(workspace, monkeyp
         raise ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found.\nCheck out\n")
 
     monkeypatch.setattr("evomoe.model.loading.AutoProcessor.from_pretrained", need_torchvision)
-    with pytest.raises(ValueError, match="model: its processor .* needs torchvision: pip install torchvision$"):
+    with pytest.raises(
+        ValueError, match="model: its processor .* needs torchvision: pip install 'evomoe.video.'.* of its own index.$"
+    ):
         describe(make_recipe(workspace))
 
 

@@ -20,12 +20,14 @@ from evomoe.training.run import run
 @pytest.fixture
 def damaged(workspace) -> Path:
     """Of 24 records one has a picture that is whole by its format, with other bytes among its pixels."""
-    Image.effect_noise((16, 16), 99).save(workspace / "images" / "cut.webp")
-    content = bytearray((workspace / "images" / "cut.webp").read_bytes())
-    content[40:-8] = bytes([255]) * len(content[40:-8])
-    (workspace / "images" / "cut.webp").write_bytes(content)
+    Image.linear_gradient("L").resize((16, 16)).save(workspace / "images" / "cut.tiff", compression="tiff_adobe_deflate")
+    with Image.open(workspace / "images" / "cut.tiff") as picture:
+        start, length = picture.tag_v2[273][0], picture.tag_v2[279][0]  # of its one strip
+    content = bytearray((workspace / "images" / "cut.tiff").read_bytes())
+    content[start : start + length] = bytes(length)
+    (workspace / "images" / "cut.tiff").write_bytes(content)
     records = make_records()
-    records[17] |= {"image": "cut.webp"}
+    records[17] |= {"image": "cut.tiff"}
     (workspace / "data.json").write_text(json.dumps(records))
     return workspace
 
@@ -36,7 +38,7 @@ def test_the_record_is_named_and_the_run_goes_on_without_it(damaged, workers):
     with pytest.raises(BadRecordError) as caught:
         run(recipe)
     said = str(caught.value)
-    assert said.startswith("data.json, record 17 (id '17'): image ") and "cut.webp cannot be decoded: " in said
+    assert said.startswith("data.json, record 17 (id '17'): image ") and "cut.tiff cannot be decoded: " in said
     assert "Traceback" not in said and "\n" not in said and "`on_bad_record=skip`" in said
     saved = [int(folder.name.rpartition("-")[2]) for folder in (damaged / "run").glob("stage1_warmup/checkpoints/checkpoint-*")]
     assert ("are saved: `resume`" in said or "is saved: `resume`" in said) == bool(saved)
@@ -53,7 +55,7 @@ def test_the_record_is_named_and_the_run_goes_on_without_it(damaged, workers):
 
 
 def test_decoding_all_finds_it_before_training(damaged):
-    with pytest.raises(BadRecordError, match=r"record 17 \(id '17'\): image .*cut.webp cannot be decoded"):
+    with pytest.raises(BadRecordError, match=r"record 17 \(id '17'\): image .*cut.tiff cannot be decoded"):
         describe(make_recipe(damaged, check_pictures="decode"))
     assert "23 records" in describe(make_recipe(damaged, check_pictures="decode", on_bad_record="skip"))
 
