@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,7 @@ from evomoe.evaluation.evaluate import evaluate_checkpoint
 from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.evaluation.generation import Asked, Prompts
 from evomoe.model.loading import load_model, load_processor
+from evomoe.model.possible import check_pictures, check_sizes
 from evomoe.recipe.options import MoEOptions
 from evomoe.serving.conversation import Conversation, ConversationError
 from evomoe.serving.sampling import Sampling
@@ -179,3 +181,22 @@ def test_a_broken_processor_is_one_sentence(there, file, content):
         upcycle_folder(str(there / "model"), there / "out")
     except ValueError as error:
         assert "\n" not in str(error) and str(there / "model") in str(error), str(error)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"vocab_size": 32000, "pad_token_id": 32001, "text_config": {"vocab_size": 32064}},
+        {"quantization_config": {"quant_method": None}},
+        {"dtype": {"text_config": "bfloat16", "vision_config": "float32"}},
+    ],
+)
+def test_what_a_configuration_may_hold(values):
+    check_sizes(values, "model")
+
+
+@pytest.mark.parametrize("own", [{"image_mean": 0.5}, {"image_mean": [123.7, 116.3, 103.5], "do_rescale": False}])
+def test_means_that_a_processor_may_have(own):
+    check_pictures(SimpleNamespace(image_processor=SimpleNamespace(**own)), "model")
+    with pytest.raises(ValueError, match="image_mean"):
+        check_pictures(SimpleNamespace(image_processor=SimpleNamespace(image_mean=[300.0] * 3, do_rescale=False)), "model")

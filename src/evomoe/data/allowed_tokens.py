@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomoe.data.chat_template import ChatTemplate
-from evomoe.data.turns import Record, Turn
+from evomoe.data.chat_template import PROBE, ChatTemplate
+from evomoe.data.turns import Record
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.processor import Processor, know_rows, rows_of, tokenizer_of
 from evomoe.support.text import counted, shortened
@@ -21,8 +21,6 @@ _OPTION = "allow_special_tokens"
 _OF_PROCESSORS = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token", "vision_start_token", "vision_end_token")
 _OF_TOKENIZERS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _SHOWN = 12
-_PROBE = Record("a question and its answer", (), (Turn("user", "ping"), Turn("assistant", "pong")))
-_PROBE_ASKED = Record("a question", (), (Turn("user", "ping"),))
 
 
 def allow_in_texts(processor: Processor, patterns: Sequence[str]) -> Processor:
@@ -74,10 +72,10 @@ def _use(token: str, processor: Any, tokenizer: Any, written: str) -> str:
 
 def _written_by_template(processor: Any, tokenizer: Any) -> str:
     """What the chat template writes around turns, and its source."""
-    template = ChatTemplate(processor)
+    template, whole, asked = ChatTemplate(processor), Record("a conversation", (), PROBE), Record("a question", (), PROBE[:1])
     templates = [getattr(owner, "chat_template", None) or "" for owner in (processor, tokenizer)]
     sources = [source for one in templates for source in (one.values() if isinstance(one, Mapping) else [one])]
-    return "\n".join([template.text(_PROBE), template.question(_PROBE_ASKED), *map(str, sources)])
+    return "\n".join([template.text(whole), template.question(asked), *map(str, sources)])
 
 
 def _with_words(tokenizer: Any, words: set[str]) -> Any:

@@ -16,7 +16,8 @@ from evomoe.support.errors import OptionError, foreign
 from evomoe.support.processor import Processor, tokenizer_of
 from evomoe.support.text import counted, shortened
 
-_PROBE = (Turn("user", "ping"), Turn("assistant", "pong"))
+PROBE = (Turn("user", "ping"), Turn("assistant", "pong"))
+"""A question and its answer, to see what a template writes around them."""
 _SECONDS, _MEMORY, _LONGEST = 10.0, 2 * 10**9, 10**8
 """What a record's renderings may take: time, bytes, and the characters that each may have."""
 _REFUSES = "the chat template refuses"
@@ -83,8 +84,8 @@ class ChatTemplate:
         control = [token for token, special in added.items() if special] + sorted(self._placeholders)
         # One character is a character, whatever a tokenizer pads with.
         self._control = re.compile("|".join(re.escape(token) for token in control if len(token) > 1) or "(?!)")
-        self._structured = self._accepts(messages_of(_PROBE))
-        if not self._structured and not self._accepts(self._plain_messages(_PROBE)):
+        self._structured = self._accepts(messages_of(PROBE))
+        if not self._structured and not self._accepts(self._plain_messages(PROBE)):
             reason = f": {foreign(self._fault)}" if self._fault else ""
             raise ValueError(f"the chat template of {type(owner).__name__} cannot render a question and its answer{reason}")
         _check_options(owner.chat_template, self.options)
@@ -173,8 +174,8 @@ class ChatTemplate:
                 "The chat template puts no special token after an answer, and the tokenizer has none that ends a text: the model will not "
                 "learn where to stop. Set tokenizer.eos_token."
             )
-        probe = Record("a question and its answer", (), _PROBE)
-        whole, asked = self.text(probe), self.question(Record(probe.where, (), _PROBE[:1]))
+        probe = Record("a question and its answer", (), PROBE)
+        whole, asked = self.text(probe), self.question(Record(probe.where, (), PROBE[:1]))
         if not whole.startswith(asked):
             differs = asked[common_start(asked, whole, self._special) :]
             found.append(
@@ -208,7 +209,7 @@ class ChatTemplate:
         return end + len(after) - len(shown) + alike if alike else end
 
     def _end_of_answers(self) -> tuple[str, int | None]:
-        text, spans, _, _ = self._located(Record("a question and its answer", (), _PROBE))
+        text, spans, _, _ = self._located(Record("a question and its answer", (), PROBE))
         tail = text[_of(spans[-1]).end :]
         special = next((found[0] for found in self._special.finditer(tail) if len(found[0]) > 1), "")
         token = special or self.tokenizer.eos_token or ""
@@ -225,7 +226,7 @@ class ChatTemplate:
             self._fault = error
             return False
         # A template for plain strings may print a list of parts instead of failing on it.
-        return all(turn.text in text for turn in _PROBE) and "'type'" not in text and '"type"' not in text
+        return all(turn.text in text for turn in PROBE) and "'type'" not in text and '"type"' not in text
 
     def _messages(self, record: Record, end: int | None = None) -> list[Message]:
         """The messages of a record's turns, or of those before one."""

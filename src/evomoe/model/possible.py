@@ -47,7 +47,7 @@ def check_sizes(values: Mapping[str, Any], source: str | Path, part: str = "") -
     if not isinstance(values, Mapping):
         raise ValueError(f"{source}: its config.json holds {kind_of(values)}, and must hold fields by name.")
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and name not in ("dtype", "torch_dtype"):  # which may name one for each part
             check_sizes(value, source, f"{part}{name}.")
         if fault := _fault(str(name), value):
             raise ValueError(f"{source}: its config.json has {part}{name} {shortened(repr(value))}{fault}.")
