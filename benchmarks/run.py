@@ -284,7 +284,7 @@ def decoding(rounds: int) -> Iterator[Ratio]:
             do_sample=False,
         )  # fmt: skip
         if cache is not None:
-            cache.crop(ids_BS.shape[1] - 1)
+            cache.crop(ids_BS.shape[1] - 1 - cache.get_seq_length())
 
     def decode(model: PreTrainedModel) -> Callable[[], None]:
         cache = DynamicCache(config=model.config.get_text_config())
