@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from small_runs import make_recipe
@@ -10,6 +11,9 @@ from small_runs import make_recipe
 from evomoe import ROUTERS
 from evomoe.conversion.upcycled_folder import upcycle_folder
 from evomoe.model.routers.linear import LinearRouter
+from evomoe.recipe.dry_run_options import DryRunOptions
+from evomoe.recipe.run_folder import RunFolder
+from evomoe.support.text import bytes_in
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
 
@@ -52,7 +56,7 @@ def test_dry_run_tells_the_memory_of_each_stage(workspace):
     memory = [line for line in text.splitlines() if line.startswith("  tensors of the process: at most ")]
     assert len(memory) == 3 and ["evolved experts" in line for line in memory] == [False, True, False]
     assert "with 4 rows of 33 tokens, the longest records" in text and "more than this device has" not in text
-    shared = describe(make_recipe(workspace, stages=(1,)), processes=4)
+    shared = describe(make_recipe(workspace, stages=(1,)), options=DryRunOptions(processes=4))
     assert "  tensors of each of 4 processes: at most " in shared
     recipe = make_recipe(workspace)
     offloaded = describe(recipe.but(evolution=dataclasses.replace(recipe.evolution, offload=True)))
@@ -76,15 +80,19 @@ def test_dry_run_says_if_the_device_is_too_small_and_why_there_is_no_estimate(wo
 
 def test_dry_run_measures_steps_and_keeps_nothing(workspace):
     before = sorted(workspace.rglob("*"))
-    text = describe(make_recipe(workspace, stages=(1, 2, 3)), measured=2)
+    text = describe(make_recipe(workspace, stages=(1, 2, 3)), options=DryRunOptions(measure=2))
     assert len(re.findall(r"measured over 2 steps: [\d.e-]+ s each, 0:00:0\d \(h:mm:ss\) for 4 steps", text)) == 3
     assert text.endswith("Nothing was kept.") and sorted(workspace.rglob("*")) == before
 
 
 def test_what_is_measured_is_checked(workspace):
-    for options, named in (({"measured": -1}, "measure"), ({"processes": 0}, "processes")):
-        with pytest.raises(ValueError, match=f"^{named}: "):
-            describe(make_recipe(workspace), **options)
+    for option, value in {"measure": -1, "processes": 0, "device_memory": "24"}.items():
+        with pytest.raises(ValueError, match=f"^{option}: "):
+            describe(make_recipe(workspace), options=DryRunOptions(**{option: value}))
+        if value == "24":
+            value = "24GB"
+        with pytest.raises(ValueError, match=f"^{option}: "):
+            DryRunOptions(**{option: 2 if value in (-1, 0) else value}).check()
 
 
 def test_records_beyond_the_model_s_positions_are_told(workspace, caplog):
@@ -97,3 +105,26 @@ def test_records_beyond_the_model_s_positions_are_told(workspace, caplog):
     assert said in describe(recipe) and said not in describe(recipe.but(max_length=32))
     run(recipe, report=False)
     assert said in caplog.text
+
+
+def test_dry_run_tells_the_disk_space_of_models_and_checkpoints(workspace, kill_at, monkeypatch):
+    recipe = make_recipe(workspace, stages=(1, 2, 3))
+    told = re.search(r"In all: 12 steps; at most [\d.]+ .B of memory, in Stage \d; about ([\d.]+ .B) of disk space on the way, ([\d.]+ .B) in the end\.", describe(recipe))  # fmt: skip
+    assert told
+    most, kept = map(bytes_in, told.groups())
+    kill_at["evolution"] = 3
+    with pytest.raises(RuntimeError, match="killed"):
+        run(recipe)
+    folder = RunFolder(recipe.output).stage(2)
+
+    def written(where):
+        return sum(path.stat().st_size for path in where.rglob("*") if path.suffix in (".safetensors", ".pt"))
+
+    (checkpoint,) = folder.checkpoints.glob("checkpoint-*")
+    done = written(folder.path.parent) - written(folder.checkpoints)
+    assert done + 2 * written(checkpoint) < most < 1.15 * (kept + 3 * written(checkpoint))
+    kill_at.clear()
+    run(recipe, resume=True)
+    assert kept == pytest.approx(written(folder.path.parent), rel=0.1)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    assert "That is more than is free there, 1.0 kB. Make room, or name another `output`." in describe(recipe, resume=True)

@@ -1,6 +1,7 @@
 """How the command line speaks to people: errors, warnings, what to do after Ctrl-C."""
 
 import inspect
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -11,6 +12,9 @@ from typing import NoReturn, get_args, get_type_hints
 import tyro
 
 from evomoe.support.errors import with_flags
+
+_AT_IMPORT = {"torchao": "Failed to load", "torch.utils._pytree": "is an Enum subclass"}
+"""What libraries log while they are imported, by logger: of kernels for other machines, which tells a user nothing."""
 
 RESUME = "The same command with --resume goes on from the last checkpoint."
 
@@ -48,10 +52,14 @@ def when_interrupted(hint: Callable[[], str]) -> Iterator[None]:
 def plain_warnings(positional: Collection[str] = ()) -> Iterator[None]:
     """Within the block, what this package warns of is one line, once, without the place in the code; other warnings are as they were.
 
+    What libraries log of kernels for other machines while they are imported is not shown.
+
     Args:
         positional: names of arguments that have no flag.
     """
     said = set()
+    for name, told in _AT_IMPORT.items():
+        logging.getLogger(name).addFilter(lambda record, told=told: told not in record.getMessage())
     with warnings.catch_warnings():
         show = warnings.showwarning
 

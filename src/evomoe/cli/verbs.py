@@ -16,6 +16,7 @@ from evomoe.evaluation.benchmark import ProtocolName
 from evomoe.evaluation.evaluation_options import EvaluationOptions
 from evomoe.paper.figures import FIGURES
 from evomoe.paper.figures.figure_options import FigureOptions
+from evomoe.recipe.dry_run_options import DryRunOptions
 from evomoe.recipe.named_recipes import RECIPES
 from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import AttachOptions, ConversionOptions, MoEOptions
@@ -81,9 +82,7 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
     def train(
         options: Any = shown,
         recipe: str = name,
-        dry_run: bool = False,
-        processes: int = 1,
-        measure: int = 0,
+        dry: Annotated[DryRunOptions, Flat] = DryRunOptions(),  # noqa: B008
         resume: bool = False,
         resume_anyway: bool = False,
     ) -> None:
@@ -92,25 +91,20 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
         Args:
             options: the run.
             recipe: where the defaults come from: a name, see `evomoe list recipes`, a YAML file, or the recipe.json of another run.
-            dry_run: print what would train, parameter counts, steps and memory; load no weights.
-            processes: with dry_run, how many processes the run will have.
-            measure: with dry_run, take this many steps of each stage and tell how long the stage takes. It loads the weights.
+            dry: what the run would be, told beforehand.
             resume: go on with the unfinished run in the output folder.
             resume_anyway: go on even if weights, data or the number of processes have changed since the run began.
         """
         options = plain_recipe(options, base, arguments)
+        dry.check()
         check_paths(options, resume or resume_anyway)
-        if dry_run:
+        if dry.dry_run:
             from evomoe.training.dry_run import describe
 
-            told = with_flags(describe(options, resume, resume_anyway, processes, measure))
+            told = with_flags(describe(options, resume, resume_anyway, dry))
             if is_main_process():
                 print(told)
             return
-        if measure or processes != 1:
-            if measure:
-                raise OptionError("measure", "it goes with --dry-run.")
-            raise OptionError("processes", "it goes with --dry-run; `torchrun` starts processes.")
         from evomoe.training.run import run
 
         folder = RunFolder(options.output)

@@ -1,6 +1,9 @@
 """Small texts for people: counted words, numbers, Markdown tables."""
 
+import re
 from collections.abc import Sequence
+
+_BYTES = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "kB": 10**3}
 
 
 def counted(count: int, noun: str) -> str:
@@ -38,10 +41,19 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def in_bytes(size: int) -> str:
     """1234567 -> "1.2 MB"."""
-    for unit, of in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, of in _BYTES.items():
         if size >= of:
             return f"{size / of:.1f} {unit}"
     return f"{size} bytes"
+
+
+def bytes_in(text: str) -> int:
+    """ "24GB" -> 24,000,000,000; 0 for what is no size."""
+    units = {unit.lower(): of for unit, of in _BYTES.items()} | {
+        f"{unit[0].lower()}ib": 1024**n for n, unit in enumerate(reversed(_BYTES), 1)
+    }
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip().lower())
+    return round(float(found[1]) * units[found[2]]) if found and found[2] in units else 0
 
 
 def readable(count: int) -> str:

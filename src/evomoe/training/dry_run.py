@@ -1,7 +1,10 @@
-"""What a run would do: what trains, how many parameters, how many steps, how much memory. Loads no weights, unless to measure time."""
+"""What a run would do: what trains, steps, memory, disk space. Loads no weights, unless to measure time."""
 
 import datetime
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from transformers.modeling_utils import PreTrainedModel
@@ -11,35 +14,87 @@ from evomoe.data.mix import Share
 from evomoe.model.accounting import count_parameters, large_router
 from evomoe.model.structure import decoder_layers, ffn_names, text_config
 from evomoe.recipe.data_mix import data_title
-from evomoe.recipe.options import MOST_RECORDS, STAGES, check_whole
+from evomoe.recipe.dry_run_options import DryRunOptions
+from evomoe.recipe.options import STAGES
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import Resume
 from evomoe.support.device import best_device, device_memory, device_name
 from evomoe.support.errors import foreign
-from evomoe.support.text import counted, in_bytes, readable
+from evomoe.support.text import bytes_in, counted, in_bytes, readable
 from evomoe.training.arguments import trainer_options, training_arguments
 from evomoe.training.checked_run import CheckedRun, check_run, load_data
 from evomoe.training.identity import same_run
 from evomoe.training.measured import Measured, measure
-from evomoe.training.memory import largest_batch, largest_layer, set_precision, stage_memory
+from evomoe.training.memory import StageMemory, largest_batch, largest_layer, set_precision, stage_memory
 from evomoe.training.record_order import planned_steps
 
+_CHECKPOINTS = 3
+"""Of a stage, on the disk at once: the two that are kept, and the one that is being written."""
 
-def describe(recipe: Recipe, resume: Resume = False, resume_anyway: bool = False, processes: int = 1, measured: int = 0) -> str:
-    """Checks recipe, model and data, and tells for every stage what trains, over how many records and steps, and its memory.
+
+@dataclass
+class _Whole:
+    """What the stages told of so far take.
+
+    Attributes:
+        steps: of all.
+        seconds: of all, where they were measured.
+        peak: most bytes on a device at any one time, by stage.
+        kept: bytes on the disk once they are done.
+        most: most bytes on the disk at any one time.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    peak: dict[int, int] = field(default_factory=dict)
+    kept: int = 0
+    most: int = 0
+
+    def add(self, steps: int, seconds: float) -> None:
+        self.steps, self.seconds = self.steps + steps, self.seconds + seconds
+
+    def add_memory(self, stage: int, alone: StageMemory, evolved: int, peak: int) -> None:
+        """What one process holds by itself is on the disk, however several share it: weights and, in checkpoints, the optimizer's."""
+        self.peak[stage] = peak
+        self.most = max(self.most, self.kept + _CHECKPOINTS * (alone.weights + alone.optimizer + evolved))
+        self.kept += alone.weights + evolved
+        self.most = max(self.most, self.kept)
+
+    def told(self, output: str) -> list[str]:
+        """Lines for the end of a dry run."""
+        text = f"In all: {counted(self.steps, 'step')}"
+        if self.seconds:
+            text += f" in {_duration(self.seconds)} (h:mm:ss)"
+        if not self.peak:
+            return [f"{text}."]
+        stage = max(self.peak, key=lambda stage: self.peak[stage])
+        text += f"; at most {in_bytes(self.peak[stage])} of memory, in Stage {stage}"
+        lines = [f"{text}; about {in_bytes(self.most)} of disk space on the way, {in_bytes(self.kept)} in the end."]
+        there = next(folder for folder in (Path(output).absolute(), *Path(output).absolute().parents) if folder.is_dir())
+        if (free := shutil.disk_usage(there).free) < self.most:
+            lines.append(f"  That is more than is free there, {in_bytes(free)}. Make room, or name another `output`.")
+        return lines
+
+
+def describe(
+    recipe: Recipe,
+    resume: Resume = False,
+    resume_anyway: bool = False,
+    options: DryRunOptions = DryRunOptions(),  # noqa: B008
+) -> str:
+    """Checks recipe, model and data, and tells for every stage what trains, over how many records and steps, and what it takes.
 
     Args:
         recipe: the run.
         resume, resume_anyway: as for ``run``.
-        processes: how many the run will have.
-        measured: so many steps of each stage are taken, to tell how long the stage takes; 0 takes none.
+        options: what else to look into.
 
     Raises:
         ValueError: what the run itself would refuse before training.
     """
-    check_whole("processes", processes, 1, MOST_RECORDS)
-    check_whole("measure", measured, 0, MOST_RECORDS)
+    replace(options, dry_run=True).check()
     resume = True if resume_anyway else resume
+    whole = _Whole()
     run = check_run(recipe, resume)
     recipe, dense, moe = run.recipe, run.dense, run.moe
     num_layers = text_config(dense.config).num_hidden_layers
@@ -55,7 +110,8 @@ def describe(recipe: Recipe, resume: Resume = False, resume_anyway: bool = False
     if resume:
         same_run(run, datasets, resume_anyway)
     for stage, dataset in datasets.items():
-        data, options, count = data_title(recipe.data_of(stage)), trainer_options(recipe, stage), dataset.per_pass
+        data, of_trainer, count = data_title(recipe.data_of(stage)), trainer_options(recipe, stage), dataset.per_pass
+        steps = planned_steps(recipe, stage, count)
         model = run.prepared(stage)
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         counts, settings = count_parameters(model, names), recipe.stage(stage)
@@ -63,15 +119,16 @@ def describe(recipe: Recipe, resume: Resume = False, resume_anyway: bool = False
             "",
             f"Stage {stage} ({STAGES[stage]}): {counted(count, 'record')} of {data}{_progress(run, stage) if resume else ''}",
             *_shares(dataset.shares),
-            f"  {counted(planned_steps(recipe, stage, count), 'step')} of {settings.batch_size} x {settings.accumulation} records, "
+            f"  {counted(steps, 'step')} of {settings.batch_size} x {settings.accumulation} records, "
             f"learning rate {settings.learning_rate:g}",
             f"  trains {settings.train}: {readable(counts.trained)} of {readable(counts.total)} parameters, {len(names)} tensors"
             + (f"; {readable(counts.activated)} run per token" if stage == 3 else ""),
             f"  {_shorten(names)}",
         ]
-        lines += _memory(run, stage, model, dataset, processes)
-        if measured:
-            lines.append(_time(measure(run, stage, dataset, measured), planned_steps(recipe, stage, count)))
+        lines += _memory(run, stage, model, dataset, options, whole)
+        took = measure(run, stage, dataset, options.measure) if options.measure else None
+        lines += [_time(took, steps)] if took else []
+        whole.add(steps, took.seconds * steps if took else 0.0)
         if stage == 3 and (warning := large_router(model)):
             lines.append(f"  {warning}")
         lines += [f"  {note}" for note in (*dataset.notes, *run.warnings(stage, dataset))]
@@ -82,50 +139,58 @@ def describe(recipe: Recipe, resume: Resume = False, resume_anyway: bool = False
                 f"  {counted(len(dataset.skipped), 'bad record')} would be left out:",
                 *(f"    {message}" for message in dataset.skipped),
             ]
-        if options:
-            lines.append(f"  TrainingArguments: {options}")
+        if of_trainer:
+            lines.append(f"  TrainingArguments: {of_trainer}")
     device = best_device()
     where = "CPU" if device.type == "cpu" else device_name(device)
-    kept = "Nothing was kept" if measured else "Nothing was loaded or written"
-    return "\n".join([*lines, "", f"Would run on {where}. {kept}."])
+    kept = "Nothing was kept" if options.measure else "Nothing was loaded or written"
+    return "\n".join([*lines, "", *whole.told(recipe.output), f"Would run on {where}. {kept}."])
 
 
 def _time(took: Measured, steps: int) -> str:
     peak = f", {in_bytes(took.peak)} of the GPU's memory at the peak" if took.peak else ""
-    whole = datetime.timedelta(seconds=round(took.seconds * steps))
-    return f"  measured over {counted(took.steps, 'step')}: {took.seconds:.3g} s each, {whole} (h:mm:ss) for {counted(steps, 'step')}{peak}"
+    all_of_them = f"{_duration(took.seconds * steps)} (h:mm:ss) for {counted(steps, 'step')}"
+    return f"  measured over {counted(took.steps, 'step')}: {took.seconds:.3g} s each, {all_of_them}{peak}"
 
 
-def _memory(run: CheckedRun, stage: int, model: PreTrainedModel, dataset: ConversationDataset, processes: int) -> list[str]:
-    """What a stage needs of the memory of each device, and what to do if that is more than there is."""
+def _duration(seconds: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=round(seconds))
+
+
+def _memory(
+    run: CheckedRun, stage: int, model: PreTrainedModel, dataset: ConversationDataset, options: DryRunOptions, whole: _Whole
+) -> list[str]:
+    """What a stage needs of the memory of each device, and what to do if that is more than there is; ``whole`` is told too."""
     recipe, settings = run.recipe, run.recipe.stage(stage)
     arguments = training_arguments(recipe, stage, run.folder.stage(stage), dataset.per_pass)
     own = str(run.dense.config.dtype or "float32").removeprefix("torch.")
     precision = getattr(torch, own if recipe.dtype == "auto" else recipe.dtype)
     set_precision(model, precision)
     evolved = 0
-    if stage == 2 and not recipe.evolution.offload:
+    if stage == 2:
         names, layers = ffn_names(model), decoder_layers(model)
         ffns = [layers[index].get_submodule(names[index]) for index in run.moe.moe_layers]
         evolved = 4 * (run.moe.num_experts - 1) * sum(p.numel() for ffn in ffns for p in ffn.parameters())
     try:
         batch = largest_batch(dataset, settings.batch_size, recipe.packing)
-        alone = stage_memory(model, batch, arguments, evolved)
+        alone = stage_memory(model, batch, arguments, 0 if recipe.evolution.offload else evolved)
     except Exception as error:  # of a family, a router or an optimizer that looks at what tensors hold: no reason to end
         return [f"  memory: no estimate ({foreign(error)})"]
-    need = alone.shared_out(arguments, processes, largest_layer(model))
+    need = alone.shared_out(arguments, options.processes, largest_layer(model))
+    whole.add_memory(stage, alone, evolved, need.peak)
     parts = {"weights": need.weights, "gradients": need.gradients, "optimiser": need.optimizer, "evolved experts": need.evolved,
              "activations": need.activations}  # fmt: skip
     rows, length = batch["input_ids"].shape
-    where = "the process" if processes == 1 else f"each of {processes} processes"
+    where = "the process" if options.processes == 1 else f"each of {options.processes} processes"
     lines = [
         f"  tensors of {where}: at most {in_bytes(need.peak)}; {', '.join(f'{name} {in_bytes(size)}' for name, size in parts.items() if size)}",
         f"    with {counted(rows, 'row')} of {counted(length, 'token')}, the longest records"
         + (", without what the vision tower keeps" if need.vision_left_out else ""),
     ]
-    if (there := device_memory()) and need.peak > there:
+    if (there := bytes_in(options.device_memory) or device_memory()) and need.peak > there:
+        device = "the device you name" if options.device_memory else "this device"
         lines.append(
-            f"    That is more than this device has, {in_bytes(there)}. Smaller: `stage{stage}.batch_size`, `max_length`, or "
+            f"    That is more than {device} has, {in_bytes(there)}. Smaller: `stage{stage}.batch_size`, `max_length`, or "
             "`trainer` with gradient_checkpointing=true, bf16=true."
         )
     return lines
