@@ -7,7 +7,6 @@ import contextlib
 import inspect
 import io
 import json
-import logging
 import os
 import re
 import subprocess
@@ -346,14 +345,6 @@ def test_what_the_package_warns_of_is_one_line(workspace, capsys):
             warnings.warn("ours: choose `gate=probability`", RouterWarning, stacklevel=1)
     assert warnings.showwarning is before
     assert capsys.readouterr().err == "evomoe: warning: ours: choose --gate probability\n"
-
-
-def test_what_libraries_log_of_kernels_at_import_is_not_shown(caplog):
-    with plain_warnings():
-        for name, noise in (("torchao", "Failed to load kernels.so"), ("torch.utils._pytree", "<enum> is an Enum subclass and")):
-            logging.getLogger(name).warning(noise)
-            logging.getLogger(name).warning("worth knowing")
-    assert caplog.messages == ["worth knowing"] * 2
 
 
 def test_the_version_is_told(capsys):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from evomoe.data.turns import Turn
 from evomoe.evaluation.data_folder import DataFolder
 from evomoe.evaluation.foreign_answers import ForeignFiles
 from evomoe.evaluation.pictures import Picture
@@ -25,6 +26,8 @@ class Question:
         answer: the right answer; empty where it is not public.
         type: the group that it is reported in.
         unit: questions of the same unit are scored together (MME's pairs, MMBench's rotations); its own id otherwise.
+        turns: of a question within a conversation, all of that up to the question, with marks where its pictures stand.
+        turn_pictures: the pictures of these turns, in their order.
     """
 
     id: str
@@ -33,10 +36,17 @@ class Question:
     answer: str = ""
     type: str = ""
     unit: str = ""
+    turns: tuple[Turn, ...] = field(default=(), kw_only=True)
+    turn_pictures: tuple[Picture, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.unit:
             object.__setattr__(self, "unit", self.id)
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All that it is about."""
+        return self.turn_pictures if self.picture is None else (self.picture,)
 
 
 Row = dict[str, float]

@@ -44,14 +44,15 @@ def ask(question: Question, prompt: str | None = None) -> Asked:
         ValueError: the text holds the mark of a picture, which processors put a picture in for wherever it stands.
     """
     text, where = question.text if prompt is None else prompt, f"question {question.id!r}"
+    if question.turns:
+        return Asked(where, question.turns, question.pictures)
     if IMAGE_MARK in text:
         raise ValueError(
             f"{where}: its text holds {IMAGE_MARK}, which stands for a picture: {text!r:.200}; put other words in its place in the "
             "benchmark's file."
         )
-    if question.picture is None:
-        return Asked(where, (Turn("user", text),))
-    return Asked(where, (Turn("user", f"{IMAGE_MARK}\n{text}"),), (question.picture,))
+    mark = f"{IMAGE_MARK}\n" if question.pictures else ""
+    return Asked(where, (Turn("user", f"{mark}{text}"),), question.pictures)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def picture_file(images: "ImageFolder", name: str, where: str) -> FilePicture:
         raise ValueError(f"{where}: {error}") from error
 
 
-def check_pictures(name: str, pictures: Iterable[Picture | None]) -> None:
+def check_pictures(name: str, pictures: Iterable[Picture]) -> None:
     """Looks whether picture files are there.
 
     Raises:

@@ -33,7 +33,7 @@ def prepare(benchmark: Benchmark, processor: Processor, options: EvaluationOptio
     """
     folder = find_data(benchmark, options.data_root)
     questions = draw(load_questions(benchmark, folder, options.any_version), options.limit)
-    check_pictures(benchmark.name, (question.picture for question in questions))
+    check_pictures(benchmark.name, (picture for question in questions for picture in question.pictures))
     asked = [ask(question, benchmark.prompt(question, options.protocol)) for question in questions]
     prompts = Prompts(asked, processor, options.batch_size, options.image_aspect, keep, options.template_options)
     return Prepared(benchmark, questions, folder, prompts)

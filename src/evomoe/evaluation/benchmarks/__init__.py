@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from evomoe.evaluation.benchmark import Benchmark
-from evomoe.evaluation.benchmarks import easy_vqa, gqa, mmbench, mme, pope, sqa, textvqa, vqav2
+from evomoe.evaluation.benchmarks import easy_vqa, gqa, held_out, mmbench, mme, pope, sqa, textvqa, vqav2
 
 _LARGE = (
     vqav2.BENCHMARK, gqa.BENCHMARK, sqa.BENCHMARK, textvqa.BENCHMARK, textvqa.WITH_OCR, pope.BENCHMARK, mme.BENCHMARK,
@@ -26,4 +26,6 @@ def _mini(benchmark: Benchmark) -> Benchmark:
     )
 
 
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (*_LARGE, easy_vqa.BENCHMARK, *map(_mini, _LARGE))}
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark for benchmark in (*_LARGE, easy_vqa.BENCHMARK, held_out.BENCHMARK, *map(_mini, _LARGE))
+}
