@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from evomoe.data.turns import IMAGE_MARK, Record, Turn
+from evomoe.data.turns import IMAGE_MARK, Record
 from evomoe.evaluation.benchmark import Benchmark, Findings, ProtocolName, Question, Row
 from evomoe.evaluation.data_folder import DataFile, DataFolder
 from evomoe.evaluation.pictures import FilePicture, Picture

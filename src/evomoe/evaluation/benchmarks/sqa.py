@@ -80,7 +80,7 @@ def _question(identity: str, problem: Any, picture: Picture | None, where: str) 
         raise ValueError(
             f"{where}: the answer is choice {answer} of {len(choices)}, counted from 0; ScienceQA has at most 5 choices."
         )
-    finer = {name: problem.get(name) or "" for name in ("grade", "topic", "category", "skill")}
+    finer: dict[str, Any] = {name: problem.get(name) or "" for name in ("grade", "topic", "category", "skill")}
     letter = letters.LETTERS[answer]
     return SQAQuestion(identity, text, picture, letter, subject, choices=choices, hint=hint or "", **finer)
 
