@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tiny import inputs_for, make, make_language_model, make_llava, make_processor
 from tiny.families import text_fields
 from transformers import AutoModelForImageTextToText, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
@@ -139,6 +140,17 @@ print(type(model).__name__, model.config.text_config.model_type)
 """
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert out.split() == ["LlavaForConditionalGeneration", {"dense": "qwen2", "native": "qwen2_moe"}[to]]
+
+
+def test_an_export_has_a_card_with_the_licence_of_the_model_it_was_made_from(tmp_path):
+    sparse_of(make_llava()).save_pretrained(tmp_path / "sparse")
+    make_processor().save_pretrained(tmp_path / "sparse")
+    (tmp_path / "sparse" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    for expert, what in (("2", "Expert 2"), ("mean", "The mean of the experts")):
+        export_folder(str(tmp_path / "sparse"), tmp_path / expert, "dense", expert)
+        card = ModelCard.load(tmp_path / expert / "README.md")
+        assert card.data.license == "apache-2.0" and card.data.pipeline_tag == "image-text-to-text"
+        assert f"# {what} of sparse\n\nA LlavaForConditionalGeneration of transformers" in card.text
 
 
 def test_a_model_that_scores_otherwise_is_not_kept(tmp_path, monkeypatch):

@@ -241,3 +241,11 @@ def test_a_score_that_lacks_parts_enters_no_average():
     assert "AVG 5" not in lacking and "points of 1,600" in lacking
     assert "mme: no questions of posters, OCR were asked, so that its score enters no AVG." in lacking
     assert "AVG 57.14" in text([question for question in whole if question.type != "code_reasoning"])  # not of perception
+
+
+def test_a_score_of_answers_that_nobody_could_read_is_called_so():
+    asked = of_mme(*mme.SUBTASKS)
+    said = "mme: not one answer could be read, so the score says nothing of what the model knows."
+    for word, expected in (("perhaps", True), ("yes", False)):
+        result = mme.BENCHMARK.result(asked, {question.id: word for question in asked}, "official")
+        assert (said in report([result])) is expected

@@ -19,11 +19,12 @@ from evomoe.model.block import EvoMoEBlock
 from evomoe.model.configuration import MoEConfig
 from evomoe.model.families import dense_config
 from evomoe.model.loading import auto_model, load_model
+from evomoe.model.model_card import CARD, exported_card
 from evomoe.model.routers.fixed import FixedRouter
 from evomoe.model.sparse_model import SparseModel, is_sparse
 from evomoe.model.structure import image_token_ids, text_config
 from evomoe.support.errors import OptionError
-from evomoe.support.files import new_folder
+from evomoe.support.files import new_folder, write_text
 from evomoe.support.processor import for_servers
 
 Kind = Literal["dense", "native"]
@@ -99,13 +100,10 @@ def export_folder(
         else:
             expected = _scores_of_expert(again.float().eval(), int(expert) - 1, words)
         _compare(_scores(load_model(folder).float().eval(), words), expected)
-        name, parameters = type(exported).__name__, sum(p.numel() for p in exported.parameters())
-    like = (
-        "the model that it was made from"
-        if to == "native"
-        else f"{'the mean of its experts' if expert == 'mean' else 'that expert'} alone"
-    )
-    return f"{out}: {name}, {parameters:,} parameters; it scores random words as {like}."
+        what = "the whole" if to == "native" else "the mean of the experts" if expert == "mean" else f"expert {expert}"
+        told = f"It scores random words as {what} of the sparse model does."
+        write_text(folder / CARD, exported_card(exported, checkpoint, what, told))
+    return f"{out}: {type(exported).__name__}, {sum(p.numel() for p in exported.parameters()):,} parameters. {told}"
 
 
 def one_expert(sparse: SparseModel, expert: str) -> PreTrainedModel:

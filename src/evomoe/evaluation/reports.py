@@ -51,6 +51,10 @@ def report(results: Sequence[Result]) -> str:
         f"{result.benchmark}: no questions of {', '.join(result.missing)} were asked, so that its score enters no AVG."
         for result in results
         if result.missing
+    ] + [
+        f"{result.benchmark}: not one answer could be read, so the score says nothing of what the model knows. Look at its answers."
+        for result in results
+        if 0 < result.questions == result.unparsable
     ]
     return "\n\n".join([*tables, *(f"AVG {mean:.2f} = {formula}" for formula, mean in means.items()), *parts])
 

@@ -3,15 +3,17 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from huggingface_hub import ModelCardData, metadata_load
+from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.configuration import MODEL_TYPE, EvoMoEConfig
 from evomoe.model.structure import image_token_ids
 from evomoe.support.parse_json import read_json
 from evomoe.support.text import markdown_table
+from evomoe.support.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,28 @@ def model_card(
         *(f"## {heading}\n\n{text}" for heading, text in (sections or {}).items()),
     ]
     return f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"
+
+
+def exported_card(model: PreTrainedModel, checkpoint: str, what: str, told: str) -> str:
+    """The card of a model that needs no evomoe, with the header that the hub reads and the licence of what it was made from.
+
+    Args:
+        model: the exported one.
+        checkpoint: folder or hub name of the sparse model.
+        what: what of that model it is.
+        told: how far it was compared.
+    """
+    header = ModelCardData(
+        license=cast(Any, _licence(checkpoint)),
+        library_name="transformers",
+        pipeline_tag="image-text-to-text" if image_token_ids(model.config) else "text-generation",
+    )
+    name = Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint
+    text = (
+        f"# {what[0].upper()}{what[1:]} of {name}\n\n"
+        f"A {type(model).__name__} of transformers, written by evomoe {__version__}, which you do not need to load it. {told}\n"
+    )
+    return f"---\n{header.to_yaml()}\n---\n\n{text}"
 
 
 def _licence(base_model: str) -> str | list[str] | None:

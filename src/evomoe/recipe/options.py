@@ -312,7 +312,7 @@ class StageOptions:
             what earlier stages of the run take of the same data.
         train: what trains, as parts joined by "+": text, projector, vision, ffn, router, experts.
         lora: rank of low-rank adapters (LoRA), which train in the place of linear maps' weights; 0 trains the weights. They
-            are merged at the end of the stage. Routers always train as they are.
+            are merged at the end of the stage. Routers always train as they are. Stage II takes none.
         lora_alpha: the adapters' outputs count lora_alpha / lora times.
         trainer: further TrainingArguments, as name=value with the value in JSON, e.g. bf16=true.
     """
