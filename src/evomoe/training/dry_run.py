@@ -94,7 +94,7 @@ def describe(
     """
     replace(options, dry_run=True).check()
     resume = True if resume_anyway else resume
-    whole = _Whole()
+    whole, listed = _Whole(), set[str]()
     run = check_run(recipe, resume)
     recipe, dense, moe = run.recipe, run.dense, run.moe
     num_layers = text_config(dense.config).num_hidden_layers
@@ -135,9 +135,11 @@ def describe(
         if dataset.cut:
             lines.append(f"  cut at max_length {recipe.max_length}: {counted(dataset.cut, 'record')}")
         if dataset.skipped:
+            new = [message for message in dataset.skipped if message not in listed]
+            listed.update(new)
             lines += [
-                f"  {counted(len(dataset.skipped), 'bad record')} would be left out:",
-                *(f"    {message}" for message in dataset.skipped),
+                f"  {counted(len(dataset.skipped), 'bad record')} would be left out{':' if new else ', as above'}",
+                *(f"    {message}" for message in new),
             ]
         if of_trainer:
             lines.append(f"  TrainingArguments: {of_trainer}")
