@@ -95,6 +95,15 @@ def test_language_models_alone_are_served(model, moe, tmp_path):
 
 @pytest.mark.slow
 @needs_vllm
+@pytest.mark.parametrize("moe, engine", [({}, EAGER), ({"router": "linear", "num_experts_per_tok": 2}, IN_CHUNKS)])
+def test_positions_of_three_parts_are_kept(moe, engine, tmp_path):
+    """Qwen2.5-VL's mRoPE: chunks and cached prefixes begin in the middle of a picture."""
+    found = answers(tmp_path, *options(moe, engine), "--model", "qwen")
+    assert len({tuple(one) for one in found["expected"]}) > 8 and found["answers"] == [found["expected"]] * 2
+
+
+@pytest.mark.slow
+@needs_vllm
 @pytest.mark.parametrize("to", ["dense", "native"])
 def test_exported_models_are_served_without_us(to, tmp_path):
     """vLLM's own LLaVA wants other names of the tower's weights; its backend for any model takes them as they are."""

@@ -22,6 +22,7 @@ from evomoe.model.loading import load_model, load_processor, takes_pictures
 from evomoe.model.sparse_model import SparseModel
 
 LONGEST = 24
+VIDEO = "<|system|>"  # a token that no prompt has
 SENTENCE = "what is the red shape left of a small blue circle and how many are there in this picture of mine"
 SIZES = Architecture(hidden_size=64, ffn_size=128, layers=4, heads=2, vision_width=64, vision_layers=2)
 
@@ -82,11 +83,47 @@ def attached(options: dict[str, Any]) -> SparseModel:
     return attach(model, **options)
 
 
+class WithoutVideos(transformers.Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor less its video part, which needs torchvision."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return ["image_processor", "tokenizer"]
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **_: Any) -> None:
+        self.image_token, self.video_token = IMAGE, VIDEO
+        self.image_token_id, self.video_token_id = map(tokenizer.convert_tokens_to_ids, (IMAGE, VIDEO))
+        transformers.ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def _processor_of_qwen() -> WithoutVideos:
+    of_llava, size = _processor(), SIZES.image_size**2
+    pixels = {"shortest_edge": size // 4, "longest_edge": 2 * size}
+    of_images = transformers.Qwen2VLImageProcessorPil(size=pixels, patch_size=SIZES.patch_size // 2, merge_size=2)
+    return WithoutVideos(of_images, of_llava.tokenizer, of_llava.chat_template)
+
+
+def qwen(options: dict[str, Any]) -> SparseModel:
+    """A Qwen2.5-VL, whose positions have three parts (mRoPE), that became sparse with ``options``."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+    image, video = map(_processor().tokenizer.convert_tokens_to_ids, (IMAGE, VIDEO))
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=_text_config(transformers.Qwen2Config).to_dict() | {"model_type": "qwen2_5_vl_text", "rope_parameters": rope},
+        vision_config={
+            "depth": 2, "hidden_size": 64, "num_heads": 2, "intermediate_size": 128, "out_hidden_size": SIZES.hidden_size,
+            "patch_size": SIZES.patch_size // 2, "spatial_merge_size": 2, "window_size": 2 * SIZES.patch_size, "fullatt_block_indexes": [1],
+        },
+        image_token_id=image, video_token_id=video, vision_start_token_id=video, vision_end_token_id=video,
+    )  # fmt: skip
+    return _upcycled(transformers.Qwen2_5_VLForConditionalGeneration(config), options)
+
+
 MODELS: dict[str, Callable[[dict[str, Any]], SparseModel]] = {
     "llava": llava,
     "llava-on-phi": llava_on_phi,
     "text-only": text_only,
     "attached": attached,
+    "qwen": qwen,
 }
 
 
@@ -99,7 +136,7 @@ def save_model(folder: Path, options: dict[str, Any], kind: str = "llava") -> No
             torch.nn.init.normal_(parameter, std=0.2)
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
-    processor = _processor()
+    processor: Any = _processor_of_qwen() if kind == "qwen" else _processor()
     (processor if takes_pictures(model.config) else processor.tokenizer).save_pretrained(folder)
 
 
@@ -115,7 +152,7 @@ def prompts(pictures: bool = True) -> list[tuple[str, list[Image.Image]]]:
     for number in range(12):
         shown = [picture() for _ in range(number % 4 if pictures else 0)]
         words = " ".join(random.choice(SENTENCE.split(), size=int(random.integers(2, 25))))
-        found.append((f"<|user|>{IMAGE * len(shown)}{words}<|assistant|>", shown))
+        found.append((f"<|user|>{f'{IMAGE} ' * len(shown)}{words}<|assistant|>", shown))  # apart, for processors count runs
     return found
 
 
@@ -153,6 +190,10 @@ def main() -> None:
     parser.add_argument("--blind", action="store_true", help="vLLM's routers take every token for text")
     parser.add_argument("--export", choices=["dense", "native"], help="the model is exported first; vLLM has it without evomoe")
     arguments = parser.parse_args()
+    if arguments.model == "qwen":  # found by this name where the folder is loaded
+        WithoutVideos.__name__ = "Qwen2_5_VLProcessor"
+        for module in (transformers, transformers.models.qwen2_5_vl, transformers.models.qwen2_5_vl.processing_qwen2_5_vl):
+            vars(module)["Qwen2_5_VLProcessor"] = WithoutVideos
     folder = arguments.folder
     save_model(folder, arguments.options, arguments.model)
     expected = by_transformers(folder)
