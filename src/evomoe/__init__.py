@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from evomoe.analysis.analyze import analyze
     from evomoe.analysis.recording import record_routing
     from evomoe.conversion.attaching import attach
+    from evomoe.conversion.checked_router import check_router
     from evomoe.conversion.composing import compose
     from evomoe.conversion.expert_init import INITS
     from evomoe.conversion.upcycling import upcycle
@@ -39,6 +40,7 @@ __all__ = [
     "__version__",
     "analyze",
     "attach",
+    "check_router",
     "compose",
     "evaluate",
     "record_routing",
@@ -57,6 +59,7 @@ _WHERE = {
     "Recipe": "evomoe.recipe.recipe:Recipe",
     "analyze": "evomoe.analysis.analyze:analyze",
     "attach": "evomoe.conversion.attaching:attach",
+    "check_router": "evomoe.conversion.checked_router:check_router",
     "compose": "evomoe.conversion.composing:compose",
     "evaluate": "evomoe.evaluation.evaluate:evaluate_checkpoint",
     "record_routing": "evomoe.analysis.recording:record_routing",
