@@ -10,6 +10,7 @@ from evomoe.model import router_gradient
 from evomoe.model.configuration import MoEConfig
 from evomoe.model.forward_pass import current_pass
 from evomoe.model.modality import Modality
+from evomoe.model.one_token import only_expert
 from evomoe.model.routers import ROUTERS, Router
 from evomoe.model.routing import LayerRecord, Routing
 from evomoe.model.stacked_experts import AnyExperts
@@ -43,6 +44,9 @@ class EvoMoEBlock(nn.Module):
         forward_pass = current_pass()
         modality = forward_pass.modality
         x_TD = modality.real(hidden_BSD)
+        alone = None if torch.compiler.is_compiling() else only_expert(x_TD, forward_pass, self.router, self.experts, self.moe)
+        if alone is not None:
+            return modality.restore(alone(x_TD), hidden_BSD)
         routing = self.route(x_TD, modality)
         if forward_pass.recording:
             forward_pass.records[self.layer] = LayerRecord(routing, modality, x_TD, self.experts)

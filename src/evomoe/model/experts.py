@@ -85,8 +85,6 @@ class Experts(nn.ModuleList):
     @torch.compiler.disable(recursive=False)
     def _run_one_token(self, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         (index_K,) = index_TK.tolist()
-        if len(index_K) == 1 and index_K[0] < len(self):  # the usual case, in as few operations as can be
-            return self[index_K[0]](x_TD) * weight_TK
         outputs = [self[e](x_TD) * weight_TK[:, k : k + 1] for k, e in enumerate(index_K) if e < len(self)]
         return sum(outputs[1:], outputs[0]) if outputs else torch.zeros_like(x_TD)
 

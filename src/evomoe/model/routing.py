@@ -84,8 +84,6 @@ def probability(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
 @needs("two experts")
 def normalised(chosen_TK: Tensor, counted_TK: Tensor) -> Tensor:
     """w = p / sum of the chosen p. With one expert per token this is 1, and the router gets no language gradient."""
-    if chosen_TK is counted_TK and chosen_TK.shape[-1] == 1 and not torch.is_grad_enabled():
-        return chosen_TK / chosen_TK.clamp(min=1e-20)  # without a sum: a step of decoding consists of such small operations
     return chosen_TK / _sum(counted_TK)
 
 
