@@ -62,9 +62,9 @@ class Recipe:
         moe_layers: "alternating", "all", "without_first", or indices separated by commas.
         expert_init: where Stage III's experts come from; "evolved" needs Stage II.
         init_options: keyword arguments of that initialiser.
-        streaming: reads the data as a stream, shuffled within so many records, such as 1000; 0 reads them whole. A stream may be larger
-            than the disk, and needs ``steps`` in each stage. Its sources may also be .tar (webdataset) or .parquet files, several as a
-            folder, "part-*.tar" or "{000..099}.tar"; a weight is then a source's share of the records.
+        streaming: reads the data as streams, shuffled within so many records, such as 1000; 0 reads them whole. Streams may be larger
+            than the disk. Each stage needs ``steps``. Sources may also be files of webdataset (.tar) or .parquet: one, a folder,
+            "part-*.tar" or "{000..099}.tar". A weight is a source's share of the records.
         max_length: tokens per record; longer ones are cut, and counted.
         packing: lets records of a batch share rows where they fit, each as if it were alone: less padding, the same loss.
         max_pixels: larger pictures are refused.
