@@ -14,6 +14,7 @@ from PIL import Image
 from evomoe.data.images import open_rgb
 from evomoe.data.records import read_record
 from evomoe.data.shards import open_shards
+from evomoe.data.sources import open_source
 from evomoe.data.stream import HEAD, Lane, StreamSource
 from evomoe.data.turns import BadRecordError
 
@@ -132,6 +133,15 @@ def test_records_are_named_by_shard_and_number(lines, tmp_path):
         next(rows)
 
 
+def test_lines_are_read_as_without_a_stream(tmp_path):
+    path = tmp_path / "0.jsonl"
+    text = "\ufeff" + json.dumps(row(0)) + "\r\n\n  \n" + json.dumps(row(1)) + "\n" + json.dumps(row(2))
+    path.write_bytes(text.encode())
+    (shard,) = open_shards(str(path))
+    assert [one.rows[0] for one in shard.rows()] == [*open_source(path).rows] == [row(0), row(1), row(2)]
+    assert [(one.first, one.rows[0]["id"]) for one in shard.rows(1)] == [(1, 1), (2, 2)]
+
+
 def test_the_head_is_what_stands_first(lines):
     assert [one["id"] for one in lines.head().rows] == [*range(21)] and HEAD > 21
 
@@ -153,6 +163,9 @@ def test_what_are_no_shards_is_said(tmp_path):
     (tmp_path / "table.csv").write_text("")
     with pytest.raises(ValueError, match=r"table.csv: shards are files that end in .tar"):
         open_shards(str(tmp_path / "table.csv"))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises((ValueError, BadRecordError), match=r"broken.parquet: .*[Pp]arquet"):
+        source(str(tmp_path / "broken.parquet")).head()
     with pytest.raises(BadRecordError, match=r"more.tar is no tar, or it is damaged"):
         source(str(tmp_path / "more.tar")).head()
 
@@ -181,6 +194,8 @@ def parquet(tmp_path) -> Path:
 def test_parquet_files_are_streamed_with_their_pictures_encoded(parquet):
     shards = open_shards(str(parquet / "*.parquet"))
     (found,) = shards[1].rows(2)
+    assert isinstance(found.rows[0]["image"]["bytes"], bytes) and "extra" not in found.rows[0]
+    assert shards[1].unread == ("extra",)
     record = read_record(found, None, LIMIT, "decode")
     assert record.turns[1].text == "1" and open_rgb(record.images[0]).getpixel((0, 0)) == (255, 0, 0)
     assert record.where.endswith("train-1-of-2.parquet, record 2 (id 2)")

@@ -1,5 +1,6 @@
 """Runs on streams: looked at, trained, stopped, gone on with, told of."""
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -16,7 +17,9 @@ from evomoe.data.streamed import StreamedDataset
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder, check_paths
 from evomoe.support.errors import OptionError
+from evomoe.training.checked_run import check_run, load_data
 from evomoe.training.dry_run import describe
+from evomoe.training.every_part import spare_picture
 from evomoe.training.run import run
 from evomoe.training.trainer import EvoMoETrainer
 
@@ -180,10 +183,26 @@ def test_a_bad_record_costs_no_step(workspace, monkeypatch):
     records[20]["conversations"].pop()
     write_tars(workspace, records, shards=1)
     recipe = streamed(workspace, buffer=1).but(stages=(1,))
-    with pytest.raises(ValueError, match=r"shard-0.tar, record 20 .*The 2 steps before it are saved: `resume`.*bad_record=skip`.$"):
+    with pytest.raises(
+        ValueError, match=r"shard-0.tar, record 20 .*The 2 steps before it are saved: `resume`.*bad_record=skip`.$"
+    ):
         run(recipe, report=False)
     whole = run(recipe.but(output=str(workspace / "whole"), on_bad_record="skip"), report=False)
     assert changed(whole, run(recipe.but(on_bad_record="skip"), resume=True, report=False)) == set()
+
+
+def test_a_stream_must_begin_with_a_picture_if_training_needs_one(workspace, monkeypatch):
+    monkeypatch.setattr("evomoe.data.stream.HEAD", 4)
+    write_tars(workspace, sorted(make_records(), key=lambda record: "image" in record), shards=1)
+    recipe = streamed(workspace).but(stages=(1,))
+    assert run(recipe, report=False).is_dir()
+    projector = recipe.but(output=str(workspace / "projector"), stage1=dataclasses.replace(recipe.stage1, train="projector"))
+    with pytest.raises(OptionError, match=r"data: none of the first 4 records of the stream has a picture"):
+        run(projector, report=False)
+    dataset = load_data(recipe, check_run(projector, resume=False).processor)[1]
+    model = check_run(projector).prepared(1)
+    with pytest.raises(OptionError, match=r"none of the first 4 records"):
+        spare_picture(model, dataset, weights_are_shared=True)
 
 
 def test_a_step_that_diverges_names_its_records(tars, monkeypatch):

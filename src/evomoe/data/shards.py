@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evomoe.data.json_rows import rows_of_lines
 from evomoe.data.samples import KEY, row_of_sample, rows_of_tar
 from evomoe.data.sources import Source, open_source, read_columns
 from evomoe.data.turns import BadRecordError
@@ -58,11 +59,19 @@ def open_shards(name: str) -> tuple[Shard, ...]:
             raise ValueError(f"{name}: shards are of one kind, and these are {' and '.join(sorted(kinds))}.")
         if not kinds <= {*KINDS}:
             raise ValueError(f"{name}: shards are files that end in {', '.join(KINDS)}.")
+        if kinds == {".parquet"}:
+            try:
+                return _of_dataset(name, [*map(str, files)], "parquet", data_files=[*map(str, files)], split="train")
+            except Exception as error:  # of pyarrow, of datasets
+                raise ValueError(f"{name}: {foreign(error)}") from error
         return tuple(Shard(str(file), str(file.resolve().parent), partial(_rows_of_file, file)) for file in files)
     folder, split = split_name(name)
     refuse_missing(folder)
     if not os.path.exists(folder):
-        return _of_hub(folder, split)
+        try:
+            return _of_dataset(folder, [], folder, split=split or "train")
+        except (OSError, ValueError) as error:
+            raise ValueError(not_on_hub(folder, "dataset", error)) from error
     source = open_source(name)  # a folder of save_to_disk, whose rows lie on the disk
     return (Shard(source.name, source.folder, partial(_rows_of_source, source), source.unread),)
 
@@ -80,11 +89,8 @@ def _files(name: str) -> list[Path]:
 def _rows_of_file(path: Path, start: int) -> Iterator[Any]:
     if path.suffix.lower() == ".tar":
         return rows_of_tar(path, start)
-    if path.suffix.lower() == ".parquet":
-        import datasets
-
-        dataset: Any = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        return iter(read_columns(dataset)[0].skip(start))
+    if path.suffix.lower() == ".jsonl":
+        return rows_of_lines(path, start)
     return _rows_of_source(open_source(path), start)
 
 
@@ -92,27 +98,31 @@ def _rows_of_source(source: Source, start: int) -> Iterator[Any]:
     return source.some(range(start, len(source.rows)))
 
 
-def _of_hub(name: str, split: str | None) -> tuple[Shard, ...]:
-    """The shards of a dataset that the hub has, or a folder that is laid out like one."""
+def _of_dataset(name: str, files: list[str], *what: str, **options: Any) -> tuple[Shard, ...]:
+    """The shards of what ``datasets`` streams.
+
+    Args:
+        name: of the source.
+        files: it may have a shard for each of these.
+        what, options: of ``load_dataset``.
+    """
     import datasets
 
-    try:
-        dataset: Any = datasets.load_dataset(name, split=split or "train", streaming=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(not_on_hub(name, "dataset", error)) from error
+    dataset: Any = datasets.load_dataset(*what, streaming=True, **options)
     columns, unread = dataset.column_names or (), ()  # JSON has none until it is read
     if KEY in columns:
         dataset = dataset.decode(False)
     elif columns:
         dataset, unread = read_columns(dataset)
     count = dataset.num_shards
-    names = [f"{name}, shard {number}" if count > 1 else name for number in range(count)]
+    numbered = [f"{name}, shard {number}" if count > 1 else name for number in range(count)]
+    folder = str(Path(files[0]).resolve().parent) if files else os.getcwd()
     return tuple(
-        Shard(title, os.getcwd(), partial(_rows_of_hub, dataset.shard(count, number)), unread)
-        for number, title in enumerate(names)
+        Shard(title, folder, partial(_rows_of_dataset, dataset.shard(count, number)), unread)
+        for number, title in enumerate(files if len(files) == count else numbered)
     )
 
 
-def _rows_of_hub(shard: Any, start: int) -> Iterator[Any]:
+def _rows_of_dataset(shard: Any, start: int) -> Iterator[Any]:
     rows = iter(shard.skip(start))
     return map(row_of_sample, rows) if KEY in (shard.column_names or ()) else rows

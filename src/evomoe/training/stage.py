@@ -23,7 +23,7 @@ from evomoe.recipe.run_folder import StageFolder
 from evomoe.support import hf
 from evomoe.support.device import prepare
 from evomoe.support.files import remove, room_for, same_permissions, sync, write_text
-from evomoe.support.processes import is_main_process
+from evomoe.support.processes import is_main_process, process_count
 from evomoe.support.text import counted
 from evomoe.training.arguments import shares_weights, training_arguments, zero_stage
 from evomoe.training.checked_run import CheckedRun
@@ -103,7 +103,7 @@ def train(
     checkpoint = _resume_from(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if isinstance(order, StreamOrder):
-        order.save(folder.path, len(order))
+        order.save(folder.path, recipe.stage(stage).steps)
     if adapters:
         if trainer.is_world_process_zero() and not is_sparse(model):  # whose routers are trained too, and no adapter holds them
             adapters.save(folder.adapter, model.name_or_path or "")
@@ -161,10 +161,10 @@ def _resume_from(folder: StageFolder) -> Path | None:
 
 def _stream_order(run: CheckedRun, stage: int, dataset: StreamedDataset) -> StreamOrder:
     """How the stage takes the rows of a stream."""
-    recipe, count = run.recipe, len(dataset)
-    taken, seen = taken_records(recipe, stage, count), seen_records(recipe, stage, count)
-    order = StreamOrder(dataset.sources, recipe.streaming, recipe.seed, taken, recipe.stage(stage).batch_size, seen)
-    if seen and recipe.stage(stage).seen_records is None:
+    recipe, settings = run.recipe, run.recipe.stage(stage)
+    per_step, seen = recipe.records_per_step(stage, process_count()), seen_records(recipe, stage, len(dataset))
+    order = StreamOrder(dataset.sources, recipe.streaming, recipe.seed, settings.steps, per_step, settings.batch_size, seen)
+    if seen and settings.seen_records is None:
         before = max(other for other in recipe.stages if other < stage and recipe.data_of(other) == recipe.data_of(stage))
         order.follow(run.folder.stage(before).path)
     return order

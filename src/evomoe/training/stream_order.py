@@ -1,7 +1,7 @@
 """In which order a stage takes the rows of a stream, and where it goes on: after a stop, and after the stages before it.
 
-Positions are dealt out as accelerate deals out batches: process r of N takes each N-th batch. What a lane of the stream is, and how
-wide a batch, is what it was when the run began. So a run goes on with other processes, though its lanes are as many as before.
+The lanes of the stream are as many as there were processes when the run began, and a step takes as many rows of each. So the records of
+a step are the same when a run goes on with other processes, which then share a lane, or have several.
 """
 
 import json
@@ -28,38 +28,46 @@ class StreamOrder(Sampler[StreamedRow | None]):
         sources: of the stream.
         buffer: how many rows are shuffled at a time.
         seed: shuffles them.
-        count: how many the stage takes, of all processes.
-        batch_size: of a process.
-        seen: how many were taken before the stage.
+        steps: how many the stage takes.
+        per_step: rows of a step, of all processes.
+        batch_size: rows of a process's micro-batch.
+        seen: how many rows were taken before the stage.
     """
 
     def __init__(
-        self, sources: Sequence[StreamSource], buffer: int, seed: int, count: int, batch_size: int, seen: int = 0
+        self,
+        sources: Sequence[StreamSource],
+        buffer: int,
+        seed: int,
+        steps: int,
+        per_step: int,
+        batch_size: int,
+        seen: int = 0,
     ) -> None:
         self._sources, self._buffer, self._seed, self._seen = sources, buffer, seed, seen
-        self._count, self._batch_size = count, batch_size
-        self._lanes, self._width = process_count(), batch_size
+        self._steps, self._per_step, self._batch_size = steps, per_step, batch_size
+        self._lanes, self._start = process_count(), 0
         self._states: dict[int, Any] = {}
         self._open: dict[int, Lane] = {}
-        self._start = 0
         self._named: deque[tuple[int, str]] = deque(maxlen=_NAMED)
 
     def __len__(self) -> int:
-        return self._count
+        return self._steps * self._per_step
 
     def __iter__(self) -> Iterator[StreamedRow | None]:
         self._open.clear()
-        for position in range(self._count):
-            own = position // self._batch_size % process_count() == process_number()
-            yield self._row(position) if own and position >= self._start else None
+        for step in range(self._steps):
+            for place in range(self._per_step):
+                own = place // self._batch_size % process_count() == process_number()  # as accelerate deals batches out
+                yield self._row(step, place) if own and step >= self._start else None
 
     def follow(self, folder: Path) -> None:
         """Goes on where another stage has ended, as its folder tells; without it, what was seen is read again."""
         if known := _read(folder):
-            self._lanes, self._states = known["lanes"], known["states"]
+            self._take_over(known, folder)
 
-    def go_on(self, folder: Path, position: int) -> None:
-        """Goes on at a position, as the folder of a checkpoint tells.
+    def go_on(self, folder: Path, step: int) -> None:
+        """Goes on after so many steps, as the folder of a checkpoint tells.
 
         Raises:
             ValueError: the stream has other shards now, or the folder tells nothing of a stream.
@@ -67,39 +75,51 @@ class StreamOrder(Sampler[StreamedRow | None]):
         known = _read(folder)
         if not known:
             raise ValueError(f"{folder}: it does not tell where the stream stood. Begin the stage anew: remove its checkpoints.")
-        if known["shards"] != self._shards:
-            raise ValueError(
-                f"The stream had {known['shards']} shards when {folder} was written, and has {self._shards} now. Put back what it was."
-            )
-        self._lanes, self._width, self._states, self._start = known["lanes"], known["width"], known["states"], position
+        self._take_over(known, folder)
+        self._start = step
 
-    def save(self, folder: Path, position: int) -> None:
-        """Writes where the lanes of this process stand at a position, the first of a step."""
-        states = {lane: one.state(self._number(position)) for lane, one in self._open.items()}
-        told = {"lanes": self._lanes, "width": self._width, "shards": self._shards, "states": states}
+    def save(self, folder: Path, step: int) -> None:
+        """Writes where the lanes of this process stand after so many steps."""
+        states = {lane: one.state(self._first(step)) for lane, one in self._open.items()}
+        told = {"lanes": self._lanes, "shards": self._shards, "states": states}
         write_text(folder / f"stream_{process_number()}.json", json.dumps(told) + "\n")
 
-    def names(self, start: int, end: int) -> list[str]:
-        """What the rows of some positions are called, of those that this process has taken."""
-        return [name for position, name in self._named if start <= position < end]
+    def names(self, step: int) -> list[str]:
+        """What the rows of a step are called, of those that this process has taken."""
+        return [name for of_step, name in self._named if of_step == step]
 
     @property
     def _shards(self) -> list[int]:
         return [len(source.shards) for source in self._sources]
 
-    def _number(self, position: int) -> int:
-        """Which row of its lane stands at a position."""
-        batch, place = divmod(position, self._width)
-        return self._seen // self._lanes + batch // self._lanes * self._width + place
+    def _take_over(self, known: dict[str, Any], folder: Path) -> None:
+        if known["shards"] != self._shards:
+            raise ValueError(
+                f"The stream had {known['shards']} shards when {folder} was written, and has {self._shards} now. Put back what it was."
+            )
+        if self._per_step % known["lanes"]:
+            raise ValueError(
+                f"The run began with {known['lanes']} processes, among which the {self._per_step} records of a step cannot be shared "
+                "out. Change `batch_size` or `accumulation` of the stage."
+            )
+        self._lanes, self._states = known["lanes"], known["states"]
 
-    def _row(self, position: int) -> StreamedRow:
-        number, lane = self._number(position), position // self._width % self._lanes
+    def _first(self, step: int) -> int:
+        """The first row of a step in each lane."""
+        return self._seen // self._lanes + step * (self._per_step // self._lanes)
+
+    def _row(self, step: int, place: int) -> StreamedRow:
+        micro_batch, of_batch = divmod(place, self._batch_size)
+        of_process = micro_batch // process_count() * self._batch_size + of_batch
+        of_step = process_number() * (self._per_step // process_count()) + of_process
+        lane, of_lane = divmod(of_step, self._per_step // self._lanes)
+        number = self._first(step) + of_lane
         if lane not in self._open:
             state = self._states.get(lane)
             known = state if state and state["number"] <= number else None
             self._open[lane] = Lane(self._sources, self._buffer, self._seed, lane, self._lanes, known)
         row = self._open[lane].take(number)
-        self._named.append((position, row.where))
+        self._named.append((step, row.where))
         return row
 
 

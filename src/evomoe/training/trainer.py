@@ -117,7 +117,7 @@ class EvoMoETrainer(Trainer):
                 self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
                 if isinstance(self.order, StreamOrder):
-                    self.order.save(self._work / f"checkpoint-{self.state.global_step}", self._taken(self.state.global_step))
+                    self.order.save(self._work / f"checkpoint-{self.state.global_step}", self.state.global_step)
                 self.accelerator.wait_for_everyone()
         finally:
             self._work = None
@@ -154,7 +154,7 @@ class EvoMoETrainer(Trainer):
             self.evolution.resume_from = resume_from_checkpoint
         if resume_from_checkpoint and isinstance(self.order, StreamOrder):
             checkpoint = Path(resume_from_checkpoint)
-            self.order.go_on(checkpoint, self._taken(step_of(checkpoint)))
+            self.order.go_on(checkpoint, step_of(checkpoint))
         with self.interrupt.listening(), self._keeping_steps():
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.interrupt.asked:
@@ -182,17 +182,13 @@ class EvoMoETrainer(Trainer):
     def _records_of(self, step: int) -> list[str]:
         """The names of a step's records, where their order is known."""
         if isinstance(self.order, StreamOrder):
-            return self.order.names(self._taken(step), self._taken(step + 1))
+            return self.order.names(step)
         records = getattr(self.train_dataset, "records", None)
         if self.order is None or records is None:
             return []
         batch_size = self.args.train_batch_size * self.args.world_size
         numbers = self.order.of_step(step, batch_size, self.args.gradient_accumulation_steps)
         return [records[number].where for number in numbers]
-
-    def _taken(self, steps: int) -> int:
-        """How many records so many steps take, of all processes."""
-        return steps * self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any):
         return self.order or super()._get_train_sampler(*args, **kwargs)
