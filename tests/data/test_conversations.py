@@ -85,7 +85,7 @@ def test_items_can_be_kept(processor, cases, monkeypatch):
     plain, dataset = (ConversationDataset(list(cases.values()), processor, keep=keep) for keep in (False, True))
     first = dataset[1]
     first.pop("labels")  # what a caller does to an item is its own affair
-    monkeypatch.setattr(dataset, "_encode", lambda record: pytest.fail("it was made a second time"))
+    monkeypatch.setattr(dataset, "encode", lambda record: pytest.fail("it was made a second time"))
     for number in (1, 1 - len(dataset)):
         again = dataset[number]
         assert again.keys() == plain[1].keys() and all(torch.equal(again[name], value) for name, value in plain[1].items())

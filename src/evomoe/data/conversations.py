@@ -140,7 +140,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         for step in range(len(self)):
             number = (index + step) % len(self)
             try:
-                return self._encode(self.records[number])
+                return self.encode(self.records[number])
             except BadRecordError as error:
                 if self.on_bad_record == "stop":
                     raise
@@ -209,8 +209,8 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         parts = zip(self.records.parts, self.records.weights, strict=True)
         return [Share(part.name, weight, counts[source]) for source, (part, weight) in enumerate(parts)]
 
-    def _encode(self, record: Record) -> dict[str, torch.Tensor]:
-        """An item.
+    def encode(self, record: Record) -> dict[str, torch.Tensor]:
+        """The item of a record.
 
         Raises:
             BadRecordError: The record is bad, or a part of the processor fails at it, in whatever way.

@@ -1,5 +1,6 @@
 """Rows of JSON of any size: each is parsed when it is asked for, so that neither memory nor a run's start has to hold them all."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,24 +60,45 @@ class JsonRows(Sequence[Any]):
         start, end = self.places_N2[number].tolist()
         line = number + 1 if self._lines_N is None else int(self._lines_N[number])
         file.seek(start)
-        try:
-            text = file.read(end - start).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path.name}, line {line}: the file is not UTF-8 text: {error.reason}") from error
-        return parse_json(text, self.path.name, line)
+        return _parsed(file.read(end - start), self.path, line)
 
 
 def json_lines(path: Path) -> JsonRows:
     """The values of a file with one on each line; empty lines are left out."""
-    places, lines, start = [], [], 0
+    places, lines = [], []
     with path.open("rb") as file:
         state = state_of(file)
-        for number, line in enumerate(file, 1):
-            if line.removeprefix(_MARK if number == 1 else b"").strip():
-                places.append((start, start + len(line.rstrip(b"\r\n"))))
-                lines.append(number)
-            start += len(line)
+        for number, start, line in _lines(file):
+            places.append((start, start + len(line.rstrip(b"\r\n"))))
+            lines.append(number)
     return JsonRows(path, state, np.array(places, np.int64).reshape(-1, 2), np.array(lines, np.int64))
+
+
+def rows_of_lines(path: Path, start: int) -> Iterator[Any]:
+    """The values of such a file from a number on, of which those before it are passed over unread. The file is gone through once.
+
+    Raises:
+        ValueError: a value is broken JSON.
+    """
+    with path.open("rb") as file:
+        for number, _, line in itertools.islice(_lines(file), start, None):
+            yield _parsed(line, path, number)
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """The lines that hold something: their numbers from 1, the bytes before them, what they hold."""
+    start = 0
+    for number, line in enumerate(file, 1):
+        if line.removeprefix(_MARK if number == 1 else b"").strip():
+            yield number, start, line
+        start += len(line)
+
+
+def _parsed(text: bytes, path: Path, line: int) -> Any:
+    try:
+        return parse_json(text.decode("utf-8-sig"), path.name, line)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name}, line {line}: the file is not UTF-8 text: {error.reason}") from error
 
 
 def places_in_list(text: str) -> np.ndarray | None:

@@ -15,7 +15,7 @@ from evomoe.data.images import BadImageError, ImageFolder
 from evomoe.data.kept import Keeper
 from evomoe.data.record_content import content_of, row_digest
 from evomoe.data.row import FIELDS, Picture, read_row
-from evomoe.data.row_check import KEPT_FROM, RowCheck, RowOutcome, where
+from evomoe.data.row_check import KEPT_FROM, RowCheck, RowOutcome
 from evomoe.data.sources import Source, open_source
 from evomoe.data.turns import IMAGE_MARK, BadRecordError, Record, Turn
 from evomoe.recipe.options import OnBadRecord, PictureCheck, check_choice, check_on_bad_record
@@ -41,7 +41,6 @@ class Records(Sequence[Record]):
 
     Attributes:
         skipped: The message of every record left out.
-        notes: The fields that nobody reads.
     """
 
     def __init__(self, source: Source, images: ImageFolder, found: RowOutcome) -> None:
@@ -50,8 +49,12 @@ class Records(Sequence[Record]):
         good = range(count)
         self._kept: Sequence[int] = [number for number in good if number not in found.bad] if found.bad else good
         self.skipped = [found.bad[number] for number in sorted(found.bad)]
-        unread = found.unread + Counter({repr(column): len(self._kept) for column in source.unread})
-        self.notes = [_unread_note(source.name, unread)] if unread else []
+
+    @property
+    def notes(self) -> list[str]:
+        """One about the fields that nobody reads, if there are such."""
+        unread = self._found.unread + Counter({repr(column): len(self._kept) for column in self._source.unread})
+        return [_unread_note(self.name, unread)] if unread else []
 
     @property
     def name(self) -> str:
@@ -109,7 +112,7 @@ class Records(Sequence[Record]):
             return part
         number = self._kept[index]
         row = self._source.rows[number]
-        name = where(self._source.name, number, row)
+        name = self._source.where(number, row)
         try:
             turns, images, videos, _ = read_row(row)
             shown = tuple(_lazy_picture(image, self._images) for image in images)
@@ -155,7 +158,7 @@ def load_records(
     if image_root is not None:
         check_folder("image_root", os.fspath(image_root))
     source = data if isinstance(data, Source) else open_source(data)
-    images = ImageFolder(source.folder if image_root is None else image_root, image_root is None)
+    images = _images(source, image_root)
     limit = (Image.MAX_IMAGE_PIXELS or 2**63) if max_pixels is None else max_pixels
     if not len(source.rows):
         raise BadRecordError(f"{source.name}: there are no records")
@@ -166,6 +169,23 @@ def load_records(
         remedy = f"Not one picture is in {images.folder}; is `image_root` right?" if all_missing else ""
         raise BadRecordError(bad_summary(source.name, records.skipped, len(source.rows), remedy))
     return records
+
+
+def read_record(source: Source, image_root: str | None, max_pixels: int, check_pictures: PictureCheck) -> Record:
+    """The record of a source of one row, checked as ``load_records`` checks all.
+
+    Raises:
+        BadRecordError: it is bad.
+    """
+    images = _images(source, image_root)
+    found = RowCheck(source, images, max_pixels, check_pictures == "decode").rows([0])
+    if found.bad:
+        raise BadRecordError(found.bad[0])
+    return Records(source, images, found)[0]
+
+
+def _images(source: Source, image_root: str | os.PathLike[str] | None) -> ImageFolder:
+    return ImageFolder(source.folder if image_root is None else image_root, image_root is None)
 
 
 def _unread_note(name: str, unread: Counter[str]) -> str:

@@ -69,6 +69,8 @@ def read_row(row: object) -> Row:
     Raises:
         BadRecordError: It is no conversation that can be learned, or says what is not read.
     """
+    if isinstance(row, BadRecordError):  # what a stream has found in the place of a row
+        raise row
     if not isinstance(row, Mapping):
         raise BadRecordError(f"a record must be an object with named fields, not {kind_of(row)}")
     unread = _unread(row, _OF_ROW, "")

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,11 +15,10 @@ from evomoe.data.images import BadImageError, ImageFolder, MissingImageError, ch
 from evomoe.data.kept import Found
 from evomoe.data.pixels import FLOAT
 from evomoe.data.record_content import row_digest
-from evomoe.data.row import read_row, value_of
+from evomoe.data.row import read_row
 from evomoe.data.sources import Source
 from evomoe.data.turns import BadRecordError
 from evomoe.data.videos import check_video
-from evomoe.support.text import shortened
 from evomoe.support.workers import mapped
 
 PROGRESS_FROM = 10_000
@@ -144,7 +143,7 @@ class RowCheck:
             try:
                 found.unread.update(self._check(row, found))
             except (BadRecordError, BadImageError) as error:
-                found.bad[number] = f"{where(self._source.name, number, row)}: {error}"
+                found.bad[number] = f"{self._source.where(number, row)}: {error}"
         found.digests = b"".join(digests)
         return found
 
@@ -246,9 +245,3 @@ def _pictures(kept: Found) -> tuple[list[MediaFile], list[PictureState]]:
     paths = joined.split("\0") if joined else []
     files = map(MediaFile, paths, (states_P5[:, 4] > 0).tolist())
     return [*files], [*map(PictureState, *states_P5.T.tolist())]
-
-
-def where(name: str, number: int, row: object) -> str:
-    """Names a record in messages."""
-    identity = value_of(row, "id") if isinstance(row, Mapping) else None
-    return f"{name}, record {number}" + ("" if identity is None else f" (id {shortened(repr(identity))})")

@@ -12,11 +12,11 @@ import numpy as np
 
 from evomoe.data.json_rows import JsonRows, json_lines, places_in_list, state_of
 from evomoe.data.kept import Found, Keeper
-from evomoe.data.row import CONVERSATION, FIELDS, is_refused
+from evomoe.data.row import CONVERSATION, FIELDS, is_refused, value_of
 from evomoe.support.content import file_hash, text_hash
 from evomoe.support.names import not_on_hub, refuse_missing, refuse_special, split_name
 from evomoe.support.parse_json import check_size, parse_json, shallow
-from evomoe.support.text import kind_of
+from evomoe.support.text import kind_of, shortened
 
 if TYPE_CHECKING:
     import datasets
@@ -38,6 +38,7 @@ class Source:
         folder: The folder that relative picture paths start from.
         unread: Columns that nobody reads, which the rows do not have.
         keeper: Keeps what is found out about the rows; None for rows in memory.
+        first: The number of the first row, for messages.
     """
 
     name: str
@@ -45,6 +46,13 @@ class Source:
     folder: str
     unread: tuple[str, ...] = ()
     keeper: Keeper | None = None
+    first: int = 0
+
+    def where(self, number: int, row: object) -> str:
+        """Names a record in messages."""
+        identity = value_of(row, "id") if isinstance(row, Mapping) else None
+        known = "" if identity is None else f" (id {shortened(repr(identity))})"
+        return f"{self.name}, record {self.first + number}{known}"
 
     def some(self, numbers: Iterable[int]) -> Iterator[Any]:
         """The rows of these numbers, in the way that is quickest for many."""
@@ -159,7 +167,10 @@ def _load_saved(folder: str, split: str | None) -> Source:
         with shallow(folder):
             loaded = datasets.load_from_disk(folder)
     except FileNotFoundError as error:
-        raise ValueError(f"{folder}: the folder was not written by datasets.save_to_disk: {error}") from error
+        raise ValueError(
+            f"{folder}: the folder was not written by datasets.save_to_disk: {error}. One of shards (.tar, .parquet, .jsonl) is read "
+            "with `streaming`."
+        ) from error
     if isinstance(loaded, datasets.DatasetDict):
         wanted = split or "train"
         if wanted not in loaded:
@@ -187,6 +198,15 @@ def _from_dataset(dataset: object, name: str, home: Path | None = None) -> Sourc
         raise ValueError(
             f"{name}: expected a datasets.Dataset (one split, not streamed) or a list of records, not {type(dataset).__name__}"
         )
+    columns, unread = read_columns(dataset)
+    keeper = Keeper(name, partial(_content, dataset), home) if dataset.cache_files else None
+    return Source(name, columns, os.getcwd(), unread, keeper)
+
+
+def read_columns(dataset: Any) -> tuple[Any, tuple[str, ...]]:
+    """A datasets.Dataset, or one that is streamed, with the columns that are read, pictures encoded; and the names of the others."""
+    import datasets
+
     kept = [column for column in dataset.column_names if column in FIELDS or is_refused(column)]
     columns: Any = dataset.select_columns(kept)
     encoded = datasets.Image(decode=False)
@@ -197,9 +217,7 @@ def _from_dataset(dataset: object, name: str, home: Path | None = None) -> Sourc
             undecoded = copy.copy(feature)
             undecoded.decode = False
             columns = columns.cast_column(column, undecoded)
-    unread = tuple(column for column in dataset.column_names if column not in kept)
-    keeper = Keeper(name, partial(_content, dataset), home) if dataset.cache_files else None
-    return Source(name, columns.with_format(None), os.getcwd(), unread, keeper)
+    return columns.with_format(None), tuple(column for column in dataset.column_names if column not in kept)
 
 
 def _content(dataset: Any) -> str:

@@ -15,7 +15,7 @@ from evomoe.support.text import counted
 
 MOST = 1000.0
 """A larger weight is a mistake: a pass would take as many passes over that source."""
-_FILES = (".json", ".jsonl")
+_FILES = (".json", ".jsonl", ".tar", ".parquet")
 
 
 class DataSource(NamedTuple):

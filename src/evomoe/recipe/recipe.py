@@ -19,6 +19,7 @@ from evomoe.recipe.options import (
     LARGEST_SEED,
     LONGEST,
     MOST_FRAMES,
+    MOST_RECORDS,
     MOST_WORKERS,
     STAGES,
     VIDEO_FRAMES,
@@ -37,6 +38,7 @@ from evomoe.recipe.placement import parse_placement
 from evomoe.recipe.value_types import check_names, check_types
 from evomoe.support.errors import OptionError, within
 from evomoe.support.files import write_text
+from evomoe.support.names import only_streamed
 from evomoe.support.parse_json import read_json
 from evomoe.support.yaml_text import read_yaml
 
@@ -60,6 +62,9 @@ class Recipe:
         moe_layers: "alternating", "all", "without_first", or indices separated by commas.
         expert_init: where Stage III's experts come from; "evolved" needs Stage II.
         init_options: keyword arguments of that initialiser.
+        streaming: reads the data as streams, shuffled within so many records, such as 1000; 0 reads them whole. Streams may be larger
+            than the disk. Each stage needs ``steps``. Sources may also be files of webdataset (.tar) or .parquet: one, a folder,
+            "part-*.tar" or "{000..099}.tar". A weight is a source's share of the records.
         max_length: tokens per record; longer ones are cut, and counted.
         packing: lets records of a batch share rows where they fit, each as if it were alone: less padding, the same loss.
         max_pixels: larger pictures are refused.
@@ -94,6 +99,7 @@ class Recipe:
     stage1: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=64, train="text+projector"))
     stage2: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=16, train="ffn"))
     stage3: StageOptions = field(default_factory=lambda: StageOptions(batch_size=4, accumulation=16, train="router"))
+    streaming: int = 0
     max_length: int = 2048
     packing: bool = False
     max_pixels: int = 89_478_485
@@ -124,6 +130,9 @@ class Recipe:
             check_trainer(f"stage{stage}.trainer", self.stage(stage).trainer, (stage,))
             if self.data and self.data is not tyro.MISSING:
                 self.sources_of(stage)
+        check_whole("streaming", self.streaming, 0, MOST_RECORDS, hint="; 0 reads no stream")
+        for stage in self.stages:
+            self._check_stream(stage)
         check_trainer("trainer", self.trainer, self.stages)
         if self.stage2.lora:
             raise OptionError(
@@ -186,6 +195,18 @@ class Recipe:
             name = "image_root"
         return data_sources(self.data_of(stage), root, f"stage{stage}.data" if own.data else "data", name)
 
+    def _check_stream(self, stage: int) -> None:
+        """Raises OptionError if a stage would have no end, or would read whole what can only be a stream."""
+        if self.streaming and not self.stage(stage).steps:
+            raise OptionError(
+                f"stage{stage}.steps", "it must be given with `streaming`: nobody knows how long a pass over a stream is."
+            )
+        data = self.data_of(stage)
+        if self.streaming or not data or data is tyro.MISSING:
+            return
+        if name := next((source.name for source in self.sources_of(stage) if only_streamed(source.name)), None):
+            raise OptionError("streaming", f"{name} is read as a stream; give the records to shuffle at a time, such as 1000.")
+
     def check_expert_init(self, needed: str | None = None) -> None:
         """Raises OptionError if Stage III is to make experts of what nothing gives it.
 
@@ -232,6 +253,7 @@ class Recipe:
                 "allow_special_tokens": [],
                 "check_pictures": "header",
                 "video_frames": VIDEO_FRAMES,
+                "streaming": 0,
             }.items():  # before there was a choice
                 values.setdefault(name, default)
             missing = {f.name for f in dataclasses.fields(cls)} - set(values)

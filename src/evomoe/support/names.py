@@ -1,6 +1,8 @@
 """Names of files, folders, models and datasets: whether they can be what the user means."""
 
 import os
+import re
+from glob import glob
 from pathlib import Path
 
 from evomoe.support.errors import OptionError, foreign
@@ -15,10 +17,42 @@ def refuse_missing(name: str | Path) -> None:
     text, path = str(name), Path(name)
     if path.exists():
         return
-    if path.suffix in (".json", ".jsonl"):
+    if is_pattern(text):
+        matching(text)
+        return
+    if path.suffix in (".json", ".jsonl", ".tar", ".parquet"):
         raise ValueError(f"{name}: there is no such file.")
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
         raise ValueError(f"{name}: there is no such folder.")
+
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name stands for several files: ``part-*.jsonl``, ``{000..099}.tar``."""
+    return not os.path.exists(name) and any(sign in name for sign in "*?[{")
+
+
+def matching(pattern: str) -> list[Path]:
+    """The files that a pattern stands for, in order.
+
+    Raises:
+        ValueError: there is none; of a range, one of them is not there.
+    """
+    if found := _RANGE.search(pattern):
+        first, last = found.groups()
+        numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+        return [path for number in numbers for path in matching(pattern[: found.start()] + number + pattern[found.end() :])]
+    files = [path for path in sorted(map(Path, glob(pattern))) if path.is_file()]
+    if not files:
+        raise ValueError(f"{pattern}: there is no such file.")
+    return files
+
+
+def only_streamed(name: str) -> bool:
+    """Whether data of this name can be read as a stream alone."""
+    return is_pattern(name) or Path(name).suffix.lower() in (".tar", ".parquet")
 
 
 def not_on_hub(name: str | Path, kind: str, error: Exception) -> str:

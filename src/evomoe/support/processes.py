@@ -5,7 +5,12 @@ import os
 
 def is_main_process() -> bool:
     """Whether this process writes the files that all processes share."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return process_number() == 0
+
+
+def process_number() -> int:
+    """Which of the run's processes this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def process_count() -> int:

@@ -18,7 +18,10 @@ from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.mix import MixedRecords
 from evomoe.data.records import Record, Records, load_records
+from evomoe.data.shards import open_shards
 from evomoe.data.sources import open_sources
+from evomoe.data.stream import StreamSource
+from evomoe.data.streamed import StreamedDataset
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.generation_settings import check_stops, load_settings
 from evomoe.model.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
@@ -38,7 +41,7 @@ from evomoe.support.files import DiskError, naming
 from evomoe.support.needs import needs_of
 from evomoe.support.processor import Processor
 from evomoe.support.text import shortened
-from evomoe.training.arguments import check_shared_out, training_arguments, try_optimizer
+from evomoe.training.arguments import check_shared_out, trainer_options, training_arguments, try_optimizer
 from evomoe.training.evolution import check_rule
 from evomoe.training.lora import Adapters
 from evomoe.training.record_order import ORDERS
@@ -102,7 +105,7 @@ class CheckedRun:
     def _too_few(self, stage: int, dataset: ConversationDataset) -> str:
         settings, count = self.recipe.stage(stage), dataset.per_pass
         in_a_step = settings.batch_size * settings.accumulation
-        if in_a_step <= count:
+        if in_a_step <= count or self.recipe.streaming:
             return ""
         return (
             f"Stage {stage}: a step takes {in_a_step} records, more than the {count} there are; smaller: `stage{stage}.batch_size`, "
@@ -165,6 +168,8 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
 def load_data(recipe: Recipe, processor: Processor, keep: bool = False) -> dict[int, ConversationDataset]:
     """The data of each stage, every record checked but for its pictures' pixels; what stages share is read and checked once.
 
+    Of a stream, the first records of each source are.
+
     Args:
         processor: of the recipe's model.
         keep: hold what becomes of each record in memory, for several runs in turn.
@@ -182,16 +187,24 @@ def load_data(recipe: Recipe, processor: Processor, keep: bool = False) -> dict[
         records: Sequence[Record] = checked[mix[0].place]
         if len(mix) > 1 or mix[0].weight != 1:
             records = MixedRecords([checked[source.place] for source in mix], [source.weight for source in mix])
-        dataset = ConversationDataset(
+        options: Any = (
             records, processor, recipe.max_length, recipe.on_bad_record, recipe.image_aspect, keep, recipe.template_options,
             recipe.workers, recipe.video_frames,
         )  # fmt: skip
+        if recipe.streaming:
+            streams = [StreamSource(source.name, shards[source.name], source.weight, source.image_root) for source in mix]
+            dataset = StreamedDataset(streams, *options, max_pixels=recipe.max_pixels, check_pictures=recipe.check_pictures)
+        else:
+            dataset = ConversationDataset(*options)
         dataset.check()
         return dataset
 
     mixes = {stage: recipe.sources_of(stage) for stage in recipe.stages}
     sources = {source.place: source for mix in mixes.values() for source in mix}
-    opened = open_sources([*dict.fromkeys(source.name for source in sources.values())])  # all, before the first is checked
+    names = [*dict.fromkeys(source.name for source in sources.values())]
+    shards = {name: open_shards(name) for name in names if recipe.streaming}
+    # All, before the first is checked.
+    opened = {name: StreamSource(name, shards[name]).head() for name in names} if recipe.streaming else open_sources(names)
     checked = {key: check(source) for key, source in sources.items()}
     loaded = {mix: load(mix) for mix in dict.fromkeys(mixes.values())}
     return {stage: loaded[mix] for stage, mix in mixes.items()}
@@ -270,7 +283,10 @@ def _check_training_arguments(recipe: Recipe, stage: int, model: PreTrainedModel
 
 
 def _check_order(recipe: Recipe, stage: int, arguments: TrainingArguments) -> None:
-    if arguments.train_sampling_strategy not in ORDERS and any(source.weight != 1 for source in recipe.sources_of(stage)):
+    if recipe.streaming:
+        if "train_sampling_strategy" in trainer_options(recipe, stage):
+            raise ValueError("train_sampling_strategy says nothing of a stream, which `streaming` shuffles. Leave it out.")
+    elif arguments.train_sampling_strategy not in ORDERS and any(source.weight != 1 for source in recipe.sources_of(stage)):
         raise ValueError(
             f"train_sampling_strategy={arguments.train_sampling_strategy} takes each record once, whatever its weight. Choose one of "
             f"{', '.join(ORDERS)}, or leave out the weights."

@@ -11,6 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.mix import Share
+from evomoe.data.streamed import StreamedDataset
 from evomoe.model.accounting import count_parameters, large_router
 from evomoe.model.structure import decoder_layers, ffn_names, text_config
 from evomoe.recipe.data_mix import data_title
@@ -117,8 +118,8 @@ def describe(
         counts, settings = count_parameters(model, names), recipe.stage(stage)
         lines += [
             "",
-            f"Stage {stage} ({STAGES[stage]}): {counted(count, 'record')} of {data}{_progress(run, stage) if resume else ''}",
-            *_shares(dataset.shares),
+            f"Stage {stage} ({STAGES[stage]}): {_amount(dataset)} {data}{_progress(run, stage) if resume else ''}",
+            *(_streamed(dataset, recipe) if isinstance(dataset, StreamedDataset) else _shares(dataset.shares)),
             f"  {counted(steps, 'step')} of {settings.batch_size} x {settings.accumulation} records, "
             f"learning rate {settings.learning_rate:g}",
             f"  trains {settings.train}: {readable(counts.trained)} of {readable(counts.total)} parameters, {len(names)} tensors"
@@ -133,7 +134,8 @@ def describe(
             lines.append(f"  {warning}")
         lines += [f"  {note}" for note in (*dataset.notes, *run.warnings(stage, dataset))]
         if dataset.cut:
-            lines.append(f"  cut at max_length {recipe.max_length}: {counted(dataset.cut, 'record')}")
+            first = "of the first, " if isinstance(dataset, StreamedDataset) else ""
+            lines.append(f"  cut at max_length {recipe.max_length}: {first}{counted(dataset.cut, 'record')}")
         if dataset.skipped:
             new = [message for message in dataset.skipped if message not in listed]
             listed.update(new)
@@ -187,6 +189,7 @@ def _memory(
     lines = [
         f"  tensors of {where}: at most {in_bytes(need.peak)}; {', '.join(f'{name} {in_bytes(size)}' for name, size in parts.items() if size)}",
         f"    with {counted(rows, 'row')} of {counted(length, 'token')}, the longest records"
+        + (" among the first" if isinstance(dataset, StreamedDataset) else "")
         + (", without what the vision tower keeps" if need.vision_left_out else ""),
     ]
     if (there := bytes_in(options.device_memory) or device_memory()) and need.peak > there:
@@ -196,6 +199,23 @@ def _memory(
             "`trainer` with gradient_checkpointing=true, bf16=true."
         )
     return lines
+
+
+def _amount(dataset: ConversationDataset) -> str:
+    return "a stream of" if isinstance(dataset, StreamedDataset) else f"{counted(dataset.per_pass, 'record')} of"
+
+
+def _streamed(dataset: StreamedDataset, recipe: Recipe) -> list[str]:
+    """What is known of a stream, and what is not."""
+    whole = sum(source.weight for source in dataset.sources)
+    return [
+        f"  {source.name}: {counted(len(source.shards), 'shard')}, {source.weight / whole:.0%} of the records"
+        for source in dataset.sources
+    ] + [
+        f"  read and checked: the first {counted(len(dataset), 'record')}; the others are checked when they are read, and how many there "
+        "are, how long, and how many of them bad, nobody knows",
+        f"  shuffled within {counted(recipe.streaming, 'record')}; a source that ends begins anew",
+    ]
 
 
 def _shares(shares: Sequence[Share]) -> list[str]:

@@ -21,7 +21,9 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from evomoe.data.conversations import Collator, ConversationDataset
+from evomoe.data.streamed import StreamedDataset
 from evomoe.support.errors import OptionError
+from evomoe.support.text import counted
 from evomoe.training.trainable import PARTS_OF_PICTURES, names_in
 
 
@@ -34,13 +36,20 @@ def spare_picture(model: PreTrainedModel, dataset: ConversationDataset, weights_
         weights_are_shared: whether each process holds only a part of them.
 
     Raises:
-        OptionError: the parts that see pictures are all that trains, and the data have no picture.
+        OptionError: the parts that see pictures are all that trains, and the data have no picture; or those among the first records of
+            a stream have none, and processes that share weights may not wait for one.
     """
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     seeing = {name for part in PARTS_OF_PICTURES for name in names_in(model, part, ())}
     if not (seeing if weights_are_shared else trained & seeing):
         return {}
     spare = _record_with_picture(dataset)
+    if not spare and isinstance(dataset, StreamedDataset) and (weights_are_shared or trained <= seeing):
+        raise OptionError(
+            "data",
+            f"none of the first {counted(len(dataset), 'record')} of the stream has a picture, which training needs from its begin. Let "
+            "the first shard begin with one.",
+        )
     if not spare and trained <= seeing:
         raise OptionError("data", "no record has a picture, and the parts of the model that see pictures are all that trains.")
     return spare

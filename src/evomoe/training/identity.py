@@ -14,6 +14,7 @@ from evomoe.conversion.expert_init import option_from_stage2
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.mix import MixedRecords
 from evomoe.data.records import Records
+from evomoe.data.streamed import StreamedDataset
 from evomoe.recipe.data_mix import DataSource
 from evomoe.recipe.recipe import Recipe
 from evomoe.support.content import file_hash, fingerprint, model_files, text_hash
@@ -68,17 +69,24 @@ def _identity(recipe: Recipe, datasets: Mapping[int, ConversationDataset], befor
     """
     known = before.get("data", {})
     data: dict[str, Any] = {}
+    shards: dict[str, int] = {}
     for stage, dataset in datasets.items():
         sources = recipe.sources_of(stage)
         for source, records in zip(sources, _parts(dataset, len(sources)), strict=True):
             data.setdefault(_key(recipe, source), records)
+        if isinstance(dataset, StreamedDataset):
+            shards |= {_key(recipe, source): len(one.shards) for source, one in zip(sources, dataset.sources, strict=True)}
     experts = recipe.init_options.get(option_from_stage2(recipe.expert_init), "")
     return {
         "processes": process_count(),
         "model": _model(recipe.model, before.get("model", {})),
         "experts": file_hash(experts) if 3 in recipe.stages and isinstance(experts, str) and Path(experts).is_file() else "",
         # Others than Records were made by the caller, not read from anywhere.
-        "data": {name: one.content(known.get(name, {})) if isinstance(one, Records) else {} for name, one in data.items()},
+        "data": {
+            name: (one.content(known.get(name, {})) if isinstance(one, Records) else {})
+            | ({"shards": shards[name]} if name in shards else {})
+            for name, one in data.items()
+        },
     }
 
 
@@ -142,7 +150,9 @@ def _data_changes(before: Identity, now: Identity) -> list[str]:
     found = []
     if not (before and now):
         return found
-    if before["records"] != now["records"]:
+    if before.get("shards") != now.get("shards"):
+        found.append(f"had {counted(before.get('shards', 0), 'shard')} and has {now.get('shards', 0):,} now")
+    elif before["records"] != now["records"]:
         found.append(f"had {counted(before['records'], 'record')} and has {now['records']:,} now")
     elif before["in any order"] != now["in any order"]:
         found.append("has other records")

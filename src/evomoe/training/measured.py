@@ -61,6 +61,8 @@ def measure(run: CheckedRun, stage: int, dataset: ConversationDataset, steps: in
     with tempfile.TemporaryDirectory() as folder:
         own = StageFolder(Path(folder) / "stage", "measuring")
         short = replace(settings, steps=steps + 1, trainer=settings.trainer | {"save_strategy": "no"})
+        if recipe.streaming:  # what earlier stages take is there only once they have trained
+            short = replace(short, seen_records=0)
         measured = replace(run, recipe=recipe.but(output=folder, **{f"stage{stage}": short}))
         fields: dict[str, Any] = {"callbacks": [clock]}
         if stage == 2:

@@ -26,6 +26,8 @@ def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
 
 def taken_records(recipe: Recipe, stage: int, num_records: int) -> int:
     """How many records a stage takes in all; one that it takes in two passes counts twice."""
+    if recipe.streaming:
+        return recipe.stage(stage).steps * recipe.records_per_step(stage, process_count())
     passes, steps = divmod(planned_steps(recipe, stage, num_records), _steps_per_pass(recipe, stage, num_records))
     return passes * num_records + steps * recipe.records_per_step(stage, process_count())
 

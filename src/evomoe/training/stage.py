@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
 from evomoe.data.chat_template import with_end
 from evomoe.data.conversations import Collator, ConversationDataset
+from evomoe.data.streamed import StreamedDataset, StreamedItems
 from evomoe.model.model_card import CARD
 from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.options import STAGES
@@ -21,13 +23,14 @@ from evomoe.recipe.run_folder import StageFolder
 from evomoe.support import hf
 from evomoe.support.device import prepare
 from evomoe.support.files import remove, room_for, same_permissions, sync, write_text
-from evomoe.support.processes import is_main_process
+from evomoe.support.processes import is_main_process, process_count
 from evomoe.support.text import counted
 from evomoe.training.arguments import shares_weights, training_arguments, zero_stage
 from evomoe.training.checked_run import CheckedRun
 from evomoe.training.every_part import SpareCallback, spare_picture
 from evomoe.training.packing import check_packing, in_one_row, records_to_try
 from evomoe.training.record_order import ORDERS, RecordOrder, seen_records, taken_records
+from evomoe.training.stream_order import StreamOrder
 from evomoe.training.trainer import EvoMoETrainer
 from evomoe.training.zero3 import gather_by_layer
 
@@ -61,18 +64,25 @@ def train(
             "-m evomoe.cli train ..., or show it one GPU with CUDA_VISIBLE_DEVICES=0."
         )
     if dataset.cut and is_main_process():
-        logger.warning("Cut at max_length %d: %d of %s.", recipe.max_length, dataset.cut, counted(len(dataset), "record"))
+        of = f"the first {len(dataset):,} records" if isinstance(dataset, StreamedDataset) else counted(len(dataset), "record")
+        logger.warning("Cut at max_length %d: %d of %s.", recipe.max_length, dataset.cut, of)
     prepare(arguments.device)
     set_seed(recipe.seed)
     adapters = run.prepare(stage, model)
     spare = spare_picture(model, dataset, shares_weights(arguments))
+    items: Dataset[Any] = dataset
+    if isinstance(dataset, StreamedDataset):
+        order = _stream_order(run, stage, dataset)
+        items = StreamedItems(dataset, len(order))
+    else:
+        order = _order(recipe, stage, dataset, arguments)
     trainer = EvoMoETrainer(
         model=model,
         args=arguments,
-        train_dataset=dataset,
+        train_dataset=items,
         data_collator=Collator(processor),
         processing_class=processor,
-        order=_order(recipe, stage, dataset, arguments),
+        order=order,
         metrics=run.folder.metrics,
         stage=STAGES[stage],
         label=folder.label,
@@ -92,6 +102,8 @@ def train(
         card()
     checkpoint = _resume_from(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if isinstance(order, StreamOrder):
+        order.save(folder.path, recipe.stage(stage).steps)
     if adapters:
         if trainer.is_world_process_zero() and not is_sparse(model):  # whose routers are trained too, and no adapter holds them
             adapters.save(folder.adapter, model.name_or_path or "")
@@ -145,6 +157,17 @@ def _resume_from(folder: StageFolder) -> Path | None:
     if error is not None:
         raise error
     return checkpoint
+
+
+def _stream_order(run: CheckedRun, stage: int, dataset: StreamedDataset) -> StreamOrder:
+    """How the stage takes the rows of a stream."""
+    recipe, settings = run.recipe, run.recipe.stage(stage)
+    per_step, seen = recipe.records_per_step(stage, process_count()), seen_records(recipe, stage, len(dataset))
+    order = StreamOrder(dataset.sources, recipe.streaming, recipe.seed, settings.steps, per_step, settings.batch_size, seen)
+    if seen and settings.seen_records is None:
+        before = max(other for other in recipe.stages if other < stage and recipe.data_of(other) == recipe.data_of(stage))
+        order.follow(run.folder.stage(before).path)
+    return order
 
 
 def _order(recipe: Recipe, stage: int, dataset: ConversationDataset, arguments: TrainingArguments) -> RecordOrder | None:

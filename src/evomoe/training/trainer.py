@@ -12,7 +12,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from evomoe.data.turns import BadRecordError, plain_error
 from evomoe.model.sparse_model import is_sparse
-from evomoe.recipe.checkpoint import writing
+from evomoe.recipe.checkpoint import step_of, writing
 from evomoe.support import hf
 from evomoe.support.text import counted
 from evomoe.training.callbacks import EvolutionCallback, InterruptCallback, MetricsFile, ProgressBar, RouterCallback
@@ -22,6 +22,7 @@ from evomoe.training.label_loss import loss_on_labels
 from evomoe.training.meter import RouterMeter
 from evomoe.training.packing import packed_inputs
 from evomoe.training.record_order import RecordOrder
+from evomoe.training.stream_order import StreamOrder
 
 
 class EvoMoETrainer(Trainer):
@@ -38,7 +39,7 @@ class EvoMoETrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        order: RecordOrder | None = None,
+        order: RecordOrder | StreamOrder | None = None,
         evolution: EvolutionCallback | None = None,
         metrics: Path | None = None,
         stage: str = "",
@@ -115,6 +116,8 @@ class EvoMoETrainer(Trainer):
             with writing(folder, self.state.global_step, self.args.save_total_limit) if writes else nullcontext():
                 self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
+                if isinstance(self.order, StreamOrder):
+                    self.order.save(self._work / f"checkpoint-{self.state.global_step}", self.state.global_step)
                 self.accelerator.wait_for_everyone()
         finally:
             self._work = None
@@ -149,6 +152,9 @@ class EvoMoETrainer(Trainer):
         """Trains; Ctrl-C saves a checkpoint first and then raises KeyboardInterrupt."""
         if self.evolution:
             self.evolution.resume_from = resume_from_checkpoint
+        if resume_from_checkpoint and isinstance(self.order, StreamOrder):
+            checkpoint = Path(resume_from_checkpoint)
+            self.order.go_on(checkpoint, step_of(checkpoint))
         with self.interrupt.listening(), self._keeping_steps():
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.interrupt.asked:
@@ -161,20 +167,22 @@ class EvoMoETrainer(Trainer):
         try:
             yield
         except BadRecordError as error:
-            step, saved = self.state.global_step, ""
+            step, saved, streams = self.state.global_step, "", isinstance(self.order, StreamOrder)
             if step and self.args.world_size == 1:
                 if not (Path(str(self.args.output_dir)) / f"checkpoint-{step}" / "trainer_state.json").is_file():
                     hf.save_checkpoint(self)
                 saved = f" The {counted(step, 'step')} before it {'is' if step == 1 else 'are'} saved: `resume`."
             raise BadRecordError(
-                f"{plain_error(error)}.{saved} Repair it, or leave it out: `on_bad_record=skip`. `check_pictures=decode` finds all such "
-                "records before training."
+                f"{plain_error(error)}.{saved} Repair it, or leave it out: `on_bad_record=skip`."
+                + ("" if streams else " `check_pictures=decode` finds all such records before training.")
             ) from None
         finally:
             self.progress.close()
 
     def _records_of(self, step: int) -> list[str]:
         """The names of a step's records, where their order is known."""
+        if isinstance(self.order, StreamOrder):
+            return self.order.names(step)
         records = getattr(self.train_dataset, "records", None)
         if self.order is None or records is None:
             return []

@@ -17,7 +17,9 @@ import evomoe
 from evomoe.analysis.intervention import Intervention
 from evomoe.paper.study import provenance
 from evomoe.paper.study.study import trainings
-from evomoe.paper.study.task import Scoring, run_once
+from evomoe.paper.study.task import Scoring, recipe_values, run_once
+from evomoe.recipe.options import StageOptions
+from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder
 
 
@@ -107,6 +109,13 @@ def test_a_scoring_s_name_is_a_hash_of_what_is_asked_and_of_whom():
     assert scoring(shuffle=2).name == name(*asked, None, 2)
     assert scoring(experts_per_token=4.8).name == name(*asked, None, None, 4.8, None)
     assert scoring(experts_per_token=8.0, shuffle_importance=1).name == name(*asked, None, None, 8.0, 1)
+
+
+def test_options_that_came_later_are_no_part_of_what_a_training_is_unless_they_say_something():
+    recipe = Recipe("model", "data.json", "out")
+    assert not {"streaming", "video_frames"} & recipe_values(recipe).keys()
+    steps = {f"stage{stage}": StageOptions(steps=1) for stage in recipe.stages}
+    assert {"streaming", "video_frames"} <= recipe_values(recipe.but(streaming=5, video_frames=2, **steps)).keys()
 
 
 def test_the_commit_is_that_of_the_whole_package(monkeypatch):

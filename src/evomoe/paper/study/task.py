@@ -235,6 +235,8 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     values = dataclasses.asdict(recipe)
     if recipe.video_frames == VIDEO_FRAMES:
         del values["video_frames"]
+    if not recipe.streaming:
+        del values["streaming"]
     if not recipe.allow_special_tokens:
         del values["allow_special_tokens"]
     for stage in STAGES:
