@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.families import sparse_config
-from evomoe.model.generation_settings import check_stops
+from evomoe.model.generation_settings import check_usable
 from evomoe.model.loaded_weights import load_checked
 from evomoe.model.picture_tokens import check_picture_tokens
 from evomoe.model.possible import check_pictures, check_sizes, check_vocabulary, making
@@ -120,7 +120,7 @@ def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool 
             if not trust_remote_code:
                 _check_room(config, source)
             model = load_checked(auto_model(config), source, dtype=precision, trust_remote_code=trust_remote_code)
-            check_stops(getattr(model, "generation_config", None), config, source)
+            check_usable(getattr(model, "generation_config", None), config, source)
             return model
     except UnpicklingError as error:
         raise ValueError(
