@@ -56,11 +56,10 @@ def test_a_model_that_knows_pictures_under_another_number_is_told(make_processor
 
 
 @pytest.mark.parametrize(
-    ("family", "other"), [pair for pair in permutations(SIZES, 2) if pair != ("idefics3", "idefics2")]  # which take alike pictures
+    ("family", "other"),
+    [pair for pair in permutations(SIZES, 2) if pair != ("idefics3", "idefics2")],  # which take alike pictures
 )
 def test_a_processor_beside_a_model_of_another_family(make_processor, family, other):
     """The number of the image token is the processor's, so that nothing but the picture tells them apart."""
     with pytest.raises(ValueError, match="^folder: its (processor makes .*, and its model makes|model cannot take)"):
-        check_picture_tokens(
-            make_processor(family), model_of(other, image_token_id=SIZES[family]["image_token_id"]), "folder"
-        )
+        check_picture_tokens(make_processor(family), model_of(other, image_token_id=SIZES[family]["image_token_id"]), "folder")

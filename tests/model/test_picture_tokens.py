@@ -1,7 +1,6 @@
 """A processor makes as many image tokens of a picture as its model makes features of it, or all verbs say the same sentence."""
 
 import json
-
 from types import SimpleNamespace
 
 import pytest

@@ -131,12 +131,18 @@ def _fault(name: str, value: Any) -> str:
         return "" if type(value) in (int, float) and 0 <= value <= 1 else "a number from 0 to 1"
     if name == "exponential_decay_length_penalty":
         numbers = value if isinstance(value, list | tuple) and len(value) == 2 else ["none"]
-        return "" if all(type(one) in (int, float) and 0 <= one < math.inf for one in numbers) else "two numbers: a start and a factor"
+        return (
+            ""
+            if all(type(one) in (int, float) and 0 <= one < math.inf for one in numbers)
+            else "two numbers: a start and a factor"
+        )
     if name == "max_time":
         return "" if type(value) in (int, float) and 0 < value < math.inf else "a positive number of seconds"
     if name == "stop_strings":
         words = [value] if isinstance(value, str) else value
-        return "" if isinstance(words, list) and all(isinstance(one, str) and one for one in words) else "words, or a list of words"
+        return (
+            "" if isinstance(words, list) and all(isinstance(one, str) and one for one in words) else "words, or a list of words"
+        )
     return ""
 
 

@@ -25,7 +25,7 @@ from evomoe.support import hf
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.names import not_on_hub, refuse_missing, refuse_special
 from evomoe.support.parse_json import shallow
-from evomoe.support.processor import Processor
+from evomoe.support.processor import Processor, tokenizer_of
 from evomoe.support.text import shortened
 
 _SLACK = 10**9
@@ -187,6 +187,11 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Proce
         config = load_config(source, trust_remote_code)
         check_vocabulary(processor, config, source)
         if takes_pictures(config):
+            if tokenizer_of(processor) is processor:
+                raise ValueError(
+                    f"{source}: its processor is a {type(processor).__name__}, which takes no pictures, and its model does. Save the model's "
+                    "own processor into it; processor_config.json or preprocessor_config.json names its class."
+                )
             check_picture_tokens(processor, empty_model(config), source)
     return processor
 

@@ -47,7 +47,6 @@ from evomoe.training.trainable import set_trainable
 from evomoe.training.tried_arguments import steps_between, try_arguments
 from evomoe.training.zero3 import load_whole
 
-
 _MANY_RECORDS = 10**9
 """As many as no data have, as long as they are not counted: what is wrong then is wrong with fewer."""
 
@@ -285,7 +284,7 @@ def _check_training_arguments(recipe: Recipe, stage: int, model: PreTrainedModel
             made = training_arguments(recipe, stage, RunFolder(recipe.output).stage(stage), num_records)
             _check_loggers(made)
             _check_order(recipe, stage, made)
-            try_arguments(trainer_options(recipe, stage), made, planned_steps(recipe, stage, num_records))
+            try_arguments(trainer_options(recipe, stage), made, planned_steps(recipe, stage, num_records), num_records)
             check_shared_out(recipe, stage, made, model)
         except Exception as error:  # each argument has its own ways to fail
             return error
