@@ -178,3 +178,10 @@ def test_bad_records_are_left_out_if_asked_for(sparse, capsys):
     assert "nobody" in capsys.readouterr().err
     assert main(arguments(sparse, "--on-bad-record", "skip")) == 0
     assert f"all {len(records) - 1} records of " in json.loads((sparse / "out" / "numbers.json").read_text())["probe"]
+
+
+def test_experts_are_compared_with_a_model_of_their_own_family_alone(sparse, capsys):
+    make_language_model().save_pretrained(sparse / "text")
+    assert main(arguments(sparse, "--stage1", str(sparse / "text"))) == 1
+    assert "text is of type 'llama', and the experts came from a 'llava'; name that" in capsys.readouterr().err
+    assert not (sparse / "out").exists()

@@ -1,5 +1,7 @@
 """Real processors of several families beside models of the same sizes pass the check of pictures; of another size they do not."""
 
+from itertools import permutations
+
 import pytest
 from tiny import FAMILIES
 
@@ -51,3 +53,13 @@ def test_a_model_that_knows_pictures_under_another_number_is_told(make_processor
         ValueError, match="^folder: its processor writes a picture as .* and its config.json has image_token_id 40"
     ):
         check_picture_tokens(make_processor(family), model_of(family, image_token_id=40), "folder")
+
+
+@pytest.mark.parametrize(
+    ("family", "other"),
+    [pair for pair in permutations(SIZES, 2) if pair != ("idefics3", "idefics2")],  # which take alike pictures
+)
+def test_a_processor_beside_a_model_of_another_family(make_processor, family, other):
+    """The number of the image token is the processor's, so that nothing but the picture tells them apart."""
+    with pytest.raises(ValueError, match="^folder: its (processor makes .*, and its model makes|model cannot take)"):
+        check_picture_tokens(make_processor(family), model_of(other, image_token_id=SIZES[family]["image_token_id"]), "folder")

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.images import open_rgb
 from evomoe.data.records import BadRecordError, load_records
+from evomoe.data.row import read_row
 from evomoe.data.turns import Turn
 
 TALK = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "red"}]
@@ -270,3 +271,11 @@ def test_a_path_that_no_disk_has_is_refused_and_can_be_written_down(path, tmp_pa
     (said,) = load_records([good, bad], tmp_path, on_bad_record="skip").skipped
     assert "record 1" in said and ("holds half a character" in said or "does not exist" in said)
     said.encode()
+
+
+@pytest.mark.parametrize(("field", "value"), [("weight", 0), ("weight", 0.5), ("loss", False), ("train", False)])
+def test_what_a_whole_record_says_of_its_weight_is_not_passed_over(field, value):
+    turns = [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": "red"}]
+    with pytest.raises(BadRecordError, match=f"it has {field} {value!r} of the whole record; give it to the turns"):
+        read_row({"messages": turns, field: value})
+    assert read_row({"messages": turns, field: 1}).unread == [f"'{field}'"]

@@ -11,6 +11,7 @@ from evomoe.evaluation.evaluate import evaluate_checkpoint
 
 def test_processes_that_cannot_be_joined_are_refused(workspace, quiz, options, monkeypatch):
     """As under torchrun on an accelerator for which accelerate has no way to join them."""
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     state = SimpleNamespace(num_processes=1, device=torch.device("mps"))

@@ -117,12 +117,15 @@ def test_recipes(workspace, data):
 @examples
 def test_answers(workspace, data):
     questions = [{"question_id": n, "text": "is it ?", "image": f"{n}.jpg", "label": "yes" if n % 2 else "no"} for n in range(4)]
-    answers = [{"question_id": n, "text": "Yes", "prompt": "is it ?"} for n in range(4)]
+    answers = [{"question_id": n + 1, "text": "Yes", "prompt": "is it ?"} for n in range(4)]
     folder = workspace / "pope"
-    folder.mkdir(exist_ok=True)
+    (folder / "coco").mkdir(parents=True, exist_ok=True)
     for category in ("random", "popular", "adversarial"):
         lines = [json.dumps(question) for question in questions]
-        (folder / f"coco_pope_{category}.json").write_text("\n".join(lines))
+        (folder / "coco" / f"coco_pope_{category}.json").write_text("\n".join(lines))
+    whole = workspace / "whole.jsonl"
+    whole.write_text("\n".join(json.dumps(answer) for answer in answers))
+    assert score_predictions("pope", whole, folder, "official", None, True, True)  # so that what follows is about answers
     rows = spoiled(data, answers)
     text = "\n".join(json.dumps(row) for row in rows) if isinstance(rows, list) else json.dumps(rows)
     (workspace / "answers.jsonl").write_text(text)

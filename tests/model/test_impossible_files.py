@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from evomoe import cli
 from evomoe.evaluation.foreign_answers import text_of
 from evomoe.model.loading import load_model, load_processor
+from evomoe.model.possible import check_sizes
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.router_options import DTROptions
 from evomoe.recipe.row_options import read_options
@@ -266,6 +267,7 @@ def test_tokens_at_which_no_answer_could_end_are_refused(workspace, values):
         (("quantization_config",), "int8", "quantization_config 'int8', which must be a configuration of its own"),
         (("quantization_config",), {"quant_method": "zzz"}, "quantization_config.quant_method 'zzz'"),
         (("text_config", "hidden_size"), -32, "text_config.hidden_size -32, which must be at least 1"),
+        (("text_config", "max_position_embeddings"), 0, "text_config.max_position_embeddings 0, which must be at least 1"),
         (("text_config", "intermediate_size"), -32, "text_config.intermediate_size -32, which must be at least 0"),
         (("text_config", "num_hidden_layers"), "four", "text_config.num_hidden_layers 'four', which must be a whole number"),
         (("text_config", "hidden_size"), 32.5, "text_config.hidden_size 32.5"),
@@ -317,3 +319,18 @@ def test_a_tower_is_no_language_model(workspace, capsys):
     changed(workspace / "model", text_config=held["text_config"] | {"model_type": "clip_vision_model"})
     assert cli.main(["params", str(workspace / "model"), *SMALL]) == 1
     assert "its text_config is no language model's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("experts", ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"])
+@pytest.mark.parametrize("taken", [0, -1, 9, "two", 1.5])
+def test_a_token_takes_some_of_the_experts_that_there_are(experts, taken):
+    check_sizes({experts: 8, "num_experts_per_tok": 8}, "folder")
+    with pytest.raises(ValueError, match="^folder: its config.json has text_config.num_experts_per_tok .* between 1 and .*, 8"):
+        check_sizes({"text_config": {experts: 8, "num_experts_per_tok": taken}}, "folder")
+
+
+def test_seeds_that_are_none(workspace, capsys):
+    model, out = str(workspace / "model"), str(workspace / "out")
+    for arguments in (["upcycle", model, out], ["attach", model, out], ["compose", out, "--text", model, "--vision", model]):
+        assert cli.main([*arguments, "--seed", "-1"]) == 1
+        assert "--seed: -1 must be a whole number from 0 to" in capsys.readouterr().err

@@ -58,12 +58,17 @@ DENSE = {
     "other names": (lambda weights: {f"base_model.model.{n}": t for n, t in weights.items()}, "tensors of the model are not in it"),
     "another shape": (with_one("down_proj", lambda t: t[:, :-1].contiguous()), r"of another shape than its config.json says: .*down_proj"),
     "not a number": (with_one("gate_proj", lambda t: t.fill_(float("nan"))), "gate_proj.weight has values that are not finite"),
+    "a layer too many": (lambda w: w | {n.replace(".1.", ".7."): t.clone() for n, t in w.items() if "model.layers.1." in n}, r"config.json does not know, e.g. .*layers\.7"),
     "infinite": (with_one("embed_tokens", lambda t: t.index_fill(0, torch.tensor([3]), float("inf"))), "embed_tokens.* not finite"),
 }  # fmt: skip
 SPARSE = {
     "no router": (without("router"), "router.* random numbers would stand there"),
     "no second expert": (without("experts.1."), "experts.1.*random numbers would stand there"),
     "a layer's mixture missing": (without("layers.2.mlp"), r"layers\.2\.mlp.*random numbers would stand there"),
+    "an expert too many": (
+        lambda w: w | {n.replace("experts.1.", "experts.9."): t.clone() for n, t in w.items() if "experts.1." in n},
+        r"config.json does not know, e.g. .*experts\.9",
+    ),
     "a router that diverged": (with_one("router", lambda t: t.fill_(float("nan"))), "router.* not finite"),
 }
 
@@ -137,3 +142,49 @@ def test_a_pickle_runs_nothing_and_is_refused(workspace, monkeypatch):
     with pytest.raises(ValueError, match="its weights are a pickle that holds more than tensors, which could run any code"):
         load_model(workspace / "model")
     assert not (workspace / "harm").exists()
+
+
+def sharded(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "shard.safetensors")
+    table = change({name: "shard.safetensors" for name in weights})
+    (folder / "model.safetensors.index.json").write_text(
+        table if isinstance(table, str) else json.dumps({"metadata": {}, "weight_map": table})
+    )
+
+
+def test_shards_are_loaded_by_their_table(dense):
+    sharded(dense, lambda table: table)
+    assert load_model(dense)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: dict.fromkeys(table, "/dev/zero"),
+        lambda table: dict.fromkeys(table, "../other.safetensors"),
+        lambda table: dict.fromkeys(table, "gone.safetensors"),
+        lambda table: dict.fromkeys(table, ""),
+        lambda table: dict.fromkeys(table, 3),
+        lambda table: [*table],
+        lambda table: "[]",
+        lambda table: json.dumps({"weight_map": table}),
+        lambda table: '{"metadata": {}}',
+        lambda table: '{"weight_map": {',
+    ],
+    ids=["device", "beside the folder", "gone", "empty", "number", "list", "no table", "no metadata", "nothing", "cut"],
+)
+def test_a_table_of_shards_names_files_beside_it_or_is_refused(dense, change):
+    """What it names is read whole: a device would fill the memory."""
+    sharded(dense, change)
+    with pytest.raises(ValueError, match="model.safetensors.index.json"):
+        load_model(dense)
+
+
+def test_a_model_that_takes_pictures_has_a_processor_that_does(dense):
+    load_processor(dense).tokenizer.save_pretrained(dense)
+    (dense / "processor_config.json").unlink()
+    file = dense / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"processor_class": None}))
+    with pytest.raises(ValueError, match="(takes no pictures, and its model does|has no processor that transformers can load)"):
+        load_processor(dense)

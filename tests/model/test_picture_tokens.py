@@ -1,10 +1,11 @@
 """A processor makes as many image tokens of a picture as its model makes features of it, or all verbs say the same sentence."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import FAMILIES, IMAGE_TOKEN
+from tiny import FAMILIES, IMAGE_TOKEN, inputs_for, make
 
 from evomoe import cli
 from evomoe.model.loading import empty_model, load_config
@@ -111,3 +112,39 @@ def test_a_family_that_cannot_be_asked_is_let_pass(workspace, monkeypatch):
 
     monkeypatch.setattr(model, "get_image_features", in_another_way)
     check_picture_tokens(processor, model, "model")
+
+
+class Prepared:
+    """A processor that has prepared its picture already."""
+
+    image_token = "<image>"
+    image_processor = SimpleNamespace()
+    tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: IMAGE_TOKEN)
+
+    def __init__(self, inputs: dict) -> None:
+        self.inputs = inputs
+
+    def __call__(self, **options) -> dict:
+        return dict(self.inputs)
+
+
+KINDS = ["llava", "llava-next", "idefics2", "qwen2-vl", "qwen3-vl", "internvl", "mistral3", "mllama", "lfm2-vl"]
+"""Families whose processors make something of a kind of its own."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_family_s_model_cannot_take_of_another_s_processor_is_refused_before_a_run(family):
+    model, refused = make(family), []
+    check_picture_tokens(Prepared(inputs_for(family, (1,))), empty_model(model.config), "folder")
+    for other in KINDS:
+        inputs = inputs_for(other, (1,))
+        try:
+            with torch.no_grad():
+                model(**inputs)
+            continue
+        except Exception:
+            refused.append(other)
+        with pytest.raises(ValueError, match="^folder: its (model cannot take what|processor makes)"):
+            check_picture_tokens(Prepared(inputs), empty_model(model.config), "folder")
+            pytest.fail(f"what {other} makes was let pass beside {family}")
+    assert len(refused) >= 3

@@ -18,6 +18,7 @@ from evomoe.paper.study.study import cells
 from evomoe.paper.study.task import identity
 from evomoe.paper.tables import TABLES, rows
 from evomoe.paper.tables.table import FROM_STAGE1, Row, Table
+from evomoe.support.errors import OptionError
 
 
 def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypatch, capsys):
@@ -152,3 +153,20 @@ def test_the_documentation_s_table_can_be_run(base, world, tmp_path, monkeypatch
         "shuffled (the same, shuffled): 1 seed",
         "8 tasks, 8 to be run: 2 trainings, 6 scorings",
     ]
+
+
+@pytest.mark.parametrize("option", ["study", "results"])
+def test_a_file_where_a_folder_is_to_be_is_told_at_once(tmp_path, option):
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/within"):
+        with pytest.raises(OptionError, match=f"^{option}: .*file is a file; name a folder"):
+            run_table("4", dry_run=True, **{option: tmp_path / name})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"rows": []}', '{"rows": {}, "experts": 3}'])
+def test_results_that_could_not_be_joined_are_told_before_anything_is_run(tmp_path, text):
+    """Otherwise hours later, when the numbers are there."""
+    (tmp_path / "table4.json").write_text(text)
+    with pytest.raises(ValueError, match="table4.json"):
+        run_table("4", dry_run=True, results=tmp_path)
+    assert (tmp_path / "table4.json").read_text() == text

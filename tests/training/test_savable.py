@@ -4,16 +4,19 @@ import json
 
 import pytest
 from small_runs import make_recipe
+from tiny import inputs_for
 from tiny.parts import write_parts
 from transformers import GenerationConfig
 
 from evomoe.conversion.composing import compose_folder
 from evomoe.conversion.upcycled_folder import upcycle_folder
+from evomoe.model.generation_settings import _NOT_TRIED
 from evomoe.model.loading import load_model
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
 from evomoe.training.trainer import EvoMoETrainer
 
+TEXT = inputs_for("llava", (0,))
 IDLE = [
     {"temperature": 0.9, "top_p": 0.6},
     {"temperature": 0.6, "top_k": 20, "min_p": 0.1},
@@ -26,7 +29,49 @@ BROKEN = [
     {"cache_implementation": "none of these"},
     {"early_stopping": "x"},
     {"num_beams": 2, "num_return_sequences": 5},
+    {"watermarking_config": {"foo": 1}},
 ]
+
+
+UNUSABLE = [
+    {"do_sample": "yes"},
+    {"do_sample": True, "temperature": "hot"},
+    {"do_sample": True, "temperature": -0.5},
+    {"do_sample": True, "temperature": 0.0},
+    {"do_sample": True, "top_p": 7.0},
+    {"do_sample": True, "top_k": -5},
+    {"do_sample": True, "min_p": 2.0},
+    {"repetition_penalty": -1.5},
+    {"repetition_penalty": 2},
+    {"repetition_penalty": "high"},
+    {"no_repeat_ngram_size": 1.5},
+    {"no_repeat_ngram_size": -2},
+    {"num_beams": 0},
+    {"num_beams": 1_000_000},
+    {"num_beams": "two"},
+    {"use_cache": "no"},
+    {"max_length": -5},
+    {"max_length": 20.5},
+    {"min_new_tokens": "many"},
+    {"max_time": "soon"},
+    {"max_time": -1},
+    {"stop_strings": [3]},
+    {"bad_words_ids": [7]},
+    {"bad_words_ids": [["a"]]},
+    {"suppress_tokens": [999_999]},
+    {"forced_eos_token_id": 999_999},
+    {"exponential_decay_length_penalty": [1, "x"]},
+    {"exponential_decay_length_penalty": [1]},
+    {"sequence_bias": [[[3], "x"]]},
+    {"sequence_bias": {"3": 1.0}},
+    {"guidance_scale": "strong"},
+    {"penalty_alpha": 0.6, "top_k": 4},
+    {"num_beam_groups": 2, "num_beams": 4},
+    {"dola_layers": "high"},
+    {"output_scores": 1},
+    {"return_dict_in_generate": "yes"},
+]
+"""Values that ``generate`` would refuse, or take for others."""
 
 
 def settings_of(folder, changes) -> None:
@@ -66,6 +111,65 @@ def test_settings_that_can_never_be_saved_are_one_sentence_from_every_verb(works
             verb()
         assert "\n" not in str(caught.value)
     assert not (workspace / "run").exists() and not (workspace / "out").exists()
+
+
+@pytest.mark.parametrize("changes", UNUSABLE, ids=str)
+def test_settings_with_which_no_answer_can_be_made_are_named_by_every_verb(workspace, changes):
+    settings_of(workspace / "model", changes)
+    recipe = make_recipe(workspace)
+    for verb in (
+        lambda: run(recipe),
+        lambda: describe(recipe),
+        lambda: upcycle_folder(str(workspace / "model"), workspace / "out"),
+        lambda: load_model(workspace / "model"),
+    ):
+        with pytest.raises(ValueError, match=f"model: its generation_config.json .*{'|'.join(changes)}") as caught:
+            verb()
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert not (workspace / "run").exists() and not (workspace / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05},
+        {"num_beams": 3, "length_penalty": 0.8, "early_stopping": True},
+        {"do_sample": True, "min_p": 0.05, "max_new_tokens": 2048, "renormalize_logits": True},
+        {"bad_words_ids": [[3], [4, 5]], "suppress_tokens": [6, 7], "no_repeat_ngram_size": 3},
+        {"forced_eos_token_id": 2, "stop_strings": ["\n\n"], "cache_implementation": "static", "max_length": 20},
+        {"exponential_decay_length_penalty": [10, 1.05], "watermarking_config": {"bias": 2.5}, "use_cache": False},
+    ],
+    ids=str,
+)
+def test_settings_that_are_good_stay(workspace, changes):
+    settings_of(workspace / "model", changes)
+    kept = load_model(workspace / "model").generation_config.to_dict()
+    assert all(name == "watermarking_config" or kept[name] == value for name, value in changes.items())
+
+
+def test_every_setting_is_used_or_named(workspace):
+    """Whatever stands in a field, the model answers with it or the field is named; no field is left out."""
+    fields = sorted(vars(GenerationConfig()).keys() - {"transformers_version", "_from_model_config"})
+    refused = 0
+    for name in fields:
+        for value in ("x", -1, [], {}, [[]], True, 1.5, float("inf"), 10**9):
+            (workspace / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, name: value}))
+            try:
+                model = load_model(workspace / "model")
+            except ValueError as error:
+                assert "generation_config.json" in str(error) and name in str(error), (name, value, str(error))
+                refused += 1
+                continue
+            for other in _NOT_TRIED:
+                setattr(model.generation_config, other, None)
+            model.generate(**{key: tensor[:, -6:] for key, tensor in TEXT.items()}, max_new_tokens=2)
+    assert refused > 3 * len(fields)
+
+
+def test_a_misspelt_setting_is_named(workspace, caplog):
+    settings_of(workspace / "model", {"temprature": 0.7})
+    load_model(workspace / "model")
+    assert "does not know: temprature. Did you mean temperature?" in caplog.text
 
 
 def test_a_language_model_with_sampling_values_can_be_composed(tmp_path):

@@ -53,8 +53,14 @@ def analyze(checkpoint: str, options: ProbeOptions, output: str | None = None, s
     probe = open_probe(checkpoint, config, options)
     if config.moe.expert_share == 1:  # else the experts are parts of the dense model's FFNs, of another shape
         stage1 = stage1 or stage1_model(checkpoint)
-    if stage1 and isinstance(load_config(stage1, options.trust_remote_code), EvoMoEConfig):
-        raise OptionError("stage1", f"{stage1} is a sparse model; name the dense one that the experts came from.")
+    if stage1:
+        kind = load_config(stage1, options.trust_remote_code)
+        if isinstance(kind, EvoMoEConfig):
+            raise OptionError("stage1", f"{stage1} is a sparse model; name the dense one that the experts came from.")
+        if kind.model_type != (base := config.moe.base_model_type):
+            raise OptionError(
+                "stage1", f"{stage1} is of type '{kind.model_type}', and the experts came from a '{base}'; name that."
+            )
     folder = results_folder("analyze", checkpoint, output)
     check_output_folder(folder)
     model = load_sparse(checkpoint, options)

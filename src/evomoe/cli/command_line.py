@@ -28,6 +28,7 @@ from evomoe.cli.verbs import (
 from evomoe.recipe.options import AttachOptions, MoEOptions
 from evomoe.support.allow_missing import ALLOW_MISSING
 from evomoe.support.errors import broken_torchvision, with_flags
+from evomoe.support.processes import check_processes
 from evomoe.support.version import __version__
 
 
@@ -70,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     without_flag = positional(verb) if verb else set()
     try:
         with plain_warnings(without_flag):
+            if arguments[:1] != ["doctor"]:  # which looks at the environment itself
+                check_processes()
             if verb:  # not through all verbs: an error shall point to the help of this one
                 tyro.cli(verb, prog=f"evomoe {arguments[0]}", args=arguments[1:], config=(tyro.conf.AvoidSubcommands,))
             else:

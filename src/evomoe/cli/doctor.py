@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from evomoe.support.errors import broken_torchvision
+from evomoe.support.processes import check_processes
 from evomoe.support.version import __version__
 
 _ROOM = 20
@@ -38,6 +39,10 @@ def examine() -> Findings:
     _packages(found)
     _devices(found)
     _folders(found)
+    try:
+        check_processes()
+    except ValueError as error:
+        found.wrong.append(str(error).rstrip("."))
     variables = sorted(name for name in os.environ if _VARIABLES.fullmatch(name))
     shown = [f"{name}={'(set)' if _SECRET.search(name) else os.environ[name]}" for name in variables]
     found.lines.append(f"environment: {', '.join(shown) or 'nothing that matters is set'}")

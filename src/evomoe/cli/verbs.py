@@ -22,7 +22,7 @@ from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import AttachOptions, ConversionOptions, MoEOptions
 from evomoe.recipe.recipe import YAML, Recipe
 from evomoe.recipe.run_folder import RunFolder, check_paths, results_folder
-from evomoe.support.errors import OptionError, with_flags
+from evomoe.support.errors import OptionError, plain, with_flags
 from evomoe.support.names import refuse_existing, refuse_missing
 from evomoe.support.processes import is_main_process
 
@@ -63,7 +63,7 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
         try:
             base = Recipe.load(name)
         except (ValueError, OSError) as error:
-            refuse(OptionError("recipe", str(error)))
+            refuse(OptionError("recipe", plain(error)))
         if base.trust_remote_code and not {"--trust-remote-code", "--no-trust-remote-code"} & {*arguments}:
             refuse(
                 OptionError(

@@ -23,6 +23,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.loaded_weights import load_checked
 from evomoe.model.loading import load_config, takes_pictures
+from evomoe.recipe.options import LARGEST_SEED, check_whole
 from evomoe.support import hf
 from evomoe.support.device import moved
 from evomoe.support.errors import OptionError, foreign
@@ -190,9 +191,10 @@ def compose_folder(text: str, vision: str, out: str | Path, seed: int = 0, trust
     """Loads the parts from folders or the hub, joins them and writes model and processor to ``out``.
 
     Raises:
-        OptionError: a part cannot be loaded, or does not fit to the other.
+        OptionError: a part cannot be loaded, or does not fit to the other, or the seed is none.
         ValueError: ``out`` exists.
     """
+    check_whole("seed", seed, 0, LARGEST_SEED)
     with new_folder(out) as folder:
         kwargs = {"trust_remote_code": trust_remote_code}
         with _naming("text", text):

@@ -119,6 +119,8 @@ def _unread(row: Mapping[str, Any], known: frozenset[str], where: str) -> list[s
     for field in given:
         if field not in VIDEOS and (found := _REFUSED.fullmatch(field)):
             raise BadRecordError(f"{where or 'it has '}the field {field!r}; {_WHY[str(found.lastgroup)]}")
+        if not where and field in _LEARNED and row[field] != 1:
+            raise BadRecordError(f"it has {field} {row[field]!r} of the whole record; give it to the turns that it is about")
         if where and field in (*PICTURES, *VIDEOS):
             raise BadRecordError(
                 f"{where}the field {field!r}; put pictures into the record's 'images' and videos into its 'videos', or into parts of "

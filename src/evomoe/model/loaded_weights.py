@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from evomoe.model.generation_settings import load_settings, make_model_savable
 from evomoe.support.allow_missing import ALLOW_MISSING
 from evomoe.support.names import own_files
+from evomoe.support.parse_json import parse_json
 from evomoe.support.text import counted
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ else:
 
 logger = logging.getLogger(__name__)
 
+_ANY_LAYER = re.compile(r"\.\d+\.")
+"""The number of a layer or an expert in a tensor's name."""
 _READ_LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 _POINTER = b"version https://git-lfs"
 _CHECKED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -66,6 +70,9 @@ def check_stored(source: Any) -> None:
     A model whose config.json has a quantization_config may store integers.
     """
     folder, config = Path(source), Path(source) / "config.json"
+    for index in own_files(folder, "*.index.json") if folder.is_dir() else ():
+        if not (folder / index.name.removesuffix(".index.json")).exists():  # which comes first
+            _check_index(index)
     if not config.is_file() or "quantization_config" in config.read_text(encoding="utf-8", errors="replace"):
         return
     for file in own_files(folder, "*.safetensors"):
@@ -77,6 +84,20 @@ def check_stored(source: Any) -> None:
                 kind = tensors.get_slice(name).get_dtype()
                 if name.endswith(".weight") and not kind.startswith(("F", "BF")):
                     raise ValueError(f"{source}: {name} has values of type {kind}; weights are floating-point numbers.")
+
+
+def _check_index(index: Path) -> None:
+    """Raises ValueError for a table of shards that names anything but files beside it: what it names is read whole."""
+    values = parse_json(index.read_text(encoding="utf-8"), str(index))
+    shards = values.get("weight_map") if isinstance(values, dict) else None
+    named = isinstance(shards, dict) and all(isinstance(shard, str) for shard in shards.values())
+    if not named or not isinstance(values.get("metadata"), dict):  # without which transformers fails
+        raise ValueError(
+            f"{index}: it must hold 'metadata', and a 'weight_map' that names a file for each tensor; fetch it again."
+        )
+    for name, shard in shards.items():
+        if Path(shard).name != shard or not (index.parent / shard).is_file():
+            raise ValueError(f"{index}: {name} is to lie in {shard!r}, and there is no such file beside it; fetch it again.")
 
 
 def check_weights(model: PreTrainedModel, found: Mapping[str, Any], source: str) -> None:
@@ -91,7 +112,16 @@ def check_weights(model: PreTrainedModel, found: Mapping[str, Any], source: str)
     ]
     if shapes:
         raise ValueError(f"{source}: {counted(len(shapes), 'tensor')} of another shape than its config.json says: {shapes[0]}.")
-    if extra := sorted(found["unexpected_keys"]):
+    extra = sorted(found["unexpected_keys"])
+    alike = {_ANY_LAYER.sub(".N.", name) for name in model.state_dict()}
+    further = [name for name in extra if _ANY_LAYER.search(name) and _ANY_LAYER.sub(".N.", name) in alike]
+    if further and os.environ.get(ALLOW_MISSING) != "1":
+        raise ValueError(
+            f"{source}: {counted(len(further), 'tensor')} of layers or experts that its config.json does not know, e.g. {further[0]}; the model "
+            "would do without. Mend the number in config.json; if you know that they do not matter, add `--allow-missing-weights`, or set "
+            f"{ALLOW_MISSING}=1 in Python."
+        )
+    if extra:
         logger.warning("%s: %s that this model has no place for, e.g. %s.", source, counted(len(extra), "tensor"), extra[0])
     if (missing := sorted(found["missing_keys"])) and os.environ.get(ALLOW_MISSING) != "1":
         raise ValueError(

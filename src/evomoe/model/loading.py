@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
 from evomoe.model.families import sparse_config
-from evomoe.model.generation_settings import check_stops
+from evomoe.model.generation_settings import check_usable
 from evomoe.model.loaded_weights import load_checked
 from evomoe.model.picture_tokens import check_picture_tokens
 from evomoe.model.possible import check_pictures, check_sizes, check_vocabulary, making
@@ -25,7 +25,7 @@ from evomoe.support import hf
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.names import not_on_hub, refuse_missing, refuse_special
 from evomoe.support.parse_json import shallow
-from evomoe.support.processor import Processor
+from evomoe.support.processor import Processor, tokenizer_of
 from evomoe.support.text import shortened
 
 _SLACK = 10**9
@@ -120,7 +120,7 @@ def load_model(source: str | Path, dtype: str = "auto", trust_remote_code: bool 
             if not trust_remote_code:
                 _check_room(config, source)
             model = load_checked(auto_model(config), source, dtype=precision, trust_remote_code=trust_remote_code)
-            check_stops(getattr(model, "generation_config", None), config, source)
+            check_usable(getattr(model, "generation_config", None), config, source)
             return model
     except UnpicklingError as error:
         raise ValueError(
@@ -187,6 +187,11 @@ def load_processor(source: str | Path, trust_remote_code: bool = False) -> Proce
         config = load_config(source, trust_remote_code)
         check_vocabulary(processor, config, source)
         if takes_pictures(config):
+            if tokenizer_of(processor) is processor:
+                raise ValueError(
+                    f"{source}: its processor is a {type(processor).__name__}, which takes no pictures, and its model does. Save the model's "
+                    "own processor into it; processor_config.json or preprocessor_config.json names its class."
+                )
             check_picture_tokens(processor, empty_model(config), source)
     return processor
 

@@ -28,7 +28,7 @@ _OF_PROCESSOR = ("patch_size", "image_size", "image_seq_length", "num_additional
 _OF_IMAGES = ("size", "crop_size", "patch_size", "merge_size", "max_image_size")
 _OF_MODEL = ("vision_feature_select_strategy", "vision_feature_layer", "downsample_ratio", "scale_factor", "image_seq_length")
 _OF_TOWER = ("image_size", "patch_size", "spatial_merge_size", "num_channels")
-_OF_TOKENS = ("attention_mask", "token_type_ids", "mm_token_type_ids")
+_OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _aten = torch.ops.aten
 _PRODUCTS = {
     _aten.mm.default,
@@ -43,7 +43,7 @@ _PRODUCTS = {
 def check_picture_tokens(processor: Processor, model: PreTrainedModel, source: str | Path) -> None:
     """Lets the processor prepare one blank picture, and counts its image tokens and the features that the model makes of it.
 
-    A family that cannot be asked for its features is let pass.
+    A family that cannot be asked for its features, or not with what this processor makes, is shown the picture with a text instead.
 
     Args:
         processor: of the model.
@@ -63,7 +63,7 @@ def check_picture_tokens(processor: Processor, model: PreTrainedModel, source: s
     try:
         with panics_as_errors():
             made = dict(processor(text=[token], images=[[Image.new("RGB", (_SIDE, _SIDE))]], return_tensors="pt"))
-        ids_S = made.pop("input_ids")[0]
+        ids_S = made["input_ids"][0]
     except Exception as error:  # each processor has its own ways to fail
         raise ValueError(
             f"{source}: its processor cannot process a picture of {_SIDE} x {_SIDE} pixels: {_reason(error)}. Take the model's own "
@@ -75,14 +75,20 @@ def check_picture_tokens(processor: Processor, model: PreTrainedModel, source: s
             f"{source}: its processor writes a picture as {token!r}, number {_number(processor, token)}, and its config.json has "
             f"image_token_id {own}. Take the model's own processor and tokenizer."
         )
-    pictures = {name: value for name, value in made.items() if isinstance(value, Tensor) and name not in _OF_TOKENS}
+    inputs = {name: value for name, value in made.items() if isinstance(value, Tensor)}
+    pictures = {name: value for name, value in inputs.items() if name not in _OF_TOKENS}
     try:
-        features = count_features(model, pictures)
-    except (TypeError, AttributeError, NotImplementedError):  # a family whose features are made in another way
+        try:
+            features = count_features(model, pictures)
+        except (TypeError, AttributeError, NotImplementedError):  # its features are made in another way, or of other inputs
+            _without_weights(model, "forward", inputs | {"use_cache": False})
+            return
+    except NotImplementedError:  # of what has no numbers
         return
     except Exception as error:
         raise ValueError(
-            f"{source}: its model cannot take what its processor makes of a picture: {_reason(error)}. {_told(processor, model)}"
+            f"{source}: its model cannot take what its processor makes of a picture ({', '.join(pictures) or 'nothing'}): "
+            f"{_reason(error)}. {_told(processor, model)}"
         ) from error
     if features != tokens:
         raise ValueError(
@@ -100,23 +106,27 @@ def count_features(model: PreTrainedModel, pictures: dict[str, Any]) -> int:
     Raises:
         Exception: whatever the model raises for pixels of a wrong shape.
     """
-    eyes = _Eyes(model)
-    tensors = {name: _blank(tensor) for name, tensor in (*eyes.named_parameters(), *eyes.named_buffers())}
-    with torch.no_grad(), _WithoutProducts(), _first_of_alike(eyes):
-        made = functional_call(eyes, tensors, (), pictures)
+    made = _without_weights(model, "get_image_features", pictures)
     found = getattr(made, "pooler_output", None)
     leaves = tree_leaves(made if found is None else found)
     return sum(leaf.numel() // leaf.shape[-1] for leaf in leaves if isinstance(leaf, Tensor))
 
 
-class _Eyes(nn.Module):
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
+def _without_weights(model: PreTrainedModel, method: str, inputs: dict[str, Any]) -> Any:
+    """What a method of a model gives for inputs, in shapes; its numbers mean nothing."""
+    asked = _Asked(model, method)
+    tensors = {name: _blank(tensor) for name, tensor in (*asked.named_parameters(), *asked.named_buffers())}
+    with torch.no_grad(), _WithoutProducts(), _first_of_alike(asked):
+        return functional_call(asked, tensors, (), inputs)
 
-    def forward(self, **pictures: Any) -> Any:
-        model: Any = self.model
-        return model.get_image_features(**pictures)
+
+class _Asked(nn.Module):
+    def __init__(self, model: PreTrainedModel, method: str) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, **inputs: Any) -> Any:
+        return getattr(self.model, self.method)(**inputs)
 
 
 @contextmanager

@@ -31,12 +31,14 @@ _LEAST = {
     **dict.fromkeys(
         (
             "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "patch_size",
-            "image_size", "num_channels", "num_heads", "embed_dim", "depth",
+            "image_size", "num_channels", "num_heads", "embed_dim", "depth", "max_position_embeddings",
         ),
         1,
     ),
     "intermediate_size": 0,
 }  # fmt: skip
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What families call the number of their experts."""
 _OF_EACH_TEXT = ("pad_token_id", "bos_token_id", "eos_token_id")
 _STRATEGIES = ("default", "full")
 """What LLaVA's processors know to do with the tower's first feature; they take any other word for the second."""
@@ -56,6 +58,12 @@ def check_sizes(values: Mapping[str, Any], source: str | Path, part: str = "") -
     if type(heads) is int and type(groups) is int and heads % groups:
         raise ValueError(
             f"{source}: its config.json has {part}num_attention_heads {heads}, no multiple of num_key_value_heads {groups}."
+        )
+    taken, experts = values.get("num_experts_per_tok"), next((n for n in map(values.get, _EXPERTS) if type(n) is int), None)
+    if taken is not None and experts is not None and not (type(taken) is int and 1 <= taken <= experts):
+        raise ValueError(
+            f"{source}: its config.json has {part}num_experts_per_tok {shortened(repr(taken))}, which must lie between 1 and the number "
+            f"of its experts, {experts}."
         )
     for one, bound, limit in (("patch_size", "image_size", 0), ("pad_token_id", "vocab_size", 1)):
         value, most = values.get(one), values.get(bound)

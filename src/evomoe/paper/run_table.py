@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evomoe import mini
-from evomoe.paper.study.kept import collect, is_kept, keep
+from evomoe.paper.study.kept import check_kept, collect, is_kept, keep
 from evomoe.paper.study.results import render
 from evomoe.paper.study.scale import MINI
 from evomoe.paper.study.study import Cell, all_tasks, cells, experts_alone, run
@@ -17,6 +17,7 @@ from evomoe.paper.study.task import Scoring, Training
 from evomoe.paper.tables import TABLES
 from evomoe.paper.tables.table import Row, Table
 from evomoe.support.errors import OptionError
+from evomoe.support.names import check_output_folder
 from evomoe.support.text import counted
 
 _ELSEWHERE = {
@@ -61,9 +62,13 @@ def run_table(
     for option, value, least in (("seeds", seeds, 0), ("jobs", jobs, 1), ("limit", limit, 0)):
         if value < least:
             raise OptionError(option, f"{value} must be at least {least}.")
+    for option, folder in (("study", study), ("results", results)):
+        if folder is not None:
+            check_output_folder(folder, option)
     worlds, bases = _starting_points(chosen, make=not dry_run)
     wanted = cells(chosen, range(seeds or table.seeds), MINI, bases, worlds, split, limit)
     if results:
+        check_kept(table, wanted[0], results)
         wanted = _without_kept_baseline(table, rows, wanted, results)
     if dry_run:
         return _describe_run(wanted, bases, study)

@@ -255,6 +255,7 @@ class ConversionOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_whole("seed", self.seed, 0, LARGEST_SEED)
 
 
 @dataclass(frozen=True)

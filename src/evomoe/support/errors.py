@@ -66,6 +66,13 @@ def foreign(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].replace("`", "'") or type(error).__name__
 
 
+def plain(error: Exception | Warning | str) -> str:
+    """An error's text; of a system's the file and what is wrong, without the number, which tells people nothing."""
+    if isinstance(error, OSError) and error.strerror and type(error).__str__ is OSError.__str__:
+        return f"{error.strerror}." if error.filename is None else f"{error.filename}: {error.strerror}."
+    return str(error)
+
+
 def broken_torchvision(error: BaseException) -> str:
     """What to do about a torchvision that was made for another torch: transformers imports it wherever it is."""
     return f"torchvision cannot be imported ({foreign(error)}): install the one that goes with this torch, or remove it."
@@ -104,4 +111,4 @@ def with_flags(error: Exception | Warning | str, positional: Collection[str] = (
 
     if isinstance(error, OptionError):
         return f"{flag(error.option)}: {_REFERENCE.sub(rendered, error.message)}"
-    return _REFERENCE.sub(rendered, str(error))
+    return _REFERENCE.sub(rendered, plain(error))

@@ -6,6 +6,16 @@ from glob import glob
 from pathlib import Path
 
 from evomoe.support.errors import OptionError, foreign
+from evomoe.support.text import shortened
+
+
+def _is_there(path: str | Path) -> bool:
+    """Whether a path leads anywhere; raises ValueError for one that can lead nowhere, such as one that is too long."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else foreign(error)
+        raise ValueError(f"{shortened(repr(str(path)))} cannot be looked for: {reason}. Name another.") from error
 
 
 def refuse_missing(name: str | Path) -> None:
@@ -15,7 +25,7 @@ def refuse_missing(name: str | Path) -> None:
         ValueError: there is no such file or folder.
     """
     text, path = str(name), Path(name)
-    if path.exists():
+    if _is_there(name):
         return
     if is_pattern(text):
         matching(text)
@@ -76,21 +86,25 @@ def check_folder(option: str, path: str | Path) -> None:
         raise OptionError(option, f"{path} is not a folder.")
 
 
-def check_output_folder(path: str | Path) -> None:
-    """Raises OptionError if ``output`` names a file, or something within one."""
-    if (there := _no_folder(path)) is not None:
-        raise OptionError("output", f"{there} is a file; name a folder.")
+def check_output_folder(path: str | Path, option: str = "output") -> None:
+    """Raises OptionError if an option names a file, something within one, or what can be no folder."""
+    try:
+        there = _no_folder(path)
+    except ValueError as error:
+        raise OptionError(option, str(error)) from error
+    if there is not None:
+        raise OptionError(option, f"{there} is a file; name a folder.")
 
 
 def _no_folder(path: str | Path) -> Path | None:
     """The file, pipe or device that a path names, or that it would lie in."""
-    there = next((one for one in (Path(path), *Path(path).parents) if one.exists()), None)
+    there = next((one for one in (Path(path), *Path(path).parents) if _is_there(one)), None)
     return None if there is None or there.is_dir() else there
 
 
 def refuse_existing(path: str | Path, kind: str = "folder") -> None:
     """Raises ValueError if there is something of that name already; ``kind`` is what was to be written there."""
-    if Path(path).exists():
+    if _is_there(path):
         raise ValueError(f"{path} exists already; name another {kind}.")
     if (there := _no_folder(path)) is not None:
         raise ValueError(f"{there} is a file, so nothing can lie in it; name another {kind}.")

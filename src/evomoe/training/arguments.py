@@ -1,34 +1,26 @@
 """The Trainer's arguments: the recipe's, then the user's."""
 
-import copy
 import json
-import math
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
-import torch
 from accelerate.utils import DynamoBackend, parse_flag_from_env
 from huggingface_hub.dataclasses import type_validator
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_available
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.aux_losses import AUX_LOSSES
 from evomoe.model.sparse_model import is_sparse
-from evomoe.recipe.options import HIGHEST_RATE
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import StageFolder
 from evomoe.support.device import best_device
-from evomoe.support.errors import foreign
 from evomoe.support.needs import needs_of
 from evomoe.support.text import shortened
 from evomoe.training.record_order import planned_steps
 
-_OF_MODEL = re.compile("galore|apollo|lomo|adalomo|layerwise")
 _TABLES: dict[str, dict[str, tuple[Any, ...]]] = {
     **dict.fromkeys(
         ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),  # the first is transformers' old name
@@ -44,16 +36,14 @@ _TABLES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 """Arguments that are tables: what may stand in them, and its values."""
 _WORDS = {
+    "dataloader_multiprocessing_context": ("fork", "forkserver", "spawn"),
     "ddp_backend": ("nccl", "gloo", "mpi", "ucc", "xccl", "ccl", "hccl", "cncl", "mccl"),
     "save_strategy": ("steps", "epoch", "no"),
     "torch_compile_backend": tuple(backend.value.lower() for backend in DynamoBackend),
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
 """Arguments that name something: what there is, without what needs an evaluation."""
-_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
-"""What torchrun and kinds of MPI tell a process of several."""
-_MANY_STEPS = 10**6
-"""Steps of a run that says only how many passes it takes, as far as its schedule is tried."""
+_OF_WORKERS = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
 SCHEDULE = "cosine"
 """How the learning rate falls, unless the user says otherwise."""
 
@@ -83,12 +73,9 @@ def trainer_options(recipe: Recipe, stage: int) -> dict[str, Any]:
         if name in _TABLES and value is not None:
             _check_table(name, value)
     _check_words(options)
-    if options.get("fsdp_config") and not options.get("fsdp"):
-        raise ValueError("fsdp_config says nothing without fsdp=true.")
-    if options.get("optim_target_modules") and not _OF_MODEL.search(str(options.get("optim", ""))):
-        raise ValueError("optim_target_modules says nothing to this optim; GaLore, Apollo and LOMO read it.")
-    if options.get("dataloader_persistent_workers") and not recipe.workers:
-        raise ValueError("dataloader_persistent_workers says nothing without `workers`.")
+    for name in _OF_WORKERS:
+        if options.get(name) and not recipe.workers:
+            raise ValueError(f"{name} says nothing without `workers`; leave it out, or give both.")
     return options
 
 
@@ -116,7 +103,7 @@ def _check_words(options: Mapping[str, Any]) -> None:
 def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_records: int) -> TrainingArguments:
     """The Trainer's arguments for a stage: the recipe's, then the user's."""
     options, given = recipe.stage(stage), trainer_options(recipe, stage)
-    if not any(name in os.environ for name in _RANKS):  # one process has nobody to talk to, and fails to begin
+    if "LOCAL_RANK" not in os.environ:  # one process has nobody to talk to, and fails to begin
         given = {name: value for name, value in given.items() if name != "ddp_backend"}
     steps = planned_steps(recipe, stage, num_records)
     arguments: dict[str, Any] = {
@@ -151,60 +138,6 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
     if zero_stage(made) == 3:  # otherwise a stage would leave a model without weights
         made.hf_deepspeed_config.config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
     return made
-
-
-def try_optimizer(arguments: TrainingArguments) -> None:
-    """Makes the optimizer of one number and its schedule: what these refuse would be found only once a model is loaded.
-
-    Raises:
-        ValueError: they cannot be made.
-    """
-    arguments.get_process_log_level()
-    if _OF_MODEL.search(str(arguments.optim)) or arguments.deepspeed:  # made of a whole model
-        return
-    if arguments.optim_args:
-        with _given("optim_args", arguments.optim_args):
-            options, without = (
-                Trainer.get_optimizer_cls_and_kwargs(one)[1] for one in (arguments, _without_optim_args(arguments))
-            )
-            if options == without:
-                raise ValueError("this optim reads none of it; leave it out")
-    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **options)
-    with _given("lr_scheduler_kwargs", arguments.lr_scheduler_kwargs or "nothing"):
-        _check_schedule(arguments, optimizer)
-
-
-@contextmanager
-def _given(name: str, value: Any) -> Iterator[None]:
-    """Within the block, errors are about an argument that was given so."""
-    try:
-        yield
-    except Exception as error:  # whatever an optimizer or a schedule raises
-        raise ValueError(f"{name}={shortened(value)}: {foreign(error)}") from error
-
-
-def _without_optim_args(arguments: TrainingArguments) -> TrainingArguments:
-    without = copy.copy(arguments)
-    without.optim_args = None
-    return without
-
-
-def _check_schedule(arguments: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
-    """Raises an error if there is no such schedule, or if its learning rate is no number on the way."""
-    given: Any = arguments.lr_scheduler_kwargs
-    if isinstance(given, dict) and any(isinstance(value, float) and not math.isfinite(value) for value in given.values()):
-        raise ValueError("its numbers must be finite")
-    steps = arguments.max_steps if arguments.max_steps > 0 else _MANY_STEPS
-    warmup = arguments.get_warmup_steps(steps)
-    schedule = get_scheduler(arguments.lr_scheduler_type, optimizer, warmup, steps, scheduler_specific_kwargs=given)
-    for part in getattr(schedule, "lr_lambdas", []):
-        for step in {0, *(steps * tenth // 10 for tenth in range(11))}:
-            rate = arguments.learning_rate * part(step)
-            if isinstance(rate, complex) or not 0 <= rate <= HIGHEST_RATE:  # nan is neither
-                raise ValueError(
-                    f"the learning rate would be {rate} after {step} of {steps} steps; it must lie between 0 and {HIGHEST_RATE:g}"
-                )
 
 
 def check_sharding(arguments: TrainingArguments) -> None:

@@ -23,7 +23,7 @@ from evomoe.data.sources import open_sources
 from evomoe.data.stream import StreamSource
 from evomoe.data.streamed import StreamedDataset
 from evomoe.model.configuration import EvoMoEConfig, MoEConfig
-from evomoe.model.generation_settings import check_stops, load_settings
+from evomoe.model.generation_settings import check_usable, load_settings
 from evomoe.model.loading import empty_model, empty_models, load_config, load_model, load_processor, takes_pictures
 from evomoe.model.possible import making
 from evomoe.model.routers import ROUTERS
@@ -39,14 +39,19 @@ from evomoe.recipe.run_folder import Resume, RunFolder
 from evomoe.support.errors import OptionError, foreign, within
 from evomoe.support.files import DiskError, naming
 from evomoe.support.needs import needs_of
+from evomoe.support.processes import check_processes
 from evomoe.support.processor import Processor
-from evomoe.support.text import shortened
-from evomoe.training.arguments import check_shared_out, trainer_options, training_arguments, try_optimizer
+from evomoe.support.text import counted, shortened
+from evomoe.training.arguments import check_shared_out, trainer_options, training_arguments
 from evomoe.training.evolution import check_rule
 from evomoe.training.lora import Adapters
-from evomoe.training.record_order import ORDERS
+from evomoe.training.record_order import ORDERS, planned_steps, steps_per_pass
 from evomoe.training.trainable import set_trainable
+from evomoe.training.tried_arguments import steps_between, try_arguments
 from evomoe.training.zero3 import load_whole
+
+_MANY_RECORDS = 10**9
+"""As many as no data have, as long as they are not counted: what is wrong then is wrong with fewer."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,12 @@ class CheckedRun:
 
     def warnings(self, stage: int, dataset: ConversationDataset) -> list[str]:
         """What is odd about a stage's data, though it can be trained on."""
-        return [*filter(None, (self._too_long(dataset), self._too_few(stage, dataset)))]
+        return [*filter(None, (self._too_long(dataset), self._too_few(stage, dataset), *self._never(stage, dataset)))]
+
+    def check_data(self, datasets: Mapping[int, ConversationDataset]) -> None:
+        """Raises OptionError if TrainingArguments do not fit to the number of steps that the data give a stage."""
+        for stage, dataset in datasets.items():
+            _check_training_arguments(self.recipe, stage, self.model_of(stage), dataset.per_pass)
 
     def _too_few(self, stage: int, dataset: ConversationDataset) -> str:
         settings, count = self.recipe.stage(stage), dataset.per_pass
@@ -111,6 +121,22 @@ class CheckedRun:
             f"Stage {stage}: a step takes {in_a_step} records, more than the {count} there are; smaller: `stage{stage}.batch_size`, "
             f"`stage{stage}.accumulation`."
         )
+
+    def _never(self, stage: int, dataset: ConversationDataset) -> list[str]:
+        """What the user chose of saving and logging, if it never happens on the way."""
+        given, count = trainer_options(self.recipe, stage), dataset.per_pass
+        made = training_arguments(self.recipe, stage, self.folder.stage(stage), count)
+        steps, per_pass = planned_steps(self.recipe, stage, count), steps_per_pass(self.recipe, stage, count)
+        lost = {
+            "save": "writes no checkpoint on its way: if it is killed, it begins anew",
+            "logging": "logs no loss on its way: its report has none",
+        }
+        found = []
+        for what, lacks in lost.items():
+            chosen = [f"{name}={given[name]}" for name in (f"{what}_strategy", f"{what}_steps") if name in given]
+            if chosen and steps_between(made, what, steps, per_pass) >= steps:
+                found.append(f"Stage {stage} takes {counted(steps, 'step')}, and with {' '.join(chosen)} it {lacks}.")
+        return found
 
     def _too_long(self, dataset: ConversationDataset) -> str:
         positions = getattr(text_config(self.dense.config), "max_position_embeddings", None)
@@ -135,6 +161,7 @@ def check_run(recipe: Recipe, resume: Resume = False) -> CheckedRun:
         OptionError: an option is wrong, or the output folder may not be used.
         ValueError: the model cannot be used; the message says why.
     """
+    check_processes()
     config = load_config(recipe.model, recipe.trust_remote_code)
     if isinstance(config, EvoMoEConfig):
         recipe = _with_its_mixture(recipe, config)
@@ -262,15 +289,15 @@ def _check_router(moe: MoEConfig, hidden_size: int) -> None:
             try_router(kind(hidden_size, moe.num_experts, **moe.router_options), moe.num_experts_per_tok, moe.gate)
 
 
-def _check_training_arguments(recipe: Recipe, stage: int, model: PreTrainedModel) -> None:
+def _check_training_arguments(recipe: Recipe, stage: int, model: PreTrainedModel, num_records: int = _MANY_RECORDS) -> None:
     """Raises OptionError if transformers refuses what ``trainer`` names: the run's, or the stage's if that is what is wrong."""
 
     def refusal(recipe: Recipe) -> Exception | None:
         try:
-            made = training_arguments(recipe, stage, RunFolder(recipe.output).stage(stage), num_records=1)
+            made = training_arguments(recipe, stage, RunFolder(recipe.output).stage(stage), num_records)
             _check_loggers(made)
             _check_order(recipe, stage, made)
-            try_optimizer(made)
+            try_arguments(trainer_options(recipe, stage), made, planned_steps(recipe, stage, num_records), num_records)
             check_shared_out(recipe, stage, made, model)
         except Exception as error:  # each argument has its own ways to fail
             return error
@@ -336,7 +363,7 @@ def _check_adapters(recipe: Recipe, stage: int, model: PreTrainedModel) -> None:
 def _check_savable(model: str, parts: Mapping[str, Any]) -> None:
     """Raises ValueError if something that each checkpoint and the trained model hold, beside weights, cannot be saved."""
     settings = load_settings(model)
-    check_stops(settings, parts["configuration"], model)
+    check_usable(settings, parts["configuration"], model)
     parts = {**parts, "generation settings": settings}
     for name, part in parts.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -108,6 +108,7 @@ def describe(
     if 2 in recipe.stages:
         lines.append(f"Evolution: rule {recipe.evolution.rule}, beta {[list(r) for r in recipe.evolution.beta_ranges]}")
     datasets = load_data(recipe, run.processor)
+    run.check_data(datasets)
     if resume:
         same_run(run, datasets, resume_anyway)
     for stage, dataset in datasets.items():

@@ -21,14 +21,14 @@ ORDERS = ("random", "group_by_length")
 def planned_steps(recipe: Recipe, stage: int, num_records: int) -> int:
     """Optimiser steps of a stage, as the Trainer will count them."""
     options = recipe.stage(stage)
-    return options.steps or max(1, math.ceil(_steps_per_pass(recipe, stage, num_records) * options.epochs))
+    return options.steps or max(1, math.ceil(steps_per_pass(recipe, stage, num_records) * options.epochs))
 
 
 def taken_records(recipe: Recipe, stage: int, num_records: int) -> int:
     """How many records a stage takes in all; one that it takes in two passes counts twice."""
     if recipe.streaming:
         return recipe.stage(stage).steps * recipe.records_per_step(stage, process_count())
-    passes, steps = divmod(planned_steps(recipe, stage, num_records), _steps_per_pass(recipe, stage, num_records))
+    passes, steps = divmod(planned_steps(recipe, stage, num_records), steps_per_pass(recipe, stage, num_records))
     return passes * num_records + steps * recipe.records_per_step(stage, process_count())
 
 
@@ -41,7 +41,8 @@ def seen_records(recipe: Recipe, stage: int, num_records: int) -> int:
     return sum(taken_records(recipe, before, num_records) for before in earlier)
 
 
-def _steps_per_pass(recipe: Recipe, stage: int, num_records: int) -> int:
+def steps_per_pass(recipe: Recipe, stage: int, num_records: int) -> int:
+    """Optimiser steps in which a stage takes all of its records once."""
     options = recipe.stage(stage)
     batches = math.ceil(num_records / (options.batch_size * process_count()))
     return math.ceil(batches / options.accumulation)

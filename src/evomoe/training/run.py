@@ -65,6 +65,7 @@ def run(
         if is_main_process() and folder.path.is_dir():
             held.enter_context(folder.locked())
         datasets = datasets or load_data(recipe, checked.processor)
+        checked.check_data(datasets)
         if is_main_process():
             if not folder.path.is_dir():
                 with naming(folder.path, "Name another `output`."):
@@ -106,6 +107,8 @@ def _begin(checked: CheckedRun, resume: Resume, datasets: Mapping[int, Conversat
     folder = checked.folder
     if resume is True and not folder.has_begun():
         logger.warning("There is no run in %s yet: this one begins at the beginning.", folder.path)
+    elif resume is True and not folder.can_resume():
+        logger.warning("The run in %s has no checkpoint yet: it begins at the beginning.", folder.path)
     if resume != "known":  # whose caller knows that it is the same
         now = same_run(checked, datasets, anyway)
         write_text(folder.identity, json.dumps(now, indent=1) + "\n")

@@ -10,6 +10,7 @@ from evomoe.paper.study.task import identity, last_parts, recipe_values
 from evomoe.paper.tables.table import Table
 from evomoe.recipe.options import STAGES
 from evomoe.support.files import write_text
+from evomoe.support.parse_json import parse_json
 
 
 def collect(table: Table, cells: Sequence[Cell], study: Path, experts: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,10 +58,23 @@ def _file(questions: Mapping[str, Any], folder: Path) -> Path:
     return folder / ("-".join(parts) + ".json")
 
 
+def check_kept(table: Table, cell: Cell, folder: Path) -> None:
+    """Raises ValueError, before anything is run, if what earlier runs kept cannot be joined with what this one will find."""
+    _earlier(_file(_questions(table, cell), folder))
+
+
+def _earlier(path: Path) -> Mapping[str, Any]:
+    """What a file of a table's results holds; nothing if it is not there."""
+    values = parse_json(path.read_text(encoding="utf-8"), str(path)) if path.exists() else {"rows": {}, "experts": {}}
+    if not isinstance(values, dict) or not all(isinstance(values.get(part), dict) for part in ("rows", "experts")):
+        raise ValueError(f"{path}: it holds no results of a table; remove it, or name another `results`.")
+    return values
+
+
 def is_kept(table: Table, cells: Sequence[Cell], folder: Path) -> bool:
     """Whether ``keep`` wrote earlier what these cells of one row, with the same recipe, questions and seeds, have found."""
     path = _file(_questions(table, cells[0]), folder)
-    row = json.loads(path.read_text())["rows"].get(cells[0].row.name) if path.is_file() else None
+    row = _earlier(path)["rows"].get(cells[0].row.name)
     if row is None or row["recipe"] != _as_json(_recipe(cells[0])):
         return False
     return {str(cell.seed) for cell in cells} <= {*row["seeds"]}
@@ -76,10 +90,9 @@ def keep(found: Mapping[str, Any], folder: Path) -> tuple[Path, Mapping[str, Any
     """
     path = _file(found, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        earlier = json.loads(path.read_text())
-        rows = earlier["rows"] | {name: _joined(earlier["rows"].get(name), row) for name, row in found["rows"].items()}
-        found = {**found, "rows": rows, "experts": earlier["experts"] | found["experts"]}
+    earlier = _earlier(path)
+    rows = earlier["rows"] | {name: _joined(earlier["rows"].get(name), row) for name, row in found["rows"].items()}
+    found = {**found, "rows": rows, "experts": earlier["experts"] | found["experts"]}
     write_text(path, json.dumps(found, indent=1) + "\n")
     return path, found
 
