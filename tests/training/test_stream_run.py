@@ -230,6 +230,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(tars):
         good.but(streaming=-1)
     with pytest.raises(OptionError, match=r"train_sampling_strategy says nothing of a stream"):
         describe(good.but(trainer={"train_sampling_strategy": "random"}))
+    check_paths(good, False)
     for name in ("none-*.tar", "shard-{0..5}.tar", "none.tar", "none.parquet"):
         with pytest.raises(ValueError, match=r"there is no such file"):
             check_paths(good.but(data=str(tars / name)), False)
