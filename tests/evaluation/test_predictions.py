@@ -205,6 +205,7 @@ BROKEN = {
     "no answer": ("gqa", '{"question_id": 1, "caption": "x"}\n', "line 1: not an answer; wanted are the fields question_id and text"),
     "null": ("gqa", '{"question_id": "1", "text": null}\n', "line 1: the answer is null. Put the text there, or"),
     "not an object": ("gqa", '"x"\n', "line 1: not an answer"),
+    "not a number": ("gqa", '{"question_id": "1", "text": NaN}\n', "line 1: the answer is null. Put the text there, or"),
     "no id": ("gqa", '{"question_id": null, "text": "x"}\n', "line 1: the id must be text or a number, not None"),
     "id": ("gqa", '{"question_id": "1", "text": "x"}\n{"question_id": [2], "text": "x"}\n', r"line 2: the id must be .*, not \[2\]"),
     "answers": ("gqa", '{"question_id": "1", "text": ["x"]}\n', r"line 1: the answer must be text, not \['x'\]"),

@@ -175,9 +175,10 @@ def _records(path: Path, records: Iterable[Any], unit: str) -> Iterator[ForeignA
             raise ValueError(f"{where}: the id must be text or a number, not {record[identity]!r:.80}.")
         if isinstance(record[text], list | dict):
             raise ValueError(f"{where}: the answer must be text, not {record[text]!r:.80}.")
-        if record[text] is None and path.suffix != ".xlsx":  # whose empty cells are empty answers
+        said = record[text] if record[text] == record[text] else None  # pandas writes NaN where there is nothing
+        if said is None and path.suffix != ".xlsx":  # whose empty cells are empty answers
             raise ValueError(f'{where}: the answer is null. Put the text there, or "" if the model said nothing.')
-        given = "" if record[text] is None else str(record[text])
+        given = "" if said is None else str(said)
         prompt = record.get("prompt")
         asked = prompt if isinstance(prompt, str) else ""
         yield ForeignAnswer(_identity(record[identity]), given, asked, where, identity == "id")

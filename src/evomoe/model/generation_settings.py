@@ -179,7 +179,7 @@ def _try(settings: GenerationConfig, rows: int, source: str | Path) -> None:
         return
     sizes = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
     with torch.random.fork_rng(devices=[]), _quiet():
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=rows, **sizes, **{name: given[name] for name in _IDS})).eval()
+        model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=rows, **sizes, **{name: given[name] for name in _IDS})).eval()
         words = torch.zeros(1, 4, dtype=torch.long)
 
         def answer(values: dict[str, Any]) -> None:
