@@ -325,6 +325,7 @@ def test_a_tower_is_no_language_model(workspace, capsys):
 @pytest.mark.parametrize("taken", [0, -1, 9, "two", 1.5])
 def test_a_token_takes_some_of_the_experts_that_there_are(experts, taken):
     check_sizes({experts: 8, "num_experts_per_tok": 8}, "folder")
+    check_sizes({experts: 0, "num_experts_per_tok": 0}, "folder")  # a dense model of a family that may be sparse
     with pytest.raises(ValueError, match="^folder: its config.json has text_config.num_experts_per_tok .* between 1 and .*, 8"):
         check_sizes({"text_config": {experts: 8, "num_experts_per_tok": taken}}, "folder")
 

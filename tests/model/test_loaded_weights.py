@@ -158,6 +158,13 @@ def test_shards_are_loaded_by_their_table(dense):
     assert load_model(dense)
 
 
+@pytest.mark.parametrize("table", ["pytorch_model.bin", "consolidated.safetensors", "tf_model.h5", "model.safetensors"])
+def test_a_table_that_nobody_reads_is_left_alone(dense, table):
+    """`hf download --exclude "*.bin"` leaves one of weights that are not there."""
+    (dense / f"{table}.index.json").write_text('{"metadata": {}, "weight_map": {"lm_head.weight": "gone.bin"}}')
+    assert load_model(dense)
+
+
 @pytest.mark.parametrize(
     "change",
     [

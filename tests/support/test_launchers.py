@@ -20,6 +20,7 @@ ALONE = [
     {},
     {"RANK": "0", "WORLD_SIZE": "1"},
     {"WORLD_SIZE": "1"},
+    {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"},
     {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
     {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
     {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},

@@ -126,5 +126,18 @@ def test_dry_run_tells_the_disk_space_of_models_and_checkpoints(workspace, kill_
     kill_at.clear()
     run(recipe, resume=True)
     assert kept == pytest.approx(written(folder.path.parent), rel=0.1)
+    sizes = []
+    for trainer in (
+        {"save_strategy": "no"},
+        {"save_steps": 1, "save_total_limit": 1},
+        {"save_steps": 1},
+        {"save_steps": 1, "save_total_limit": 50},
+    ):
+        found = re.search(
+            r"about ([\d.]+ .B) of disk space", describe(recipe.but(trainer=trainer, output=str(workspace / "other")))
+        )
+        assert found
+        sizes.append(bytes_in(found[1]))
+    assert sizes == sorted({*sizes})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     assert "That is more than is free there, 1.0 kB. Make room, or name another `output`." in describe(recipe, resume=True)

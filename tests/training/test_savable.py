@@ -147,6 +147,14 @@ def test_settings_that_are_good_stay(workspace, changes):
     assert all(name == "watermarking_config" or kept[name] == value for name, value in changes.items())
 
 
+def test_odd_values_that_nothing_reads_are_dropped_and_lists_are_no_begin(workspace):
+    settings_of(workspace / "model", {"do_sample": False, "top_k": -1})
+    assert load_model(workspace / "model")
+    settings_of(workspace / "model", {"bos_token_id": [1]})
+    with pytest.raises(ValueError, match=r"generation_config.json has bos_token_id \[1\]; it must be one whole number"):
+        load_model(workspace / "model")
+
+
 def test_every_setting_is_used_or_named(workspace):
     """Whatever stands in a field, the model answers with it or the field is named; no field is left out."""
     fields = sorted(vars(GenerationConfig()).keys() - {"transformers_version", "_from_model_config"})

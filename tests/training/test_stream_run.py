@@ -136,7 +136,7 @@ def test_the_dry_run_says_what_is_not_known(tars):
     text = describe(streamed(tars, steps=7))
     assert f"Stage 1 (warmup): a stream of {tars}/shard-*.tar\n" in text
     assert "shard-*.tar: 3 shards, 100% of the records\n" in text
-    assert "  read and checked: the first 24 records; the others are checked when they are read, and how many there are" in text
+    assert "  read and checked: the first 24 records; the others are checked when they are read, and their number" in text
     assert "  shuffled within 5 records; a source that ends begins anew\n" in text
     assert "  7 steps of 4 x 2 records" in text and "the longest records among the first" in text
     assert "a pass takes" not in text and "smaller: `stage" not in text

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from small_runs import make_recipe
+from transformers import TrainingArguments
 
 from evomoe import cli
 from evomoe.recipe.run_folder import RunFolder
@@ -13,6 +14,7 @@ from evomoe.training.checked_run import check_run
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
 from evomoe.training.trainer import EvoMoETrainer
+from evomoe.training.tried_arguments import try_arguments
 
 IDLE = [
     {"save_strategy": "no", "save_steps": 5},
@@ -35,6 +37,7 @@ IDLE = [
     {"optim": "sgd", "adam_beta2": 0.9, "adam_beta1": 0.9},
     {"optim": "sgd", "optim_args": "momentun=0.9"},
     {"optim_target_modules": "mlp"},
+    {"optim": "adafactor", "optim_target_modules": "mlp"},
     {"lr_scheduler_type": "constant", "warmup_steps": 3},
     {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"min_lr": 1e-6}},
     {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {"num_cycles": 3}},
@@ -55,6 +58,8 @@ GOOD = [
     {"lr_scheduler_type": "constant"},
     {"lr_scheduler_type": "constant", "warmup_steps": 0},
     {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.0}},
+    {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 1.0}},  # the usual value
+    {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 1}},
     {"optim": "adamw_torch", "adam_beta2": 0.95},
     {"optim": "sgd", "adam_beta1": 0.9},  # the usual value
     {"torch_compile_mode": "default"},
@@ -153,3 +158,19 @@ def test_the_command_line_names_the_flag(workspace, capsys):
         "evomoe: --trainer: TrainingArguments of stage 1: warmup_steps=10 takes 10 steps, and the stage has 5: its learning rate would "
         "never get to its peak. Give fewer, or a share below 1.\n"
     )
+
+
+def test_optimizers_that_ask_for_modules_may_have_them():
+    made = TrainingArguments(optim="galore_adamw", optim_target_modules=["mlp"], report_to=[])
+    try_arguments({"optim": "galore_adamw", "optim_target_modules": ["mlp"]}, made, 10, 24)
+
+
+def test_a_schedule_that_one_step_does_not_show_passes(workspace):
+    made = TrainingArguments(lr_scheduler_type="polynomial", lr_scheduler_kwargs={"power": 2.0}, report_to=[], use_cpu=True)
+    try_arguments({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2.0}}, made, 1, 24)
+
+
+def test_a_share_of_one_step_is_not_advised_against_by_itself(workspace):
+    recipe = make_recipe(workspace, stages=(1,), steps=1).but(trainer={"warmup_steps": 0.03})
+    with pytest.raises(OptionError, match="never get to its peak. Leave it out."):
+        describe(recipe.but(stage1=replace(recipe.stage1, trainer={})))

@@ -50,8 +50,8 @@ def check_router(
     moe |= {"router": name, "router_options": router_options, "moe_layers": "all", "expert_init": "noise"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try_router(ROUTERS[name](config.hidden_size, num_experts, **router_options), num_experts_per_tok, gate)
         model = upcycle(LlamaForCausalLM(config), **moe)
+        try_router(ROUTERS[name](config.hidden_size, num_experts, **router_options), num_experts_per_tok, gate)
         for promise, kept in _PROMISES.items():
             with _told(name, promise):
                 kept(model)

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from evomoe.data.turns import BadRecordError
 from evomoe.support.parse_json import parse_json, shallow
 
 _MARK = b"\xef\xbb\xbf"
@@ -77,12 +78,14 @@ def json_lines(path: Path) -> JsonRows:
 def rows_of_lines(path: Path, start: int) -> Iterator[Any]:
     """The values of such a file from a number on, of which those before it are passed over unread. The file is gone through once.
 
-    Raises:
-        ValueError: a value is broken JSON.
+    In the place of a value that is broken JSON stands why.
     """
     with path.open("rb") as file:
         for number, _, line in itertools.islice(_lines(file), start, None):
-            yield _parsed(line, path, number)
+            try:
+                yield _parsed(line, path, number)
+            except ValueError as error:
+                yield BadRecordError(str(error))
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:

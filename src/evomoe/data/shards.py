@@ -1,6 +1,7 @@
 """Where a stream's rows come from: shards, each of which is read from any of its rows on."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +11,14 @@ from typing import Any
 from evomoe.data.json_rows import rows_of_lines
 from evomoe.data.samples import KEY, row_of_sample, rows_of_tar
 from evomoe.data.sources import Source, open_source, read_columns
-from evomoe.data.turns import BadRecordError
+from evomoe.data.turns import DamagedShardError
 from evomoe.support.errors import foreign
 from evomoe.support.names import is_pattern, matching, not_on_hub, own_files, refuse_missing, split_name
 
 KINDS = (".tar", ".parquet", ".jsonl", ".json")
 """Files that are shards."""
+_SPLIT = re.compile("train|test|val|dev")
+"""How the names of shards begin that are of one split."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,14 @@ class Shard:
         """The rows from a number on, each as a source of its own.
 
         Raises:
-            BadRecordError: the shard cannot be read on.
+            DamagedShardError: the shard cannot be read on.
         """
         try:
             for number, row in enumerate(self.read(start), start):
                 yield Source(self.name, [row], self.folder, first=number)
         except Exception as error:  # of a file, a network, a library
             said = str(error) if os.path.basename(self.name) in str(error) else f"{self.name}: {foreign(error)}"
-            raise BadRecordError(said) from error
+            raise DamagedShardError(said) from error
 
 
 def open_shards(name: str) -> tuple[Shard, ...]:
@@ -82,7 +85,15 @@ def _files(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
         found = [file for file in own_files(path, "*") if file.suffix.lower() in KINDS]
-        return [] if any(file.name in ("state.json", "dataset_dict.json") for file in found) else found
+        if any(file.name in ("state.json", "dataset_dict.json") for file in found):
+            return []
+        splits = {split[0]: file for file in found if (split := _SPLIT.match(file.name))}
+        if len(splits) > 1:
+            raise ValueError(
+                f"{name} holds shards of several splits: {', '.join(file.name for file in splits.values())}. Name those that are meant, "
+                f"such as '{path}/train-*{found[0].suffix}'."
+            )
+        return found
     return [path] if path.is_file() else []
 
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,8 +91,8 @@ class _Blocks:
         self, source: StreamSource, buffer: int, seed: int, lane: int, lanes: int, taken: int, first: int, place: Place
     ) -> None:
         self._source, self._buffer, self._seed, self._lane, self._lanes = source, buffer, seed, lane, lanes
-        shared = len(source.shards) % lanes != 0
-        self._shards, self._of_each = (source.shards, lanes) if shared else (source.shards[lane::lanes], 1)
+        self._of_each = lanes if len(source.shards) % lanes else 1  # of the rows of a shard, this lane takes one of so many
+        self._told, self._closed = False, Event()
         self._read, self._reader = self._blocks(place), ThreadPoolExecutor(1)
         self._next = self._reader.submit(next, self._read)
         self.taken, self.first, self.place = first, first, place
@@ -111,13 +112,19 @@ class _Blocks:
     def next(self) -> StreamedRow:
         if self.begins:
             before, (self.place, block) = self.place, self._next.result()
-            if self.place.round > before.round and not self._lane:
+            if self.place.round > before.round and not self._lane and not self._told:
+                self._told = True
                 logger.warning("%s: it was read to its end, and begins anew in another order.", self._source.name)
             self._next = self._reader.submit(next, self._read)  # meanwhile, for a network is slow
             self.first = self.taken
             self._left = [block[number] for number in self._permutation(len(block), *self.place)[::-1]]
         self.taken += 1
         return StreamedRow(self._left.pop(), self._source.image_root)
+
+    def close(self) -> None:
+        """Reads no further: else the end of the program would wait for a block."""
+        self._closed.set()
+        self._reader.shutdown(wait=False, cancel_futures=True)
 
     def _blocks(self, place: Place) -> Iterator[tuple[Place, list[Source]]]:
         for number in itertools.count(place.round):
@@ -126,14 +133,22 @@ class _Blocks:
             while block := [*itertools.islice(rows, self._buffer)]:
                 start = None
                 yield block[0][0], [row for _, row in block]
+            if self._closed.is_set():
+                return
             if start == Place(number):
                 raise BadRecordError(f"{self._source.name}: there are no records for process {self._lane} of {self._lanes}")
 
     def _pass(self, start: Place) -> Iterator[tuple[Place, Source]]:
-        order = self._permutation(len(self._shards), start.round)
+        shards = self._source.shards
+        if self._of_each > 1:
+            order = self._permutation(len(shards), start.round)
+        else:  # dealt out anew in each pass: shards may differ in size
+            order = np.random.default_rng([self._seed, start.round]).permutation(len(shards)).tolist()[self._lane :: self._lanes]
         for at in range(start.shard, len(order)):
             number = order[at]
-            for row in self._shards[number].rows(start.row if at == start.shard else 0):
+            for row in shards[number].rows(start.row if at == start.shard else 0):
+                if self._closed.is_set():
+                    return
                 if (row.first + number) % self._of_each == (self._lane if self._of_each > 1 else 0):
                     yield Place(start.round, at, row.first), row
 
@@ -175,8 +190,14 @@ class Lane:
         return self._next()
 
     def state(self, number: int) -> State:
-        """What to begin with so that the row of a number can be taken, one that was taken before or the next."""
-        return next(mark for mark in reversed(self._marks) if mark["number"] <= number)
+        """What to begin with so that the row of a number can be taken, one that was taken before or the next; never asked of an earlier one."""
+        self._marks = self._marks[max(at for at, mark in enumerate(self._marks) if mark["number"] <= number) :]
+        return self._marks[0]
+
+    def close(self) -> None:
+        """Reads no further."""
+        for blocks in self._blocks:
+            blocks.close()
 
     def _next(self) -> StreamedRow:
         chosen = min(range(len(self._blocks)), key=lambda source: (self._blocks[source].taken + 1) / self._weights[source])

@@ -11,6 +11,10 @@ class BadRecordError(ValueError):
     """A record that cannot be trained on; the message names it."""
 
 
+class DamagedShardError(BadRecordError):
+    """A part of a stream that cannot be read on, so that no record of it can be left out; the message names it."""
+
+
 def plain_error(error: BadRecordError) -> str:
     """An error's message; of one that a DataLoader's worker raised, without the traceback that torch puts before it."""
     return str(error).rpartition(f"{BadRecordError.__name__}: ")[2].strip().rstrip(".")

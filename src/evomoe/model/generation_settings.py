@@ -76,7 +76,9 @@ def load_settings(source: str | Path) -> GenerationConfig | None:
         ids = value if isinstance(value, list) else [value]
         if (is_one or name in _FURTHER_IDS) and (is_one and not ids or not all(type(one) in (int, type(None)) for one in ids)):
             raise ValueError(f"{source}: its generation_config.json has {name} {value!r}; tokens are named by whole numbers.")
-        if fault := _fault(name, value):
+        if name in ("bos_token_id", "pad_token_id") and isinstance(value, list):
+            raise ValueError(f"{source}: its generation_config.json has {name} {value!r}; it must be one whole number.")
+        if (settings.do_sample or name not in _OF_SAMPLING) and (fault := _fault(name, value)):  # else it is dropped below
             raise ValueError(f"{source}: its generation_config.json has {name} {shortened(repr(value))}, which must be {fault}.")
     known = vars(GenerationConfig())
     if unknown := sorted(name for name in _written(file) if name not in known and not name.startswith("_")):

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _ANY_LAYER = re.compile(r"\.\d+\.")
 """The number of a layer or an expert in a tensor's name."""
 _READ_LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+_IN_ORDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The file that transformers reads first is the first of these that is there."""
 _POINTER = b"version https://git-lfs"
 _CHECKED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -70,9 +72,9 @@ def check_stored(source: Any) -> None:
     A model whose config.json has a quantization_config may store integers.
     """
     folder, config = Path(source), Path(source) / "config.json"
-    for index in own_files(folder, "*.index.json") if folder.is_dir() else ():
-        if not (folder / index.name.removesuffix(".index.json")).exists():  # which comes first
-            _check_index(index)
+    first = next((file for name in _IN_ORDER if (file := folder / name).is_file()), None)
+    if first is not None and first.suffix == ".json":
+        _check_index(first)
     if not config.is_file() or "quantization_config" in config.read_text(encoding="utf-8", errors="replace"):
         return
     for file in own_files(folder, "*.safetensors"):

@@ -60,7 +60,7 @@ def check_sizes(values: Mapping[str, Any], source: str | Path, part: str = "") -
             f"{source}: its config.json has {part}num_attention_heads {heads}, no multiple of num_key_value_heads {groups}."
         )
     taken, experts = values.get("num_experts_per_tok"), next((n for n in map(values.get, _EXPERTS) if type(n) is int), None)
-    if taken is not None and experts is not None and not (type(taken) is int and 1 <= taken <= experts):
+    if taken is not None and experts and not (type(taken) is int and 1 <= taken <= experts):
         raise ValueError(
             f"{source}: its config.json has {part}num_experts_per_tok {shortened(repr(taken))}, which must lie between 1 and the number "
             f"of its experts, {experts}."

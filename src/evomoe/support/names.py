@@ -52,6 +52,8 @@ def matching(pattern: str) -> list[Path]:
     """
     if found := _RANGE.search(pattern):
         first, last = found.groups()
+        if int(first) > int(last):
+            raise ValueError(f"{pattern}: a range goes up, such as {{000..099}}.")
         numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
         return [path for number in numbers for path in matching(pattern[: found.start()] + number + pattern[found.end() :])]
     files = [path for path in sorted(map(Path, glob(pattern))) if path.is_file()]

@@ -47,14 +47,14 @@ def check_processes() -> None:
         )
     if rank >= max(size, 1) or size < 1:
         raise ValueError(f"The environment says RANK={rank} and WORLD_SIZE={size}; ranks go from 0 to one less than the size.")
-    if size > 1:
+    if size > 1 or "LOCAL_RANK" in os.environ:  # torchrun has started it
         return
     for launcher, number, count in _OTHERS:
         if _number(number) > 0 or _number(count) > 1:
             raise ValueError(
                 f"{launcher} started this as one of several processes ({number}={os.environ.get(number, 'unset')}), and each would do "
                 "all of the work in the same folder. Start one process, or start them with torchrun: torchrun --nproc-per-node 2 -m "
-                "evomoe.cli ..."
+                f"evomoe.cli .... If each has a folder and work of its own, unset {number} and {count}."
             )
 
 

@@ -48,10 +48,11 @@ def in_bytes(size: int) -> str:
 
 
 def bytes_in(text: str) -> int:
-    """ "24GB" -> 24,000,000,000; 0 for what is no size."""
+    """ "24GB" or "24G" -> 24,000,000,000; 0 for what is no size."""
     units = {unit.lower(): of for unit, of in _BYTES.items()} | {
         f"{unit[0].lower()}ib": 1024**n for n, unit in enumerate(reversed(_BYTES), 1)
     }
+    units |= {unit[0]: of for unit, of in units.items() if len(unit) == 2}
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip().lower())
     return round(float(found[1]) * units[found[2]]) if found and found[2] in units else 0
 

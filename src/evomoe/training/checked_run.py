@@ -45,7 +45,7 @@ from evomoe.support.text import counted, shortened
 from evomoe.training.arguments import check_shared_out, trainer_options, training_arguments
 from evomoe.training.evolution import check_rule
 from evomoe.training.lora import Adapters
-from evomoe.training.record_order import ORDERS, planned_steps, steps_per_pass
+from evomoe.training.record_order import ORDERS, planned_steps, steps_per_pass, taken_records
 from evomoe.training.trainable import set_trainable
 from evomoe.training.tried_arguments import steps_between, try_arguments
 from evomoe.training.zero3 import load_whole
@@ -110,7 +110,8 @@ class CheckedRun:
     def check_data(self, datasets: Mapping[int, ConversationDataset]) -> None:
         """Raises OptionError if TrainingArguments do not fit to the number of steps that the data give a stage."""
         for stage, dataset in datasets.items():
-            _check_training_arguments(self.recipe, stage, self.model_of(stage), dataset.per_pass)
+            count = taken_records(self.recipe, stage, dataset.per_pass) if self.recipe.streaming else dataset.per_pass
+            _check_training_arguments(self.recipe, stage, self.model_of(stage), count)
 
     def _too_few(self, stage: int, dataset: ConversationDataset) -> str:
         settings, count = self.recipe.stage(stage), dataset.per_pass
@@ -126,7 +127,8 @@ class CheckedRun:
         """What the user chose of saving and logging, if it never happens on the way."""
         given, count = trainer_options(self.recipe, stage), dataset.per_pass
         made = training_arguments(self.recipe, stage, self.folder.stage(stage), count)
-        steps, per_pass = planned_steps(self.recipe, stage, count), steps_per_pass(self.recipe, stage, count)
+        steps = planned_steps(self.recipe, stage, count)
+        per_pass = steps if self.recipe.streaming else steps_per_pass(self.recipe, stage, count)
         lost = {
             "save": "writes no checkpoint on its way: if it is killed, it begins anew",
             "logging": "logs no loss on its way: its report has none",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from transformers import TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.data.conversations import ConversationDataset
@@ -28,9 +29,6 @@ from evomoe.training.identity import same_run
 from evomoe.training.measured import Measured, measure
 from evomoe.training.memory import StageMemory, largest_batch, largest_layer, set_precision, stage_memory
 from evomoe.training.record_order import planned_steps
-
-_CHECKPOINTS = 3
-"""Of a stage, on the disk at once: the two that are kept, and the one that is being written."""
 
 
 @dataclass
@@ -54,10 +52,10 @@ class _Whole:
     def add(self, steps: int, seconds: float) -> None:
         self.steps, self.seconds = self.steps + steps, self.seconds + seconds
 
-    def add_memory(self, stage: int, alone: StageMemory, evolved: int, peak: int) -> None:
+    def add_memory(self, stage: int, alone: StageMemory, evolved: int, peak: int, checkpoints: int) -> None:
         """What one process holds by itself is on the disk, however several share it: weights and, in checkpoints, the optimizer's."""
         self.peak[stage] = peak
-        self.most = max(self.most, self.kept + _CHECKPOINTS * (alone.weights + alone.optimizer + evolved))
+        self.most = max(self.most, self.kept + checkpoints * (alone.weights + alone.optimizer + evolved))
         self.kept += alone.weights + evolved
         self.most = max(self.most, self.kept)
 
@@ -182,7 +180,7 @@ def _memory(
     except Exception as error:  # of a family, a router or an optimizer that looks at what tensors hold: no reason to end
         return [f"  memory: no estimate ({foreign(error)})"]
     need = alone.shared_out(arguments, options.processes, largest_layer(model))
-    whole.add_memory(stage, alone, evolved, need.peak)
+    whole.add_memory(stage, alone, evolved, need.peak, _checkpoints(arguments, planned_steps(recipe, stage, dataset.per_pass)))
     parts = {"weights": need.weights, "gradients": need.gradients, "optimiser": need.optimizer, "evolved experts": need.evolved,
              "activations": need.activations}  # fmt: skip
     rows, length = batch["input_ids"].shape
@@ -202,6 +200,14 @@ def _memory(
     return lines
 
 
+def _checkpoints(arguments: TrainingArguments, steps: int) -> int:
+    """How many lie on the disk at once: those that are kept, and the one that is being written."""
+    every = {"no": steps + 1, "epoch": 1}.get(arguments.save_strategy.value) or arguments.save_steps
+    saves = int(steps // (every if every >= 1 else max(1, every * steps)))
+    kept = min(saves, arguments.save_total_limit or saves)
+    return kept + (saves > kept)
+
+
 def _amount(dataset: ConversationDataset) -> str:
     return "a stream of" if isinstance(dataset, StreamedDataset) else f"{counted(dataset.per_pass, 'record')} of"
 
@@ -213,8 +219,8 @@ def _streamed(dataset: StreamedDataset, recipe: Recipe) -> list[str]:
         f"  {source.name}: {counted(len(source.shards), 'shard')}, {source.weight / whole:.0%} of the records"
         for source in dataset.sources
     ] + [
-        f"  read and checked: the first {counted(len(dataset), 'record')}; the others are checked when they are read, and how many there "
-        "are, how long, and how many of them bad, nobody knows",
+        f"  read and checked: the first {counted(len(dataset), 'record')}; the others are checked when they are read, and their number and "
+        "lengths are not known",
         f"  shuffled within {counted(recipe.streaming, 'record')}; a source that ends begins anew",
     ]
 

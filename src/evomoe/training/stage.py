@@ -101,7 +101,11 @@ def train(
     if card:
         card()
     checkpoint = _resume_from(folder)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        if isinstance(order, StreamOrder):
+            order.close()
     if isinstance(order, StreamOrder):
         order.save(folder.path, recipe.stage(stage).steps)
     if adapters:

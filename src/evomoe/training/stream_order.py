@@ -55,6 +55,7 @@ class StreamOrder(Sampler[StreamedRow | None]):
         return self._steps * self._per_step
 
     def __iter__(self) -> Iterator[StreamedRow | None]:
+        self.close()
         self._open.clear()
         for step in range(self._steps):
             for place in range(self._per_step):
@@ -81,8 +82,13 @@ class StreamOrder(Sampler[StreamedRow | None]):
     def save(self, folder: Path, step: int) -> None:
         """Writes where the lanes of this process stand after so many steps."""
         states = {lane: one.state(self._first(step)) for lane, one in self._open.items()}
-        told = {"lanes": self._lanes, "shards": self._shards, "states": states}
+        told = {"lanes": self._lanes, "shards": self._shards, "states": self._states | states}
         write_text(folder / f"stream_{process_number()}.json", json.dumps(told) + "\n")
+
+    def close(self) -> None:
+        """Reads no further."""
+        for lane in self._open.values():
+            lane.close()
 
     def names(self, step: int) -> list[str]:
         """What the rows of a step are called, of those that this process has taken."""

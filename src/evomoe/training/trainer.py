@@ -10,7 +10,7 @@ from transformers import Trainer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from evomoe.data.turns import BadRecordError, plain_error
+from evomoe.data.turns import BadRecordError, DamagedShardError, plain_error
 from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.checkpoint import step_of, writing
 from evomoe.support import hf
@@ -172,8 +172,9 @@ class EvoMoETrainer(Trainer):
                 if not (Path(str(self.args.output_dir)) / f"checkpoint-{step}" / "trainer_state.json").is_file():
                     hf.save_checkpoint(self)
                 saved = f" The {counted(step, 'step')} before it {'is' if step == 1 else 'are'} saved: `resume`."
+            leave_out = "" if isinstance(error, DamagedShardError) else ", or leave it out: `on_bad_record=skip`"
             raise BadRecordError(
-                f"{plain_error(error)}.{saved} Repair it, or leave it out: `on_bad_record=skip`."
+                f"{plain_error(error)}.{saved} Repair it{leave_out}."
                 + ("" if streams else " `check_pictures=decode` finds all such records before training.")
             ) from None
         finally:

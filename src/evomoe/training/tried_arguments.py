@@ -1,6 +1,7 @@
 """TrainingArguments that would fail later, change nothing in a stage, or let it learn nothing, are refused by their names."""
 
 import copy
+import inspect
 import math
 import re
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from evomoe.recipe.options import HIGHEST_RATE
 from evomoe.support.errors import foreign
@@ -41,7 +43,7 @@ def try_arguments(given: Mapping[str, Any], made: TrainingArguments, steps: int,
             "out, or give a smaller `batch_size`."
         )
     _check_idle(given, made)
-    if not (_OF_MODEL.search(str(made.optim)) or made.deepspeed):
+    if not (_OF_MODEL.search(_value(made.optim)) or made.deepspeed):
         _check_optimizer(given, made, steps)
 
 
@@ -51,7 +53,7 @@ def _check_idle(given: Mapping[str, Any], made: TrainingArguments) -> None:
         "activation_checkpointing_kwargs": (made.activation_checkpointing, "activation_checkpointing=true"),
         "gradient_checkpointing_kwargs": (made.activation_checkpointing, "activation_checkpointing=true"),
         "fsdp_config": (made.fsdp, "fsdp=true"),
-        "optim_target_modules": (_OF_MODEL.search(str(made.optim)), "an optim that reads it: GaLore, Apollo or LOMO"),
+        "optim_target_modules": (_OF_MODEL.search(_value(made.optim)), "an optim that reads it: GaLore, Apollo or LOMO"),
         "save_steps": (made.save_strategy == "steps", "save_strategy=steps"),
         "save_total_limit": (made.save_strategy != "no", "save_strategy=steps or save_strategy=epoch"),
         "logging_steps": (made.logging_strategy == "steps", "logging_strategy=steps"),
@@ -72,17 +74,20 @@ def _check_optimizer(given: Mapping[str, Any], made: TrainingArguments, steps: i
     try:
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(made)
     except Exception as error:  # each optimizer has its own ways to fail
-        named = f"optim_args={shortened(given['optim_args'])}" if given.get("optim_args") else f"optim={made.optim}"
+        named = f"optim_args={shortened(given['optim_args'])}" if given.get("optim_args") else f"optim={_value(made.optim)}"
         raise ValueError(f"{named}: {foreign(error)}") from error
     for name in _chosen(given, _OF_OPTIMIZERS):
         if Trainer.get_optimizer_cls_and_kwargs(_without(made, name))[1] == options:
-            raise ValueError(f"{name}={shortened(given[name])}: this optim, {made.optim}, reads none of it; leave it out.")
+            raise ValueError(
+                f"{name}={shortened(given[name])}: this optim, {_value(made.optim)}, reads none of it; leave it out."
+            )
     optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **options)
     rates = _rates(made, optimizer, steps)
     for name in _chosen(given, _OF_SCHEDULES):
-        if rates and rates == _rates_without(made, name, optimizer, steps):
+        asked = {"num_warmup_steps"} if name == "warmup_steps" else {*(made.lr_scheduler_kwargs or {})}
+        if not asked & inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[made.lr_scheduler_type]).parameters.keys():
             raise ValueError(
-                f"{name}={shortened(given[name])} says nothing to lr_scheduler_type={made.lr_scheduler_type}; leave it out."
+                f"{name}={shortened(given[name])} says nothing to lr_scheduler_type={_value(made.lr_scheduler_type)}; leave it out."
             )
     for step, rate in rates.items():
         if isinstance(rate, complex) or not 0 <= rate <= HIGHEST_RATE:  # nan is neither
@@ -93,13 +98,18 @@ def _check_optimizer(given: Mapping[str, Any], made: TrainingArguments, steps: i
     if "warmup_steps" in given and (warmup := made.get_warmup_steps(steps)) >= steps:
         raise ValueError(
             f"warmup_steps={given['warmup_steps']} takes {counted(warmup, 'step')}, and the stage has {steps:,}: its learning rate would "
-            "never get to its peak. Give fewer, or a share below 1."
+            f"never get to its peak. {'Give fewer, or a share below 1' if steps > 1 else 'Leave it out'}."
         )
     if rates and (highest := max(rates.values())) < made.learning_rate / 2:
         raise ValueError(
             f"{_named(given)}: in {counted(steps, 'step')} the learning rate would get to {highest:g} at the most, and never to "
             f"{made.learning_rate:g}."
         )
+
+
+def _value(choice: Any) -> str:
+    """What a user writes for one of transformers' named choices."""
+    return str(getattr(choice, "value", choice))
 
 
 def _chosen(given: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
@@ -129,14 +139,6 @@ def _rates(made: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int
         return {step: made.learning_rate * part(step) for part in getattr(schedule, "lr_lambdas", []) for step in sorted(places)}
     except Exception as error:  # whatever a schedule raises
         raise ValueError(f"lr_scheduler_kwargs={shortened(kwargs or 'nothing')}: {foreign(error)}") from error
-
-
-def _rates_without(made: TrainingArguments, name: str, optimizer: torch.optim.Optimizer, steps: int) -> dict[int, Any] | None:
-    """The same with an argument's usual value; None if there is no such schedule."""
-    try:
-        return _rates(_without(made, name), optimizer, steps)
-    except ValueError:
-        return None
 
 
 def _named(given: Mapping[str, Any]) -> str:

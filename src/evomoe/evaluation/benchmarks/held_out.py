@@ -39,7 +39,7 @@ class HeldPicture:
 
 
 def load(folder: DataFolder) -> list[Question]:
-    """A question for each answer that is learned."""
+    """A question for each answer that is learned and follows one."""
     from evomoe.data.records import load_records
 
     path = folder.need(*FILES)
@@ -58,8 +58,8 @@ def _questions(number: int, record: Record) -> list[Question]:
     questions, shown = [], 0
     for place, turn in enumerate(record.turns):
         shown += turn.text.count(IMAGE_MARK) if turn.role != "assistant" else 0
-        if turn.role == "assistant" and turn.learned:
-            before = record.turns[:place]
+        before = record.turns[:place]
+        if turn.role == "assistant" and turn.learned and before[-1].role == "user":
             questions.append(
                 Question(
                     f"{number}-{place}", before[-1].text, answer=turn.text, turns=before, turn_pictures=tuple(pictures[:shown])
