@@ -14,6 +14,7 @@ from two_processes import assert_same_weights, of_two, recipe_of
 
 from evomoe.data.stream import Lane
 from evomoe.data.streamed import StreamedDataset
+from evomoe.recipe.dry_run_options import DryRunOptions
 from evomoe.recipe.recipe import Recipe
 from evomoe.recipe.run_folder import RunFolder, check_paths
 from evomoe.support.errors import OptionError
@@ -140,7 +141,7 @@ def test_the_dry_run_says_what_is_not_known(tars):
     assert "  shuffled within 5 records; a source that ends begins anew\n" in text
     assert "  7 steps of 4 x 2 records" in text and "the longest records among the first" in text
     assert "a pass takes" not in text and "smaller: `stage" not in text
-    assert "measured over 2 steps" in describe(streamed(tars, steps=7).but(stages=(1,)), measured=2)
+    assert "measured over 2 steps" in describe(streamed(tars, steps=7).but(stages=(1,)), options=DryRunOptions(measure=2))
 
 
 def test_a_whole_run_leaves_report_and_card(tars):
