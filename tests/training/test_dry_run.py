@@ -139,9 +139,10 @@ def test_dry_run_tells_the_disk_space_of_models_and_checkpoints(workspace, kill_
         ({"save_steps": 10, "save_total_limit": 50}, 10),
         ({"save_steps": 10}, 10),
         ({"save_steps": 0.25}, 4),
+        ({"save_strategy": "epoch"}, 2),
         ({"save_steps": 1000}, 0),
     ],
 )
 def test_as_many_checkpoints_are_counted_as_will_be_there(given, most, tmp_path):
     arguments = TrainingArguments(str(tmp_path), report_to=[], **{"save_strategy": "steps"} | given)
-    assert _checkpoints(arguments, 100) == most
+    assert _checkpoints(arguments, 100, 40) == most

@@ -28,7 +28,8 @@ from evomoe.training.checked_run import CheckedRun, check_run, load_data
 from evomoe.training.identity import same_run
 from evomoe.training.measured import Measured, measure
 from evomoe.training.memory import StageMemory, largest_batch, largest_layer, set_precision, stage_memory
-from evomoe.training.record_order import planned_steps
+from evomoe.training.record_order import planned_steps, steps_per_pass
+from evomoe.training.tried_arguments import steps_between
 
 
 @dataclass
@@ -180,7 +181,9 @@ def _memory(
     except Exception as error:  # of a family, a router or an optimizer that looks at what tensors hold: no reason to end
         return [f"  memory: no estimate ({foreign(error)})"]
     need = alone.shared_out(arguments, options.processes, largest_layer(model))
-    whole.add_memory(stage, alone, evolved, need.peak, _checkpoints(arguments, planned_steps(recipe, stage, dataset.per_pass)))
+    steps = planned_steps(recipe, stage, dataset.per_pass)
+    per_pass = steps if recipe.streaming else steps_per_pass(recipe, stage, dataset.per_pass)
+    whole.add_memory(stage, alone, evolved, need.peak, _checkpoints(arguments, steps, per_pass))
     parts = {"weights": need.weights, "gradients": need.gradients, "optimiser": need.optimizer, "evolved experts": need.evolved,
              "activations": need.activations}  # fmt: skip
     rows, length = batch["input_ids"].shape
@@ -200,10 +203,9 @@ def _memory(
     return lines
 
 
-def _checkpoints(arguments: TrainingArguments, steps: int) -> int:
+def _checkpoints(arguments: TrainingArguments, steps: int, per_pass: int) -> int:
     """How many lie on the disk at once: those that are kept, and the one that is being written."""
-    every = {"no": steps + 1, "epoch": 1}.get(arguments.save_strategy.value) or arguments.save_steps
-    saves = int(steps // (every if every >= 1 else max(1, every * steps)))
+    saves = int(steps // steps_between(arguments, "save", steps, per_pass))
     kept = min(saves, arguments.save_total_limit or saves)
     return kept + (saves > kept)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.trainer_utils import SchedulerType
 
 from evomoe.recipe.options import HIGHEST_RATE
 from evomoe.support.errors import foreign
@@ -85,7 +86,7 @@ def _check_optimizer(given: Mapping[str, Any], made: TrainingArguments, steps: i
     rates = _rates(made, optimizer, steps)
     for name in _chosen(given, _OF_SCHEDULES):
         asked = {"num_warmup_steps"} if name == "warmup_steps" else {*(made.lr_scheduler_kwargs or {})}
-        if not asked & inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[made.lr_scheduler_type]).parameters.keys():
+        if not asked & inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(made.lr_scheduler_type)]).parameters.keys():
             raise ValueError(
                 f"{name}={shortened(given[name])} says nothing to lr_scheduler_type={_value(made.lr_scheduler_type)}; leave it out."
             )
