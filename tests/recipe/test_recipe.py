@@ -300,3 +300,21 @@ def test_a_recipe_of_another_version_is_refused_by_its_name(tmp_path, change):
         ValueError, match=r"recipe.json( is not a recipe of this version: .*new_field|, line 1, column 2: broken JSON)"
     ):
         Recipe.load(path)
+
+
+def test_a_stage_takes_a_part_of_its_options():
+    recipe = Recipe("dense", "data.json", "out")
+    changed = recipe.but(stage2={"steps": 10}, seed=1)
+    assert (
+        changed.stage2 == replace(recipe.stage2, steps=10) and changed.stage3 == recipe.stage3 and changed.seed == 1
+    )
+    with pytest.raises(OptionError, match="stps"):
+        recipe.but(stage2={"stps": 10})
+    with pytest.raises(OptionError, match=r"recipe.but\(stage3={'steps': ...}\)"):
+        recipe.but(steps=10)
+
+
+@pytest.mark.parametrize("name", ["http://host/a.tar", "s3://bucket/{000..001}.tar"])
+def test_addresses_are_refused_as_data(name):
+    with pytest.raises(OptionError, match=r"^data: .*: addresses are not read. Mount the bucket"):
+        Recipe("dense", name, "out", streaming=10).sources_of(1)

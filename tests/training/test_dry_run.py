@@ -67,7 +67,13 @@ def test_dry_run_tells_the_memory_of_each_stage(workspace):
 def test_dry_run_says_if_the_device_is_too_small_and_why_there_is_no_estimate(workspace, monkeypatch):
     recipe = make_recipe(workspace, stages=(3,), expert_init="noise")
     monkeypatch.setattr("evomoe.training.dry_run.device_memory", lambda: 1_000_000)
-    assert "That is more than this device has, 1.0 MB. Smaller: `stage3.batch_size`" in describe(recipe)
+    said = describe(recipe)
+    assert "That is more than this device has, 1.0 MB. Smaller: `trainer` with gradient_checkpointing=true, `stage3" in said
+    assert "`max_length`, `dtype=bfloat16`." in said and "offload" not in said and "lora" not in said
+    chosen = recipe.but(trainer={"gradient_checkpointing": True}, dtype="bfloat16", stage3={"batch_size": 1})
+    assert "Smaller: `max_length`." in describe(chosen, options=DryRunOptions(device_memory="10kB"))
+    told = describe(recipe, options=DryRunOptions(device_memory="24GB"))
+    assert "    It fits into 24.0 GB: 24.0 GB to spare." in told and "Smaller" not in told
 
     class Looks(LinearRouter):
         def forward(self, x_TD, modality):
@@ -146,3 +152,12 @@ def test_dry_run_tells_the_disk_space_of_models_and_checkpoints(workspace, kill_
 def test_as_many_checkpoints_are_counted_as_will_be_there(given, most, tmp_path):
     arguments = TrainingArguments(str(tmp_path), report_to=[], **{"save_strategy": "steps"} | given)
     assert _checkpoints(arguments, 100, 40) == most
+
+
+def test_the_parts_of_the_memory_add_up(workspace):
+    for line in describe(make_recipe(workspace, stages=(1,)).but(trainer={"bf16": True})).splitlines():
+        if found := re.fullmatch(r"  tensors of the process: at most ([\d.]+ .B); (.*)", line):
+            peak, parts = bytes_in(found[1]), [bytes_in(size) for size in re.findall(r"[\d.]+ .B", found[2])]
+            assert peak <= 1.04 * sum(parts)  # rounded
+            return
+    pytest.fail("no line of memory")

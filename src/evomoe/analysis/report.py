@@ -119,7 +119,8 @@ def _training(run: RunFolder, recipe: Recipe, metrics: list[dict]) -> str:
         seconds = run.stage(stage).seconds
         took = seconds.read_text(encoding="utf-8").strip() if seconds.is_file() else ""
         rows.append([f"{stage} ({STAGES[stage]})", *ends, took])
-    table = markdown_table(["stage", "loss, first tenth", "loss, last tenth", "seconds"], rows)
+    table = markdown_table(["stage", "loss at first", "loss at last", "seconds"], rows)
+    table += "\n\nEach loss is the mean over a tenth of the lines in metrics.jsonl, and over five lines at least."
     if not run.skipped_records.is_file():
         return table
     left_out = len(run.skipped_records.read_text(encoding="utf-8").splitlines())

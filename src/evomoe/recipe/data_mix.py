@@ -85,6 +85,11 @@ def data_sources(
     texts = (data,) if isinstance(data, str) else tuple(data)
     if not all(texts):
         raise OptionError(option, "a name is empty.")
+    if address := next((text for text in texts if "://" in text), None):
+        raise OptionError(
+            option,
+            f"{address}: addresses are not read. Mount the bucket as a folder, fetch the files, or name a dataset of the hub.",
+        )
     roots = (image_root,) * len(texts) if image_root is None or isinstance(image_root, str) else tuple(image_root)
     if len(roots) != len(texts):
         raise OptionError(

@@ -5,7 +5,7 @@ Implements: Table 7 (defaults of the stages).
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -160,12 +160,17 @@ class Recipe:
     def but(self, **changes: Any) -> "Recipe":
         """A copy with some fields changed; those of ``moe`` and ``evolution`` by their own names: ``but(router="linear")``.
 
+        A stage takes a part of its options: ``but(stage2={"steps": 10})``.
+
         Raises:
             OptionError: there is no such field, or its value is wrong.
         """
         for name in changes.keys() & vars(self.stage1).keys() - vars(self).keys():
-            raise OptionError(name, f"it belongs to a stage: `stage3`=dataclasses.replace(recipe.stage3, {name}=...).")
+            raise OptionError(name, f"it belongs to a stage: recipe.but(stage3={{'{name}': ...}}).")
         check_names(changes, [*vars(self), *vars(self.moe), *vars(self.evolution)], "A recipe")
+        for name in [f"stage{number}" for number in STAGES if isinstance(changes.get(f"stage{number}"), Mapping)]:
+            check_names(changes[name], [*vars(self.stage1)], f"`{name}`")
+            changes[name] = dataclasses.replace(getattr(self, name), **changes[name])
         for part in ("moe", "evolution"):
             owned = {f.name for f in dataclasses.fields(getattr(self, part))} - {f.name for f in dataclasses.fields(self)}
             inner = {name: changes.pop(name) for name in list(changes) if name in owned}

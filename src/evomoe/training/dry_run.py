@@ -186,6 +186,8 @@ def _memory(
     whole.add_memory(stage, alone, evolved, need.peak, _checkpoints(arguments, steps, per_pass))
     parts = {"weights": need.weights, "gradients": need.gradients, "optimiser": need.optimizer, "evolved experts": need.evolved,
              "activations": need.activations}  # fmt: skip
+    if (more := need.peak - sum(parts.values())) > need.peak / 100:  # such as weights in half precision, as autocast makes them
+        parts["copies"] = more
     rows, length = batch["input_ids"].shape
     where = "the process" if options.processes == 1 else f"each of {options.processes} processes"
     lines = [
@@ -194,13 +196,31 @@ def _memory(
         + (" among the first" if isinstance(dataset, StreamedDataset) else "")
         + (", without what the vision tower keeps" if need.vision_left_out else ""),
     ]
-    if (there := bytes_in(options.device_memory) or device_memory()) and need.peak > there:
-        device = "the device you name" if options.device_memory else "this device"
-        lines.append(
-            f"    That is more than {device} has, {in_bytes(there)}. Smaller: `stage{stage}.batch_size`, `max_length`, or "
-            "`trainer` with gradient_checkpointing=true, bf16=true."
-        )
+    named, there = bytes_in(options.device_memory), bytes_in(options.device_memory) or device_memory()
+    if there and need.peak > there:
+        device = "the device you name" if named else "this device"
+        smaller = _smaller(recipe, stage, need, arguments)
+        lines.append(f"    That is more than {device} has, {in_bytes(there)}. Smaller: {', '.join(smaller)}.")
+    elif named:
+        lines.append(f"    It fits into {in_bytes(named)}: {in_bytes(named - need.peak)} to spare.")
     return lines
+
+
+def _smaller(recipe: Recipe, stage: int, need: StageMemory, arguments: TrainingArguments) -> list[str]:
+    """What would need less and is not chosen yet; first what makes most of the largest part smaller."""
+    of_weights = {
+        "`dtype=bfloat16`": recipe.dtype != "bfloat16",
+        "`evolution.offload`": stage == 2 and not recipe.evolution.offload,
+        f"`stage{stage}.lora=16`": stage in (0, 1) and not recipe.stage(stage).lora,
+        "`trainer` with optim=adamw_bnb_8bit": need.optimizer > need.peak / 10 and "8bit" not in str(arguments.optim),
+    }
+    of_activations = {
+        "`trainer` with gradient_checkpointing=true": not arguments.gradient_checkpointing,
+        f"`stage{stage}.batch_size=1`": recipe.stage(stage).batch_size > 1,
+        "`max_length`": True,
+    }
+    ways = [of_weights, of_activations] if need.activations < need.peak / 2 else [of_activations, of_weights]
+    return [way for kind in ways for way, is_open in kind.items() if is_open]
 
 
 def _checkpoints(arguments: TrainingArguments, steps: int, per_pass: int) -> int:

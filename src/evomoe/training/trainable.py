@@ -62,6 +62,8 @@ def check_parts(what: str) -> None:
     """Raises OptionError if ``what`` names a part that does not exist."""
     for part in what.split("+"):
         if part not in PARTS:
+            if not what:
+                raise OptionError("train", "it is empty. Start from the recipe's own options: recipe.but(stage2={'steps': 10}).")
             raise OptionError("train", f"there is no part '{part}'; choose from {', '.join(PARTS)}, joined by '+'.")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from evomoe.data.turns import IMAGE_MARK, Record
+from evomoe.data.turns import IMAGE_MARK, BadRecordError, Record
 from evomoe.evaluation.benchmark import Benchmark, Findings, ProtocolName, Question, Row
 from evomoe.evaluation.data_folder import DataFile, DataFolder
 from evomoe.evaluation.pictures import FilePicture, Picture
@@ -40,10 +40,12 @@ class HeldPicture:
 
 def load(folder: DataFolder) -> list[Question]:
     """A question for each answer that is learned and follows one."""
-    from evomoe.data.records import load_records
+    from evomoe.data.records import bad_summary, load_records
 
     path = folder.need(*FILES)
-    records = load_records(path)
+    records = load_records(path, on_bad_record="skip")
+    if records.skipped:
+        raise BadRecordError(bad_summary(str(path), records.skipped, len(records) + len(records.skipped), "Repair them."))
     folder.note(path.name, path.read_bytes())
     return [question for number, record in enumerate(records) for question in _questions(number, record)]
 
