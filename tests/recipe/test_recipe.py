@@ -305,9 +305,7 @@ def test_a_recipe_of_another_version_is_refused_by_its_name(tmp_path, change):
 def test_a_stage_takes_a_part_of_its_options():
     recipe = Recipe("dense", "data.json", "out")
     changed = recipe.but(stage2={"steps": 10}, seed=1)
-    assert (
-        changed.stage2 == replace(recipe.stage2, steps=10) and changed.stage3 == recipe.stage3 and changed.seed == 1
-    )
+    assert changed.stage2 == replace(recipe.stage2, steps=10) and changed.stage3 == recipe.stage3 and changed.seed == 1
     with pytest.raises(OptionError, match="stps"):
         recipe.but(stage2={"stps": 10})
     with pytest.raises(OptionError, match=r"recipe.but\(stage3={'steps': ...}\)"):

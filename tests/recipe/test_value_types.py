@@ -84,9 +84,7 @@ def test_what_people_hand_over_becomes_what_json_holds():
 
 
 def test_an_option_of_a_stage_is_told_where_it_belongs():
-    with pytest.raises(
-        OptionError, match=r"^steps: it belongs to a stage: recipe.but\(stage3={'steps': ...}\)"
-    ):
+    with pytest.raises(OptionError, match=r"^steps: it belongs to a stage: recipe.but\(stage3={'steps': ...}\)"):
         RECIPE.but(steps=3)
 
 
