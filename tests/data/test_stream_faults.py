@@ -82,6 +82,12 @@ def test_shards_of_different_size_are_dealt_out_anew(tmp_path):
         assert sum(number >= 4 for number in found) > 0.5 * 2000 and len({*found}) > 200
 
 
+def test_an_empty_shard_ends_no_run(tmp_path):
+    stream = source(write_lines(tmp_path, [0, 5]))
+    for lane in range(2):
+        assert {*taken(Lane([stream], 4, 0, lane, 2), 200)} == {*range(5)}
+
+
 def test_nobody_waits_for_a_stream_that_is_closed():
     def slowly(start):
         for number in range(start, 10**6):

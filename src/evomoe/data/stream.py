@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 HEAD = 256
 """Records of each source that are read before a run begins."""
+_EMPTY_PASSES = 20
+"""So many in a row mean that there is nothing for a lane. One means little: its shards of that pass may be empty."""
 State = dict[str, Any]
 """What JSON holds."""
 
@@ -127,6 +129,7 @@ class _Blocks:
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     def _blocks(self, place: Place) -> Iterator[tuple[Place, list[Source]]]:
+        empty = 0
         for number in itertools.count(place.round):
             start = place if number == place.round else Place(number)
             rows = self._pass(start)
@@ -135,7 +138,8 @@ class _Blocks:
                 yield block[0][0], [row for _, row in block]
             if self._closed.is_set():
                 return
-            if start == Place(number):
+            empty = empty + 1 if start == Place(number) else 0
+            if empty == _EMPTY_PASSES:
                 raise BadRecordError(f"{self._source.name}: there are no records for process {self._lane} of {self._lanes}")
 
     def _pass(self, start: Place) -> Iterator[tuple[Place, Source]]:

@@ -80,10 +80,10 @@ def check_picture_tokens(processor: Processor, model: PreTrainedModel, source: s
     try:
         try:
             features = count_features(model, pictures)
-        except (TypeError, AttributeError, NotImplementedError):  # its features are made in another way, or of other inputs
+        except (TypeError, AttributeError, NotImplementedError):  # such a family shows the picture with its text alone
             _without_weights(model, "forward", inputs | {"use_cache": False})
             return
-    except NotImplementedError:  # of what has no numbers
+    except NotImplementedError:  # an operation that shapes alone do not tell
         return
     except Exception as error:
         raise ValueError(

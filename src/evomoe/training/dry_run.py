@@ -196,7 +196,8 @@ def _memory(
         + (" among the first" if isinstance(dataset, StreamedDataset) else "")
         + (", without what the vision tower keeps" if need.vision_left_out else ""),
     ]
-    named, there = bytes_in(options.device_memory), bytes_in(options.device_memory) or device_memory()
+    named = bytes_in(options.device_memory)
+    there = named or device_memory()
     if there and need.peak > there:
         device = "the device you name" if named else "this device"
         smaller = _smaller(recipe, stage, need, arguments)
