@@ -1,8 +1,9 @@
-"""Speed and memory as ratios against what a user would run instead: ``make bench``.
+"""Speed and memory as ratios against what a user would run instead: ``make bench``; some of them: ``benchmarks/run.py decoding``.
 
 All comparisons are made in one process, alternating. float32 on the CPU, bfloat16 on an accelerator.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -299,7 +300,7 @@ def decoding(rounds: int) -> Iterator[Ratio]:
         yield compare(label, lambda model=sparse: answer(model), lambda: answer(dense), rounds)
 
 
-def data_check(number: int = 100_000) -> Iterator[str]:
+def data_check(_rounds: int, number: int = 100_000) -> Iterator[str]:
     """CPU time to check records before training, each with one of 4,000 pictures: the records alone, their labels too, all again."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -322,7 +323,7 @@ def data_check(number: int = 100_000) -> Iterator[str]:
     )
 
 
-def command_line() -> Iterator[str]:
+def command_line(_rounds: int) -> Iterator[str]:
     """CPU time of ``evomoe --help``, and what ``import evomoe`` loads. With bytecode kept, as an installation keeps it."""
     import resource
 
@@ -342,25 +343,33 @@ def command_line() -> Iterator[str]:
     yield f"import evomoe loads torch, transformers: {out.strip()}"
 
 
+BENCHMARKS = (
+    block_against_dense,
+    router_against_dense,
+    evolution_step,
+    gradient_of_all_experts,
+    variable_slots,
+    decoding,
+    answering,
+    data_check,
+    command_line,
+)
+
+
 def main() -> None:
+    names = [benchmark.__name__ for benchmark in BENCHMARKS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="*", choices=[[], *names], help="which to run; without a name, all")
+    chosen = parser.parse_args().only or names
     torch.manual_seed(0)
     prepare(DEVICE)
     rounds = 12 if DEVICE.type == "cpu" else 50
     begin = time.perf_counter()
     print(f"{machine()}, {DTYPE}")
-    for benchmark in (
-        block_against_dense,
-        router_against_dense,
-        evolution_step,
-        gradient_of_all_experts,
-        variable_slots,
-        decoding,
-        answering,
-    ):
-        for ratio in benchmark(rounds):
-            print(ratio, flush=True)
-    for line in (*data_check(), *command_line()):
-        print(line, flush=True)
+    for benchmark in BENCHMARKS:
+        if benchmark.__name__ in chosen:
+            for result in benchmark(rounds):
+                print(result, flush=True)
     print(f"{Path(__file__).name}: {time.perf_counter() - begin:.0f} s")
 
 

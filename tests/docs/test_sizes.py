@@ -31,7 +31,7 @@ ANYEXPERTS = 450
 """Code lines for AnyExperts and the routers that it is compared with."""
 ANYEXPERTS_FILES = (
     "recipe/anyexperts_options.py",
-    *(f"model/routers/{name}.py" for name in ("anyexperts", "choice", "virtual", "top_p", "zero_computation")),
+    *(f"model/routers/{name}.py" for name in ("anyexperts", "choice", "virtual", "virtual_router", "top_p", "zero_computation")),
     "model/aux_losses/budget.py",
     "model/aux_losses/importance.py",
 )

@@ -117,8 +117,9 @@ def naive_dtr(router: DynamicTokenAwareRouter, x_TD: torch.Tensor, modality: Mod
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize(("width", "rank"), [(5, 3), (1, 1), (8, 2)])
-def test_the_factored_form_equals_the_naive_one_in_float64_with_its_gradients(monkeypatch, width, rank):
+def test_the_factored_form_equals_the_naive_one_in_float64_with_its_gradients(monkeypatch, width, rank, alone):
     # Float32 arithmetic is the router's promise; for the comparison it keeps float64.
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
     router = DynamicTokenAwareRouter(D, E, hypernet_width=width, rank=rank).double()
@@ -127,12 +128,15 @@ def test_the_factored_form_equals_the_naive_one_in_float64_with_its_gradients(mo
             net.embed.bias.normal_()
         router.phi.bias.normal_()
     x_TD, modality = some_tokens()
+    if alone:  # a step of decoding, which forms the matrix
+        x_TD, modality = x_TD[:1], Modality.of(modality.is_image_T[None, :1], None)
+        router.eval()
     x_TD = x_TD.double().requires_grad_()
     results = []
     for forward in (router, lambda x, m: naive_dtr(router, x, m)):
         logits_TE = forward(x_TD, modality)
         parameters = [x_TD, *router.parameters()]
-        results.append([logits_TE, *torch.autograd.grad(logits_TE.sin().sum(), parameters)])
+        results.append([logits_TE, *torch.autograd.grad(logits_TE.sin().sum(), parameters, materialize_grads=True)])
     for factored, naive in zip(*results, strict=True):
         torch.testing.assert_close(factored, naive, atol=1e-10, rtol=1e-9)
 

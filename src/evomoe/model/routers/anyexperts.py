@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from evomoe.model.modality import Modality
 from evomoe.model.routers.choice import SCORES, ChoiceBias, hide_groups
 from evomoe.model.routers.float32 import Float32Linear
-from evomoe.model.routers.router import Budgets, Scores, VirtualRouter, ratio
+from evomoe.model.routers.router import Budgets, Scores, ratio
+from evomoe.model.routers.virtual_router import VirtualRouter
 from evomoe.model.routing import GATES, Routing
 from evomoe.recipe.anyexperts_options import ROUNDING, AnyExpertsOptions, SlotKind
 from evomoe.support.errors import OptionError, within
@@ -110,8 +111,7 @@ class AnyExpertsRouter(VirtualRouter[AnyExpertsOptions]):
     def __init__(self, hidden_size: int, num_experts: int, **options: Any) -> None:
         super().__init__(hidden_size, num_experts, **options)
         self.importance = Importance(hidden_size, self.options.importance_width)
-        biased = self.options.biased or self.options.bias_rate
-        self.bias = ChoiceBias(num_experts + len(self.virtual)) if biased else None
+        self.bias = ChoiceBias(num_experts + len(self.virtual)) if self.options.biased or self.options.bias_rate else None
 
     def virtual_kinds(self) -> list[SlotKind]:
         return self.options.kinds(self.num_experts)

@@ -9,9 +9,10 @@ root mean square first:
     Theta = W2 a + b2                  two matrices: Theta_down (2R, D), Theta_up (D, R)
     logits = phi(Theta_up SwiGLU(Theta_down z))
 
-Theta is 3RD numbers a token and is never formed. W2 is linear, so with a' = [a; 1] (the 1 carries b2):
+Theta is 3RD numbers a token and is not formed for many. W2 is linear, so with a' = [a; 1] (the 1 carries b2):
 
     Theta_down z = sum_h a'_h (W2down_h z)            one matrix product (T, D) x (D, (H+1) 2R), then a contraction with a'
+                                                      (one token alone: Theta_down itself, as printed, which reads W2 faster)
     phi(Theta_up s) = sum_h a'_h (phi W2up_h s)       phi W2up is ((H+1) E, R): small, computed once a pass or answer
 
 Why the division: the logits are of fifth degree in z. The norm before the FFN lets z be a third or ten times of unit size,
@@ -28,9 +29,21 @@ from torch.nn import functional as F
 
 from evomoe.model.kept import kept
 from evomoe.model.modality import Modality
-from evomoe.model.routers.float32 import Float32Linear
+from evomoe.model.routers.float32 import Float32Linear, Float32Weight
 from evomoe.model.routers.router import Router
 from evomoe.recipe.router_options import DTROptions
+
+
+class MixedMaps(Float32Weight):
+    """sum_h a_h (W_h z): H+1 maps (P, D), stored one below the other, ((H+1) P, D), and mixed anew for every token."""
+
+    def forward(self, a_NH: Tensor, z_TD: Tensor, rows_N: Tensor | None = None) -> Tensor:
+        """(N, P): for all tokens, or for those whose indices ``rows_N`` holds; ``a_NH`` has H + 1 entries a token."""
+        if rows_N is None and len(z_TD) == 1:
+            map_PD = (a_NH @ self.float_PI().view(a_NH.shape[1], -1)).view(-1, z_TD.shape[1])
+            return F.linear(z_TD.float(), map_PD)
+        maps_NHP = self.product(z_TD, rows_N).view(*a_NH.shape, len(self.weight) // a_NH.shape[1])
+        return torch.bmm(a_NH.unsqueeze(1), maps_NHP).squeeze(1)
 
 
 class HyperNetwork(nn.Module):
@@ -42,7 +55,7 @@ class HyperNetwork(nn.Module):
     def __init__(self, hidden_size: int, hypernet_width: int, rank: int) -> None:
         super().__init__()
         self.embed = Float32Linear(hidden_size, hypernet_width)
-        self.down = Float32Linear(hidden_size, (hypernet_width + 1) * 2 * rank, bias=False)
+        self.down = MixedMaps(hidden_size, (hypernet_width + 1) * 2 * rank, bias=False)
         self.up = Float32Linear(hidden_size, (hypernet_width + 1) * rank, bias=False, transposed=True)
         self.width, self.rank = hypernet_width, rank
         self.reset_parameters()
@@ -59,11 +72,10 @@ class HyperNetwork(nn.Module):
 
         Each product with z is divided by z's root mean square afterwards, so that no normalised copy of z is kept.
         """
-        E, H, R = phi_ED.shape[0], self.width, self.rank
+        E, H = phi_ED.shape[0], self.width
         inverse_rms_N1 = inverse_rms_T1 if rows_N is None else inverse_rms_T1[rows_N]
         a_NH = F.pad(self.embed(z_TD, rows_N, inverse_rms_N1), (0, 1), value=1.0)  # H + 1 entries
-        down_NHP = self.down(z_TD, rows_N).view(-1, H + 1, 2 * R)
-        down_NP = torch.bmm(a_NH.unsqueeze(1), down_NHP).squeeze(1) * inverse_rms_N1
+        down_NP = self.down(a_NH, z_TD, rows_N) * inverse_rms_N1
         gate_NR, value_NR = down_NP.chunk(2, dim=-1)
         s_NR = F.silu(gate_NR) * value_NR
         folded_RP = kept(self, lambda: self._folded(phi_ED))

@@ -18,11 +18,11 @@ def in_float32(x_TD: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
-class Float32Linear(nn.Module):
-    """A router's linear map, computed in float32 whatever its weight is stored in. Its owner draws the weights.
+class Float32Weight(nn.Module):
+    """A router's weight, computed with in float32 whatever it is stored in. Its owner draws it.
 
-    It is not an ``nn.Linear``: quantisers and adapters look for those, and a router is to stay as it was trained. It reads
-    its weight in ``forward`` alone, where offloading has brought it from wherever it lies.
+    It is not an ``nn.Linear``: quantisers and adapters look for those, and a router is to stay as it was trained. It is read
+    in ``forward`` alone, where offloading has brought it from wherever it lies.
 
     Args:
         in_features: I.
@@ -43,12 +43,22 @@ class Float32Linear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def float_PI(self) -> Tensor:
+        weight = self.weight if self.weight.dtype == torch.float32 else kept(self, self.weight.float)
+        return weight.T if self.transposed else weight
+
+    def product(self, x_TI: Tensor, rows_N: Tensor | None = None) -> Tensor:
+        """x W^T, (T, P), for all tokens; or (N, P) for those whose indices ``rows_N`` holds."""
+        weight_PI, x_TI = self.float_PI(), x_TI.float()
+        return nn.functional.linear(x_TI, weight_PI) if rows_N is None else LinearOfRows.apply(x_TI, rows_N, weight_PI)
+
+
+class Float32Linear(Float32Weight):
+    """A router's linear map."""
+
     def forward(self, x_TI: Tensor, rows_N: Tensor | None = None, scale_T1: Tensor | None = None) -> Tensor:
         """(x W^T) scale + b, (T, P), for all tokens; or for those whose indices ``rows_N`` holds, with a scale for these."""
-        weight = self.weight if self.weight.dtype == torch.float32 else kept(self, self.weight.float)
-        weight = weight.T if self.transposed else weight
-        x_TI = x_TI.float()
-        out = nn.functional.linear(x_TI, weight) if rows_N is None else LinearOfRows.apply(x_TI, rows_N, weight)
+        out = self.product(x_TI, rows_N)
         out = out if scale_T1 is None else out * scale_T1
         return out if self.bias is None else out + self.bias.float()
 

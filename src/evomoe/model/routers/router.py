@@ -5,7 +5,7 @@ Implements: Table 5 (d), Table 14 (b).
 T tokens, D hidden, E experts, K experts per token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from evomoe.model.modality import Modality
 from evomoe.model.routers.checked_logits import check_logits
-from evomoe.model.routers.float32 import Float32Linear, in_float32
+from evomoe.model.routers.float32 import in_float32
 from evomoe.model.routers.virtual import VirtualExperts
 from evomoe.model.routing import GATES, Routing
-from evomoe.recipe.router_options import RouterOptions, SlotKind
+from evomoe.recipe.router_options import RouterOptions
 from evomoe.recipe.row_options import read_options
 from evomoe.support.errors import OptionError, within
 
@@ -194,24 +194,3 @@ class Router(nn.Module, Generic[OwnOptions]):
     def after_training(self) -> dict[str, Any]:
         """The options that must change once training has ended."""
         return {}
-
-
-class VirtualRouter(Router[OwnOptions]):
-    """Base class of a router that has virtual experts and scores them beside the real ones by one linear map, ``gate``."""
-
-    def __init__(self, hidden_size: int, num_experts: int, **options: Any) -> None:
-        super().__init__(hidden_size, num_experts, **options)
-        self.virtual = VirtualExperts(hidden_size, num_experts, self.virtual_kinds())
-        self.gate = Float32Linear(hidden_size, num_experts + len(self.virtual), bias=False)
-        self.reset_parameters()
-
-    def virtual_kinds(self) -> Sequence[SlotKind]:
-        """The kind of each virtual expert."""
-        raise NotImplementedError(f"{type(self).__name__} must define virtual_kinds().")
-
-    def reset_parameters(self) -> None:
-        self.gate.draw(std=0.02)
-
-    @property
-    def virtual_experts(self) -> VirtualExperts:
-        return self.virtual

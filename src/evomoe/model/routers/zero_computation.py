@@ -6,7 +6,7 @@ A baseline beside AnyExperts: here nothing but the scores decides which tokens g
 from torch import Tensor
 
 from evomoe.model.modality import Modality
-from evomoe.model.routers.router import VirtualRouter
+from evomoe.model.routers.virtual_router import VirtualRouter
 from evomoe.recipe.router_options import SlotKind, ZeroComputationOptions
 
 
