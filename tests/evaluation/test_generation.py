@@ -13,6 +13,7 @@ from tokenizers import processors
 from evomoe.data.images import Shape
 from evomoe.evaluation.generation import Answerer, Prompts, ask, evaluate
 from evomoe.evaluation.pictures import FilePicture
+from evomoe.support.errors import OptionError
 
 
 def answers_of(model, prompts: Prompts, max_new_tokens: int = 6, encode_once: bool = True, workers: int = 0) -> list[str]:
@@ -159,6 +160,13 @@ def test_a_picture_that_cannot_be_read_is_named(questions, tmp_path):
     (tmp_path / "0.png").unlink()
     with pytest.raises(ValueError, match="question 'q[036]': image .*0.png does not exist"):
         Prompts([*map(ask, questions)], make_processor())[0]
+
+
+@pytest.mark.timeout(60)
+def test_a_batch_that_a_worker_cannot_hand_over_ends_the_answers(questions, model, monkeypatch):
+    monkeypatch.setattr(Prompts, "__getitem__", lambda prompts, number: lambda: None)
+    with pytest.raises(OptionError, match="workers: .* ended before its time"):
+        answers_of(model, Prompts([*map(ask, questions)], make_processor()), workers=1)
 
 
 def test_a_picture_that_a_worker_cannot_read_is_named_in_one_line(questions, model, tmp_path):

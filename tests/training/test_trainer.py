@@ -13,6 +13,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from evomoe import upcycle
 from evomoe.model.modality import Modality
 from evomoe.model.routing import LayerRecord, Routing
+from evomoe.support.errors import OptionError
 from evomoe.training.callbacks import MetricsFile, RouterCallback
 from evomoe.training.meter import RouterMeter
 from evomoe.training.trainer import EvoMoETrainer
@@ -194,6 +195,20 @@ def test_two_trainers_share_no_state(tmp_path):
     first, second = (trainer_for(make_llava(), tmp_path / name) for name in "ab")
     assert first.meter is not second.meter and first.interrupt is not second.interrupt
     assert isinstance(first.state, TrainerState) and isinstance(first.control, TrainerControl)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("context", [None, "spawn"])
+def test_a_batch_that_a_process_cannot_hand_over_ends_training(tmp_path, context):
+    trainer = trainer_for(make_llava(), tmp_path, dataloader_num_workers=1, dataloader_multiprocessing_context=context)
+    trainer.data_collator = not_to_be_handed_over
+    with pytest.raises(OptionError, match="workers: .* ended before its time"):
+        trainer.train()
+
+
+def not_to_be_handed_over(rows: list) -> list:
+    """A batch that no other process can be given, as when the memory that processes share is full."""
+    return [lambda: None for _ in rows]
 
 
 @pytest.mark.parametrize("skipped", [False, True])

@@ -22,6 +22,7 @@ from evomoe.evaluation.pictures import Picture
 from evomoe.recipe.options import ImageAspect
 from evomoe.support.errors import panics_as_errors
 from evomoe.support.processor import Processor, beyond_rows, cannot_process
+from evomoe.support.workers import begin_worker, ends_told
 
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 
@@ -205,9 +206,12 @@ class Answerer:
             done: how many of the questions were answered before.
 
         Raises:
+            OptionError: one of the processes ended before its time.
             ValueError: the accelerator's memory is too small for the batch.
         """
-        loader = DataLoader(_Careful(prompts), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+        loader = DataLoader(
+            _Careful(prompts), batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=begin_worker
+        )
         total = done + sum(map(len, prompts.chunks))
         was_training, settings = self.model.training, self.model.generation_config
         self.model.eval()
@@ -219,6 +223,7 @@ class Answerer:
         try:
             with (
                 once.active() if once else contextlib.nullcontext(),
+                ends_told(workers),
                 tqdm(
                     total=total, initial=done, desc=label, unit="question", dynamic_ncols=True, leave=False, disable=label is None
                 ) as bar,

@@ -1,10 +1,13 @@
 """Work that several processes of this machine share."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.queues import Queue
 from typing import Generic, TypeVar
 
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, foreign
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,20 +34,52 @@ def mapped(function: Callable[[Item], Result], items: Sequence[Item], workers: i
         batch_size=None,
         num_workers=min(workers, len(items)),
         collate_fn=_as_it_is,
-        worker_init_fn=_begin,
+        worker_init_fn=begin_worker,
         generator=torch.Generator(),  # torch's own would give later users other numbers
     )
-    try:
+    with ends_told(workers):
         for result, error in loader:
             if error is not None:
                 raise error
             yield result
+
+
+@contextmanager
+def ends_told(workers: int) -> Iterator[None]:
+    """Within the block, the end of a DataLoader's worker before its time is an error that says what to do.
+
+    Raises:
+        OptionError: a worker ended.
+    """
+    try:
+        yield
     except RuntimeError as error:
-        if "exited unexpectedly" not in str(error):
+        if "DataLoader worker" not in str(error) or not any(sign in str(error) for sign in _ENDS):
             raise
         raise OptionError(
-            "workers", f"a process ended before its time. If memory was short, take fewer than {workers}."
+            "workers",
+            f"a process that prepares data ended before its time. If memory was short, take fewer than {workers}. If /dev/shm is "
+            "full, through which batches pass, give it more (`docker run --shm-size 8g`), or take 0 processes.",
         ) from error
+
+
+_ENDS = ("exited unexpectedly", "killed by signal")
+"""What torch says of it."""
+
+
+def begin_worker(number: int, then: Callable[[int], None] | None = None) -> None:
+    """What each worker of a DataLoader begins with; ``then`` is called after it."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker is one thread
+    Queue._on_queue_feeder_error = staticmethod(_end)  # pyrefly: ignore[missing-attribute]: for this process, which torch made
+    if then:
+        then(number)
+
+
+def _end(error: Exception, batch: object) -> None:
+    """Ends a worker that cannot hand over what it made. Python would print the error, and the loader would wait for ever."""
+    with suppress(OSError):
+        print(f"A batch could not be handed over: {foreign(error)}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class _Work(Generic[Item, Result]):
@@ -63,7 +98,3 @@ class _Work(Generic[Item, Result]):
 
 def _as_it_is(result: Result) -> Result:
     return result
-
-
-def _begin(number: int) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker is one thread

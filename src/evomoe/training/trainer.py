@@ -15,6 +15,7 @@ from evomoe.model.sparse_model import is_sparse
 from evomoe.recipe.checkpoint import step_of, writing
 from evomoe.support import hf
 from evomoe.support.text import counted
+from evomoe.support.workers import begin_worker, ends_told
 from evomoe.training.callbacks import EvolutionCallback, InterruptCallback, MetricsFile, ProgressBar, RouterCallback
 from evomoe.training.divergence import DivergenceCallback
 from evomoe.training.evolution import ExpertEvolution
@@ -155,7 +156,7 @@ class EvoMoETrainer(Trainer):
         if resume_from_checkpoint and isinstance(self.order, StreamOrder):
             checkpoint = Path(resume_from_checkpoint)
             self.order.go_on(checkpoint, step_of(checkpoint))
-        with self.interrupt.listening(), self._keeping_steps():
+        with self.interrupt.listening(), self._keeping_steps(), ends_told(self.args.dataloader_num_workers):
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.interrupt.asked:
             raise KeyboardInterrupt
@@ -190,6 +191,11 @@ class EvoMoETrainer(Trainer):
         batch_size = self.args.train_batch_size * self.args.world_size
         numbers = self.order.of_step(step, batch_size, self.args.gradient_accumulation_steps)
         return [records[number].where for number in numbers]
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = partial(begin_worker, then=loader.worker_init_fn)
+        return loader
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any):
         return self.order or super()._get_train_sampler(*args, **kwargs)
