@@ -126,7 +126,11 @@ def test_other_shards_are_refused_when_a_run_goes_on(tars, kill_at):
     with pytest.raises(RuntimeError, match="killed"):
         run(streamed(tars), report=False)
     kill_at.clear()
-    (tars / "shard-9.tar").write_bytes((tars / "shard-2.tar").read_bytes())
+    whole = (tars / "shard-2.tar").read_bytes()
+    (tars / "shard-2.tar").write_bytes(whole + bytes(1024))  # which a tar may end with
+    with pytest.raises(OptionError, match=r"shard-\*.tar has shards of other names or sizes"):
+        run(streamed(tars), resume=True, report=False)
+    (tars / "shard-9.tar").write_bytes(whole)
     with pytest.raises(OptionError, match=r"shard-\*.tar had 3 shards and has 4 now"):
         run(streamed(tars), resume=True, report=False)
     with pytest.raises(ValueError, match=r"The stream had \[3\] shards when .*checkpoint-2 was written, and has \[4\] now"):

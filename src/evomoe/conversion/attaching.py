@@ -24,7 +24,7 @@ from evomoe.model.model_card import CARD, model_card
 from evomoe.model.routers.anyexperts import AnyExpertsRouter
 from evomoe.model.routing import GATES
 from evomoe.model.sparse_model import SparseModel, is_sparse
-from evomoe.model.structure import UnsupportedModelError, check_is_model, decoder_layers, find_sparse_ffn, text_config
+from evomoe.model.structure import UnsupportedModelError, check_is_model, decoder_layers, find_sparse_ffn, named, text_config
 from evomoe.recipe.anyexperts_options import AnyExpertsOptions
 from evomoe.recipe.options import AttachOptions
 from evomoe.recipe.row_options import read_options
@@ -162,7 +162,8 @@ def attach_folder(
     with new_folder(out) as folder:
         sparse = load_model(source, dtype, trust_remote_code)
         try:
-            model = attach(sparse, gate=moe.gate, aux_losses=moe.aux_losses, seed=seed, **options)
+            with named(source):
+                model = attach(sparse, gate=moe.gate, aux_losses=moe.aux_losses, seed=seed, **options)
         except OptionError as error:
             if error.option not in moe.router_options:
                 raise

@@ -13,7 +13,7 @@ from evomoe.model.accounting import count_parameters, large_router, parameter_fa
 from evomoe.model.loading import empty_model, load_model
 from evomoe.model.model_card import CARD, model_card
 from evomoe.model.remote_code import set_remote_code, write_remote_module
-from evomoe.model.structure import image_token_ids, module_name
+from evomoe.model.structure import image_token_ids, module_name, named
 from evomoe.recipe.placement import parse_placement
 from evomoe.support import hf
 from evomoe.support.files import ShardWriter, new_folder, write_text
@@ -57,14 +57,9 @@ def upcycle_folder(
     with new_folder(out) as folder:
         model = load_model(dense, dtype, trust_remote_code)
         before = sum(p.numel() for p in model.parameters())
-        conversion = Conversion(
-            model,
-            parse_placement(moe_layers) if isinstance(moe_layers, str) else moe_layers,
-            expert_init,
-            init_options,
-            seed,
-            moe_fields,
-        )
+        placement = parse_placement(moe_layers) if isinstance(moe_layers, str) else moe_layers
+        with named(dense):
+            conversion = Conversion(model, placement, expert_init, init_options, seed, moe_fields)
         set_remote_code(conversion.config, remote_code)
         sparse, moe = empty_model(conversion.config), conversion.moe
         counts, warning = count_parameters(sparse), large_router(sparse)

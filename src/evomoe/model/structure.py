@@ -5,6 +5,7 @@ There is no code per model family here. A model that the rules do not fit is ref
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import nn
@@ -22,6 +23,15 @@ _SPARSE = re.compile(r"experts|(^|_)moe($|_)|^router$", re.IGNORECASE)
 
 class UnsupportedModelError(ValueError):
     """The model cannot become a mixture of experts; the message says why."""
+
+
+@contextmanager
+def named(source: str) -> Iterator[None]:
+    """Within the block, an error says which model it is that cannot be converted."""
+    try:
+        yield
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{source}: {error}") from error
 
 
 def check_is_model(model: object) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from evomoe.serving.conversation import Conversation, ConversationError, Said
+from evomoe.serving.conversation import Conversation, ConversationError, Said, about
 from evomoe.serving.sampling import Sampling
 from evomoe.support.errors import OptionError
 
@@ -122,16 +122,14 @@ def chat(
     """Talks in the terminal; with a prompt it writes the answer alone, for scripts.
 
     Raises:
-        OptionError: a picture or the other model cannot be loaded.
-        ConversationError: the prompt cannot be answered.
+        OptionError: a picture or the other model cannot be loaded, or the prompt cannot be answered.
     """
     talk = Chat(load_conversations(checkpoint, against, dtype, trust_remote_code), sampling, _write)
-    try:
+    with about("image"):
         talk.add_pictures(images)
-    except ConversationError as error:
-        raise OptionError("image", str(error)) from error
     if prompt is not None:
-        talk.ask(prompt)
+        with about("prompt"):
+            talk.ask(prompt)
         return
     interactive = sys.stdin.isatty()
     if interactive:

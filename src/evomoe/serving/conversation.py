@@ -28,6 +28,7 @@ from evomoe.model.structure import text_config
 from evomoe.recipe.run_folder import template_options_of
 from evomoe.serving.sampling import Sampling
 from evomoe.support.device import best_device, moved, prepare
+from evomoe.support.errors import OptionError
 from evomoe.support.processor import Processor, beyond_rows, tokenizer_of
 from evomoe.support.text import counted
 
@@ -37,6 +38,15 @@ OnToken = Callable[[str, int], Any]
 
 class ConversationError(ValueError):
     """What one turn asks for cannot be done; the message says why, and the conversation can go on."""
+
+
+@contextmanager
+def about(option: str) -> Iterator[None]:
+    """Within the block, what cannot be done is the fault of ``option``."""
+    try:
+        yield
+    except ConversationError as error:
+        raise OptionError(option, str(error)) from error
 
 
 @dataclass(frozen=True)

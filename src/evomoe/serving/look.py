@@ -19,9 +19,8 @@ from evomoe.data.images import open_rgb
 from evomoe.data.records import IMAGE_MARK
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import image_token_ids
-from evomoe.serving.conversation import Conversation, ConversationError
+from evomoe.serving.conversation import Conversation, about
 from evomoe.serving.sampling import Sampling
-from evomoe.support.errors import OptionError
 from evomoe.support.files import write_text
 from evomoe.support.names import refuse_existing
 
@@ -53,19 +52,18 @@ def look(
     """Asks a sparse model, and writes the page; says what was written.
 
     Raises:
-        OptionError: a picture or the file cannot be used.
-        ValueError: the model is dense, or the question cannot be answered.
+        OptionError: a picture, the file or the prompt cannot be used.
+        ValueError: the model is dense.
     """
     refuse_existing(str(out), "file")
     conversation = Conversation.load_from(checkpoint, dtype, trust_remote_code)
     if not conversation.is_sparse:
         raise ValueError(f"{checkpoint}: {type(conversation.model).__name__} is dense: it has no experts to look at.")
-    try:
+    with about("image"):
         for image in images:
             conversation.add_picture(image)
-    except ConversationError as error:
-        raise OptionError("image", str(error)) from error
-    conversation.say(prompt, sampling)
+    with about("prompt"):
+        conversation.say(prompt, sampling)
     write_text(Path(out), page(conversation, checkpoint))
     return f"{out}: open it in a browser."
 

@@ -4,7 +4,7 @@ Files that were not touched since are not read again.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from evomoe.conversion.expert_init import option_from_stage2
 from evomoe.data.conversations import ConversationDataset
 from evomoe.data.mix import MixedRecords
 from evomoe.data.records import Records
+from evomoe.data.shards import Shard
 from evomoe.data.streamed import StreamedDataset
 from evomoe.recipe.data_mix import DataSource
 from evomoe.recipe.recipe import Recipe
@@ -69,13 +70,13 @@ def _identity(recipe: Recipe, datasets: Mapping[int, ConversationDataset], befor
     """
     known = before.get("data", {})
     data: dict[str, Any] = {}
-    shards: dict[str, int] = {}
+    shards: dict[str, Identity] = {}
     for stage, dataset in datasets.items():
         sources = recipe.sources_of(stage)
         for source, records in zip(sources, _parts(dataset, len(sources)), strict=True):
             data.setdefault(_key(recipe, source), records)
         if isinstance(dataset, StreamedDataset):
-            shards |= {_key(recipe, source): len(one.shards) for source, one in zip(sources, dataset.sources, strict=True)}
+            shards |= {_key(recipe, source): _shards(one.shards) for source, one in zip(sources, dataset.sources, strict=True)}
     experts = recipe.init_options.get(option_from_stage2(recipe.expert_init), "")
     return {
         "processes": process_count(),
@@ -83,8 +84,7 @@ def _identity(recipe: Recipe, datasets: Mapping[int, ConversationDataset], befor
         "experts": file_hash(experts) if 3 in recipe.stages and isinstance(experts, str) and Path(experts).is_file() else "",
         # Others than Records were made by the caller, not read from anywhere.
         "data": {
-            name: (one.content(known.get(name, {})) if isinstance(one, Records) else {})
-            | ({"shards": shards[name]} if name in shards else {})
+            name: (one.content(known.get(name, {})) if isinstance(one, Records) else {}) | shards.get(name, {})
             for name, one in data.items()
         },
     }
@@ -124,6 +124,15 @@ def _model(model: str, before: Identity) -> Identity:
     return {"seen": seen, "files": fingerprint(model)}
 
 
+def _shards(shards: Sequence[Shard]) -> Identity:
+    """How many there are, and their names and sizes as one hash: to read them all again would take hours."""
+    files = (Path(shard.name) for shard in shards)
+    return {
+        "shards": len(shards),
+        "sizes": text_hash([f"{file.name} {file.stat().st_size if file.is_file() else ''}" for file in files]),
+    }
+
+
 def _seen(files: Iterable[Path]) -> str:
     """Names, sizes and dates of files, as one hash; a file that is not there has none."""
     found = []
@@ -152,6 +161,8 @@ def _data_changes(before: Identity, now: Identity) -> list[str]:
         return found
     if before.get("shards") != now.get("shards"):
         found.append(f"had {counted(before.get('shards', 0), 'shard')} and has {now.get('shards', 0):,} now")
+    elif before.get("sizes", now.get("sizes")) != now.get("sizes"):
+        found.append("has shards of other names or sizes")
     elif before["records"] != now["records"]:
         found.append(f"had {counted(before['records'], 'record')} and has {now['records']:,} now")
     elif before["in any order"] != now["in any order"]:
