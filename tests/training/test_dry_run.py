@@ -45,11 +45,15 @@ def test_batches_larger_than_the_data_and_large_routers_are_told(workspace, capl
 
 def test_dry_run_tells_how_far_a_run_to_resume_has_come(workspace, kill_at):
     recipe = make_recipe(workspace)
+    anew = describe(recipe, options=DryRunOptions(measure=1))
     kill_at["routing"] = 3
     with pytest.raises(RuntimeError, match="killed"):
         run(recipe)
-    stages = [line for line in describe(recipe, resume=True).splitlines() if line.startswith("Stage ")]
+    text = describe(recipe, resume=True, options=DryRunOptions(measure=1))
+    stages = [line for line in text.splitlines() if line.startswith("Stage ")]
     assert [line.rpartition("; ")[2] for line in stages] == ["finished", "goes on after step 2"]
+    assert "\nIn all: 8 steps in " in anew and "\nIn all: 2 steps left in " in text
+    assert text.count("  measured over ") == text.count("  tensors of ") == 1 and "(h:mm:ss) for 2 steps" in text
 
 
 def test_dry_run_tells_the_memory_of_each_stage(workspace):
@@ -134,7 +138,9 @@ def test_dry_run_tells_the_disk_space_of_models_and_checkpoints(workspace, kill_
     run(recipe, resume=True)
     assert kept == pytest.approx(written(folder.path.parent), rel=0.1)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
-    assert "That is more than is free there, 1.0 kB. Make room, or name another `output`." in describe(recipe, resume=True)
+    assert "That is more than is free there, 1.0 kB. Make room, or name another `output`." in describe(
+        recipe.but(output=str(workspace / "new"))
+    )
 
 
 @pytest.mark.parametrize(

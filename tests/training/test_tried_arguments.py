@@ -10,20 +10,24 @@ from transformers import TrainingArguments
 from evomoe import cli
 from evomoe.recipe.run_folder import RunFolder
 from evomoe.support.errors import OptionError
+from evomoe.training import arguments as training_arguments
 from evomoe.training.checked_run import check_run
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
 from evomoe.training.trainer import EvoMoETrainer
 from evomoe.training.tried_arguments import try_arguments
 
+CHECKPOINTING = training_arguments.NEW_NAMES["gradient_checkpointing"]
+if CHECKPOINTING not in TrainingArguments.__dataclass_fields__:  # of an older transformers
+    CHECKPOINTING = "gradient_checkpointing"
 IDLE = [
     {"save_strategy": "no", "save_steps": 5},
     {"save_strategy": "epoch", "save_steps": 5},
     {"save_strategy": "no", "save_total_limit": 3},
     {"logging_strategy": "no", "logging_steps": 5},
     {"logging_strategy": "epoch", "logging_steps": 5},
-    {"activation_checkpointing_kwargs": {"use_reentrant": False}},
-    {"activation_checkpointing": False, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    {f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}},
+    {CHECKPOINTING: False, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
     {"dataloader_prefetch_factor": 4},
     {"dataloader_multiprocessing_context": "fork"},
     {"dataloader_persistent_workers": True},
@@ -64,7 +68,8 @@ GOOD = [
     {"optim": "sgd", "adam_beta1": 0.9},  # the usual value
     {"torch_compile_mode": "default"},
     {"dataloader_persistent_workers": False},
-    {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}},
+    {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}},
+    {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
 ]
 
 
@@ -174,3 +179,12 @@ def test_a_share_of_one_step_is_not_advised_against_by_itself(workspace):
     recipe = make_recipe(workspace, stages=(1,), steps=1).but(trainer={"warmup_steps": 0.03})
     with pytest.raises(OptionError, match="never get to its peak. Leave it out."):
         describe(recipe.but(stage1=replace(recipe.stage1, trainer={})))
+
+
+@pytest.mark.parametrize("old", training_arguments.NEW_NAMES)
+def test_old_names_of_arguments_mean_the_new_ones_and_bring_no_warning(workspace, recwarn, old):
+    value = True if old == "gradient_checkpointing" else {"use_reentrant": False}
+    recipe = make_recipe(workspace, stages=(1,)).but(trainer={"gradient_checkpointing": True} | {old: value})
+    made = training_arguments.training_arguments(recipe, 1, RunFolder(workspace / "run").stage(1), 24)
+    assert getattr(made, old) == value and made.gradient_checkpointing is True
+    assert not [warning for warning in recwarn if "checkpointing" in str(warning.message)]

@@ -23,7 +23,7 @@ from evomoe.training.record_order import planned_steps
 
 _TABLES: dict[str, dict[str, tuple[Any, ...]]] = {
     **dict.fromkeys(
-        ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),  # the first is transformers' old name
+        ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
         {
             "use_reentrant": (False, True),
             "preserve_rng_state": (True, False),
@@ -43,6 +43,11 @@ _WORDS = {
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
 """Arguments that name something: what there is, without what needs an evaluation."""
+NEW_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""What newer versions of transformers call arguments; they warn of the old names."""
 _OF_WORKERS = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
 SCHEDULE = "cosine"
 """How the learning rate falls, unless the user says otherwise."""
@@ -133,11 +138,18 @@ def training_arguments(recipe: Recipe, stage: int, folder: StageFolder, num_reco
         # A tower's last layers may be of no use to any batch. Only the reentrant kind of recomputation cannot do with this.
         "ddp_find_unused_parameters": not _recomputes_reentrantly(given),
     }
-    made = TrainingArguments(**arguments | given)
+    made = TrainingArguments(**arguments | _by_new_names(given))
     check_sharding(made)
     if zero_stage(made) == 3:  # otherwise a stage would leave a model without weights
         made.hf_deepspeed_config.config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
     return made
+
+
+def _by_new_names(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments under the names that this version of transformers has for them."""
+    known = TrainingArguments.__dataclass_fields__
+    renamed = {old: new for old, new in NEW_NAMES.items() if new in known and given.get(new) is None}
+    return {renamed.get(name, name): value for name, value in given.items() if not (name in NEW_NAMES.values() and value is None)}
 
 
 def check_sharding(arguments: TrainingArguments) -> None:
@@ -204,7 +216,7 @@ def live_bytes(arguments: TrainingArguments) -> int:
 
 
 def _recomputes_reentrantly(options: dict[str, Any]) -> bool:
-    for name in ("gradient_checkpointing", "activation_checkpointing"):  # the first is transformers' old name
+    for name in ("gradient_checkpointing", "activation_checkpointing"):
         kwargs = options.get(f"{name}_kwargs")
         if options.get(name) and isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
             return True

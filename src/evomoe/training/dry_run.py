@@ -37,6 +37,7 @@ class _Whole:
     """What the stages told of so far take.
 
     Attributes:
+        begun: whether a part of the run is done, which is not counted.
         steps: of all.
         seconds: of all, where they were measured.
         peak: most bytes on a device at any one time, by stage.
@@ -44,6 +45,7 @@ class _Whole:
         most: most bytes on the disk at any one time.
     """
 
+    begun: bool = False
     steps: int = 0
     seconds: float = 0.0
     peak: dict[int, int] = field(default_factory=dict)
@@ -62,7 +64,7 @@ class _Whole:
 
     def told(self, output: str) -> list[str]:
         """Lines for the end of a dry run."""
-        text = f"In all: {counted(self.steps, 'step')}"
+        text = f"In all: {counted(self.steps, 'step')}{' left' if self.begun else ''}"
         if self.seconds:
             text += f" in {_duration(self.seconds)} (h:mm:ss)"
         if not self.peak:
@@ -113,12 +115,14 @@ def describe(
     for stage, dataset in datasets.items():
         data, of_trainer, count = data_title(recipe.data_of(stage)), trainer_options(recipe, stage), dataset.per_pass
         steps = planned_steps(recipe, stage, count)
+        done = _done(run, stage, steps) if resume else 0
+        whole.begun |= done > 0
         model = run.prepared(stage)
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         counts, settings = count_parameters(model, names), recipe.stage(stage)
         lines += [
             "",
-            f"Stage {stage} ({STAGES[stage]}): {_amount(dataset)} {data}{_progress(run, stage) if resume else ''}",
+            f"Stage {stage} ({STAGES[stage]}): {_amount(dataset)} {data}{_progress(done, steps)}",
             *(_streamed(dataset, recipe) if isinstance(dataset, StreamedDataset) else _shares(dataset.shares)),
             f"  {counted(steps, 'step')} of {settings.batch_size} x {settings.accumulation} records, "
             f"learning rate {settings.learning_rate:g}",
@@ -126,10 +130,11 @@ def describe(
             + (f"; {readable(counts.activated)} run per token" if stage == 3 else ""),
             f"  {_shorten(names)}",
         ]
-        lines += _memory(run, stage, model, dataset, options, whole)
-        took = measure(run, stage, dataset, options.measure) if options.measure else None
-        lines += [_time(took, steps)] if took else []
-        whole.add(steps, took.seconds * steps if took else 0.0)
+        if done < steps:
+            lines += _memory(run, stage, model, dataset, options, whole)
+            took = measure(run, stage, dataset, options.measure) if options.measure else None
+            lines += [_time(took, steps - done)] if took else []
+            whole.add(steps - done, took.seconds * (steps - done) if took else 0.0)
         if stage == 3 and (warning := large_router(model)):
             lines.append(f"  {warning}")
         lines += [f"  {note}" for note in (*dataset.notes, *run.warnings(stage, dataset))]
@@ -257,11 +262,16 @@ def _shares(shares: Sequence[Share]) -> list[str]:
     ]
 
 
-def _progress(run: CheckedRun, stage: int) -> str:
+def _done(run: CheckedRun, stage: int, steps: int) -> int:
+    """How many steps of a stage are done."""
     folder = run.folder.stage(stage)
-    if folder.model.is_dir():
+    return steps if folder.model.is_dir() else folder.last_step()
+
+
+def _progress(done: int, steps: int) -> str:
+    if done >= steps:
         return "; finished"
-    return f"; goes on after step {folder.last_step()}" if folder.last_step() else ""
+    return f"; goes on after step {done}" if done else ""
 
 
 def _shorten(names: list[str], shown: int = 3) -> str:

@@ -51,8 +51,8 @@ def try_arguments(given: Mapping[str, Any], made: TrainingArguments, steps: int,
 def _check_idle(given: Mapping[str, Any], made: TrainingArguments) -> None:
     """Raises ValueError for an argument that nothing reads beside the others."""
     alone = {
-        "activation_checkpointing_kwargs": (made.activation_checkpointing, "activation_checkpointing=true"),
-        "gradient_checkpointing_kwargs": (made.activation_checkpointing, "activation_checkpointing=true"),
+        "activation_checkpointing_kwargs": (made.gradient_checkpointing, "activation_checkpointing=true"),
+        "gradient_checkpointing_kwargs": (made.gradient_checkpointing, "gradient_checkpointing=true"),
         "fsdp_config": (made.fsdp, "fsdp=true"),
         "optim_target_modules": (_OF_MODEL.search(_value(made.optim)), "an optim that reads it: GaLore, Apollo or LOMO"),
         "save_steps": (made.save_strategy == "steps", "save_strategy=steps"),
