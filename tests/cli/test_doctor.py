@@ -35,6 +35,11 @@ def test_it_names_what_a_bug_report_needs(capsys, monkeypatch, tmp_path):
     assert told.endswith("Nothing is wrong.\n") and not (tmp_path / "not there yet").exists()
 
 
+def test_each_extra_is_said_to_be_for_something():
+    extras = {extra for extra, _ in doctor._requirements()} - {"", "dev"}
+    assert extras == doctor._BRINGS.keys()
+
+
 def test_packages_that_are_missing_or_too_old_are_named(monkeypatch):
     version = importlib.metadata.version
 

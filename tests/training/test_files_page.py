@@ -9,6 +9,7 @@ import pytest
 from small_runs import make_recipe
 
 from evomoe.recipe.options import MoEOptions
+from evomoe.recipe.run_folder import RunFolder
 from evomoe.training.run import run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
@@ -44,6 +45,13 @@ def test_the_page_names_what_a_run_leaves(workspace, moe):
     assert not {
         name for name in left if not any(fnmatch(name, f"{pattern}*" if pattern.endswith("/") else pattern) for pattern in named)
     }
+
+
+def test_the_page_names_the_files_that_only_some_runs_have(tmp_path):
+    """As a run's folder knows them; stages are folders of their own."""
+    folder = RunFolder(tmp_path)
+    own = {getattr(folder, name) for name, value in vars(RunFolder).items() if isinstance(value, property)}
+    assert len(own) > 5 and {path.name for path in own if isinstance(path, Path) and path != folder.path} <= {*FILES}
 
 
 def test_the_page_names_no_field_that_is_not_there():

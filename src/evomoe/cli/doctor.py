@@ -55,6 +55,21 @@ def _memory() -> str:
     return f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB of memory"
 
 
+_BRINGS = {
+    "all": "every extra but deepspeed",
+    "app": "evomoe app",
+    "deepspeed": "ZeRO",
+    "demo": "evomoe demo and its pictures",
+    "lora": "stageN.lora",
+    "mini": "the mini world and the paper's tables",
+    "plots": "evomoe plot and the report's pictures",
+    "serve": "evomoe serve",
+    "video": "videos; pictures for SmolVLM and Qwen-VL, whose processors need it",
+    "xlsx": "MMBench's answers as Excel files",
+}
+"""What each extra is for."""
+
+
 def _requirements() -> Iterator[tuple[str, Requirement]]:
     """What the package asks for, by extra; "" for what it always needs."""
     for text in importlib.metadata.requires("evomoe") or ():
@@ -79,7 +94,8 @@ def _packages(found: Findings) -> None:
             extras.setdefault(extra, []).extend([] if fits else [_bare(requirement)])
     found.lines.append(f"packages: {', '.join(versions)}")
     for extra, missing in extras.items():
-        found.lines.append(f"extra {extra}: {'there' if not missing else 'lacks ' + ', '.join(missing)}")
+        brings = f" ({_BRINGS[extra]})" if missing and extra in _BRINGS else ""
+        found.lines.append(f"extra {extra}{brings}: {'there' if not missing else 'lacks ' + ', '.join(missing)}")
     if _version("torchvision") is not None:
         try:
             importlib.import_module("torchvision")
