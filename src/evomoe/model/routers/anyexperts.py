@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from evomoe.model.modality import Modality
 from evomoe.model.routers.choice import SCORES, ChoiceBias, hide_groups
-from evomoe.model.routers.float32 import Float32Linear
+from evomoe.model.routers.float32 import Float32Linear, inverse_rms
 from evomoe.model.routers.router import Budgets, Scores, ratio
 from evomoe.model.routers.virtual_router import VirtualRouter
 from evomoe.model.routing import GATES, Routing
@@ -50,8 +50,7 @@ class Importance(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        x_TD = x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + 1e-6)
-        return self.outer(F.silu(self.inner(x_TD))).squeeze(-1)
+        return self.outer(F.silu(self.inner(x_TD, scale_T1=inverse_rms(x_TD)))).squeeze(-1)
 
 
 def cap_by_token(logits_TN: Tensor, num_real: int, slots_T: Tensor, rho: float, min_real: int) -> Tensor:

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from evomoe.model.kept import kept
 from evomoe.model.modality import Modality
-from evomoe.model.routers.float32 import Float32Linear, Float32Weight
+from evomoe.model.routers.float32 import Float32Linear, Float32Weight, inverse_rms
 from evomoe.model.routers.router import Router
 from evomoe.recipe.router_options import DTROptions
 
@@ -72,14 +72,15 @@ class HyperNetwork(nn.Module):
 
         Each product with z is divided by z's root mean square afterwards, so that no normalised copy of z is kept.
         """
-        E, H = phi_ED.shape[0], self.width
         inverse_rms_N1 = inverse_rms_T1 if rows_N is None else inverse_rms_T1[rows_N]
+        if rows_N is not None and not torch.is_grad_enabled():  # gathered once for both products; no backward pass keeps it
+            z_TD, rows_N = z_TD[rows_N], None
         a_NH = F.pad(self.embed(z_TD, rows_N, inverse_rms_N1), (0, 1), value=1.0)  # H + 1 entries
         down_NP = self.down(a_NH, z_TD, rows_N) * inverse_rms_N1
         gate_NR, value_NR = down_NP.chunk(2, dim=-1)
         s_NR = F.silu(gate_NR) * value_NR
         folded_RP = kept(self, lambda: self._folded(phi_ED))
-        up_NHE = (s_NR @ folded_RP).view(-1, H + 1, E)
+        up_NHE = (s_NR @ folded_RP).view(-1, self.width + 1, len(phi_ED))
         return torch.bmm(a_NH.unsqueeze(1), up_NHE).squeeze(1)
 
     def _folded(self, phi_ED: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ class DynamicTokenAwareRouter(Router[DTROptions]):
 
     def forward(self, x_TD: Tensor, modality: Modality) -> Tensor:
         phi_ED, bias_E = self.phi()
-        inverse_rms_T1 = torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + 1e-6)
+        inverse_rms_T1 = inverse_rms(x_TD)
         image, text = (partial(network, x_TD, inverse_rms_T1, phi_ED) for network in (self.image, self.text))
         logits_TE = modality.scored_by(image, text, both=self.training)
         logits_TE, cap = logits_TE + bias_E, self.options.cap

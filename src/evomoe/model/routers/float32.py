@@ -18,6 +18,11 @@ def in_float32(x_TD: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
+def inverse_rms(x_TD: Tensor) -> Tensor:
+    """One divided by each token's root mean square, (T, 1)."""
+    return torch.rsqrt(torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True).square() / x_TD.shape[-1] + 1e-6)
+
+
 class Float32Weight(nn.Module):
     """A router's weight, computed with in float32 whatever it is stored in. Its owner draws it.
 
