@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from evomoe.support.device import best_device, device_name
@@ -13,23 +14,57 @@ from evomoe.support.device import best_device, device_name
 
 @dataclass(frozen=True)
 class Ratio:
-    """How much longer one piece of work takes than another, and the limit the project sets itself."""
+    """How much longer one piece of work takes than another, and the limit the project sets itself.
+
+    Attributes:
+        others: the share of the cores that other programs took meanwhile.
+    """
 
     name: str
     value: float
     spread: tuple[float, float]
     limit: float | None = None
+    others: float = 0.0
 
     @classmethod
-    def of(cls, name: str, ratios: Sequence[float], limit: float | None = None) -> "Ratio":
+    def of(cls, name: str, ratios: Sequence[float], limit: float | None = None, others: float = 0.0) -> "Ratio":
         """The median of several measurements, with their quartiles."""
         quartiles = statistics.quantiles(ratios, n=4)
-        return cls(name, statistics.median(ratios), (quartiles[0], quartiles[2]), limit)
+        return cls(name, statistics.median(ratios), (quartiles[0], quartiles[2]), limit, others)
 
     def __str__(self) -> str:
         low, high = self.spread
-        verdict = "" if self.limit is None else f"   limit {self.limit:.2f}: {'ok' if self.value <= self.limit else 'EXCEEDED'}"
-        return f"{self.name:<74} {self.value:7.3f}  (rounds {low:.3f} to {high:.3f}){verdict}"
+        return f"{self.name:<74} {self.value:7.3f}  (rounds {low:.3f} to {high:.3f}){self._verdict()}"
+
+    def _verdict(self) -> str:
+        if self.limit is None:
+            return ""
+        judged = "ok" if self.value <= self.limit else "EXCEEDED"
+        if self.others > BUSY:
+            judged = f"too busy to judge, others took {self.others:.0%} of the cores"
+        return f"   limit {self.limit:.2f}: {judged}"
+
+
+BUSY = 0.1
+"""The share of the cores that others may take before a ratio says too little."""
+
+
+class Others:
+    """Watches the share of the cores that other programs take."""
+
+    def __init__(self) -> None:
+        self._begin = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds on the clock, of all cores at work, and of this process."""
+        times = psutil.cpu_times()._asdict()
+        idle = ("idle", "iowait", "guest", "guest_nice")  # the last two are counted as user and nice too
+        return time.perf_counter(), sum(value for name, value in times.items() if name not in idle), time.process_time()
+
+    def share(self) -> float:
+        clock, busy, own = (now - then for now, then in zip(self._now(), self._begin, strict=True))
+        return max(0.0, busy - own) / (clock * (psutil.cpu_count() or 1))
 
 
 def compare(
@@ -42,7 +77,7 @@ def compare(
     for _ in range(2):
         work()
         against()
-    ratios = []
+    ratios, others = [], Others()
     for i in range(rounds):
         pair = (work, against) if i % 2 == 0 else (against, work)
         taken = {}
@@ -51,7 +86,7 @@ def compare(
             function()
             taken[function] = seconds() - begin
         ratios.append(taken[work] / taken[against])
-    return Ratio.of(name, ratios, limit)
+    return Ratio.of(name, ratios, limit, others.share())
 
 
 def seconds() -> float:
