@@ -64,16 +64,22 @@ def test_two_processes_train_what_one_does(workspace, packing):
 
 
 @pytest.mark.slow
-def test_a_model_that_was_sparse_before_trains_alike_shared_out_or_not(tmp_path):
-    """By FSDP2 or DDP. Its experts are stacked, and losses reach weights of its routers by another way than the layer's output."""
+def test_a_model_that_was_sparse_before_trains_alike_in_one_process_or_two_shared_out_or_not(tmp_path):
+    """By FSDP2 or DDP. Its experts are stacked, and losses reach weights of its routers by another way than the layer's output.
+
+    Its routers learn from all experts: of so many, each process would draw others by default.
+    """
     records = [{key: record[key] for key in record if key != "image"} for record in make_records(60) if "image" not in record]
     workspace = write_workspace(tmp_path, records)
     attach(make("qwen3-moe")).save_pretrained(workspace / "model")
     make_tokenizer().save_pretrained(workspace / "model")
 
-    def recipe(output: str, trainer: dict | None = None) -> Recipe:
-        return recipe_of(workspace, output, 2, trainer).but(stages=(3,), moe=MoEOptions(), image_root=None)
+    def recipe(output: str, batch_size: int = 2, trainer: dict | None = None) -> Recipe:
+        moe = MoEOptions(gradient_experts=0)
+        return recipe_of(workspace, output, batch_size, trainer).but(stages=(3,), moe=moe, image_root=None)
 
-    of_two(recipe("one"))
-    of_two(recipe("two", {"fsdp": True, "use_cpu": False}), like_gpus=True)
-    assert_same_run(workspace / "one", workspace / "two")
+    run(recipe("one", 4))
+    of_two(recipe("two"))
+    of_two(recipe("shared", trainer={"fsdp": True, "use_cpu": False}), like_gpus=True)
+    for other in ("two", "shared"):
+        assert_same_run(workspace / "one", workspace / other)
