@@ -15,6 +15,8 @@ from evomoe.model.routing import LayerRecord
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.without_waiting import occurrences
 
+LARGE_SCORE = 100.0
+"""A router's score beyond which its softmax hardly changes any more."""
 MODALITIES = ("text", "image")
 
 Records = Mapping[int, LayerRecord]

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev, variance
 
 from evomoe.analysis.plots import plot_distances
+from evomoe.analysis.recording import LARGE_SCORE
 from evomoe.analysis.routing import RoutingStatistics
 from evomoe.analysis.routing_report import picture, routing_sections
 from evomoe.model.accounting import ParameterCounts
@@ -68,6 +69,12 @@ def _alarms(recipe: Recipe, metrics: list[dict]) -> list[str]:
         else:
             continue
         alarms.append(f"**Stage {stage} ({STAGES[stage]}) {what}.** Try a lower `stage{stage}.learning_rate`.")
+    scores = [entry["largest_score"] for entry in metrics if "largest_score" in entry]
+    if scores and scores[-1] > LARGE_SCORE:
+        alarms.append(
+            f"**The routers' scores have reached {scores[-1]:.4g}.** Beyond {LARGE_SCORE:.0f} a router learns little. Try a lower "
+            "`stage3.learning_rate`, a larger weight of the loss z in `aux_losses`, or, for router dtr, `router_options.cap=30`."
+        )
     return alarms
 
 
@@ -114,12 +121,16 @@ def _parameters(parameters: dict[str, ParameterCounts]) -> str:
 def _training(run: RunFolder, recipe: Recipe, metrics: list[dict]) -> str:
     rows = []
     for stage in recipe.stages:
-        losses = [entry["loss"] for entry in metrics if entry["stage"] == STAGES[stage] and "loss" in entry]
-        ends = [f"{mean(part):.4g}" if part else "" for part in _ends(losses)]
+        logged = [entry for entry in metrics if entry["stage"] == STAGES[stage] and "loss" in entry]
+        ends = [f"{mean(part):.4g}" if part else "" for part in _ends([entry["loss"] for entry in logged])]
+        aside = [
+            sum(weight * entry.get(f"aux/{name}", 0.0) for name, weight in recipe.moe.aux_losses.items()) for entry in logged
+        ]
+        ends.append(f"{mean(_ends(aside)[1]):.4g}" if any(aside) else "")
         seconds = run.stage(stage).seconds
         took = seconds.read_text(encoding="utf-8").strip() if seconds.is_file() else ""
         rows.append([f"{stage} ({STAGES[stage]})", *ends, took])
-    table = markdown_table(["stage", "loss at first", "loss at last", "seconds"], rows)
+    table = markdown_table(["stage", "loss at first", "loss at last", "of which auxiliary losses", "seconds"], rows)
     table += "\n\nEach loss is the mean over a tenth of the lines in metrics.jsonl, and over five lines at least."
     if not run.skipped_records.is_file():
         return table

@@ -27,7 +27,7 @@ from evomoe.cli.verbs import (
 )
 from evomoe.recipe.options import AttachOptions, MoEOptions
 from evomoe.support.allow_missing import ALLOW_MISSING
-from evomoe.support.errors import broken_torchvision, with_flags
+from evomoe.support.errors import broken_torchvision, no_such, with_flags
 from evomoe.support.processes import check_processes
 from evomoe.support.version import __version__
 
@@ -73,6 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
         with plain_warnings(without_flag):
             if arguments[:1] != ["doctor"]:  # which looks at the environment itself
                 check_processes()
+            if arguments and not verb and not arguments[0].startswith("-"):
+                print(f"evomoe: {no_such(arguments[0], verbs, 'verb')}.", file=sys.stderr)
+                return 2
             if verb:  # not through all verbs: an error shall point to the help of this one
                 tyro.cli(verb, prog=f"evomoe {arguments[0]}", args=arguments[1:], config=(tyro.conf.AvoidSubcommands,))
             else:

@@ -106,7 +106,7 @@ def export(
     checkpoint: ModelName,
     out: NewFolder,
     to: Literal["dense", "native"] = "native",
-    expert: str = "1",
+    expert: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     trust_remote_code: bool = False,
 ) -> None:
@@ -116,7 +116,7 @@ def export(
         checkpoint: folder or hub name of an EvoMoE.
         out: folder to write; must not exist.
         to: native is the same model in a sparse family of transformers, where one fits; dense has one expert in every layer.
-        expert: for ``--to dense``: the expert's number, from 1; or mean, for the mean of the experts' weights.
+        expert: for ``--to dense``: the expert's number, from 1; or mean, for the mean of the experts' weights; by default 1.
         dtype: precision of the weights; auto is the checkpoint's own.
         trust_remote_code: run code from the model's repository.
     """

@@ -22,7 +22,7 @@ from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import AttachOptions, ConversionOptions, MoEOptions
 from evomoe.recipe.recipe import YAML, Recipe
 from evomoe.recipe.run_folder import RunFolder, check_paths, results_folder
-from evomoe.support.errors import OptionError, plain, with_flags
+from evomoe.support.errors import OptionError, no_such, plain, with_flags
 from evomoe.support.names import refuse_existing, refuse_missing
 from evomoe.support.processes import is_main_process
 
@@ -55,8 +55,7 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
     name = value_of("--recipe", arguments) or "evomoe"
     from_file = Path(name).suffix in (".json", *YAML)
     if not from_file and name not in RECIPES:
-        known = ", ".join(RECIPES)
-        refuse(OptionError("recipe", f"there is no '{name}'; choose from {known}, or name a recipe.json or a .yaml file."))
+        refuse(OptionError("recipe", f"{no_such(name, RECIPES)}, or name a recipe.json or a .yaml file."))
     if value_of("--lr", arguments):  # what many will try, and too short for the parser to guess what is meant
         refuse("each stage has its own `lr`: `stage1.learning_rate`; see `evomoe train --help`.")
     if from_file:

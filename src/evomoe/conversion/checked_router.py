@@ -18,7 +18,7 @@ from evomoe.model.routers import ROUTERS, Router
 from evomoe.model.routers.checked_logits import try_router
 from evomoe.model.sparse_model import SparseModel
 from evomoe.support.device import moved
-from evomoe.support.errors import OptionError, foreign
+from evomoe.support.errors import OptionError, foreign, no_such
 
 _TOKENS = 12
 
@@ -42,7 +42,7 @@ def check_router(
         OptionError: there is no such router, an option is wrong, or it breaks a promise: the message says which.
     """
     if name not in ROUTERS:
-        raise OptionError("name", f"there is no router '{name}'; choose from {', '.join(ROUTERS)}, or add a row to `ROUTERS`.")
+        raise OptionError("name", f"{no_such(name, ROUTERS, 'router')}, or add a row to `ROUTERS`.")
     config = LlamaConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=64, tie_word_embeddings=False
     )

@@ -66,7 +66,7 @@ def export_folder(
     checkpoint: str,
     out: str | Path,
     to: Kind,
-    expert: str = "1",
+    expert: str | None = None,
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> str:
@@ -76,12 +76,15 @@ def export_folder(
 
     Args:
         to: "dense" or "native".
-        expert: of "dense": its number, from 1, or "mean" for the experts' mean.
+        expert: of "dense": its number, from 1, or "mean" for the experts' mean; by default expert 1.
 
     Raises:
         OptionError: it cannot be said in this form; the message says what is in the way.
         ValueError: ``out`` exists, the checkpoint is no EvoMoE, or the written model scores otherwise.
     """
+    if to == "native" and expert is not None:
+        raise OptionError("expert", "it goes with `to=dense`; leave it out, or add that.")
+    expert = expert or "1"
     with new_folder(out) as folder:
         sparse = load_model(checkpoint, dtype, trust_remote_code).eval()
         if not is_sparse(sparse):

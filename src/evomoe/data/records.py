@@ -161,7 +161,7 @@ def load_records(
     images = _images(source, image_root)
     limit = (Image.MAX_IMAGE_PIXELS or 2**63) if max_pixels is None else max_pixels
     if not len(source.rows):
-        raise BadRecordError(f"{source.name}: there are no records")
+        raise BadRecordError(f"{source.name}: there are no records; name a file that has some.")
     found = RowCheck(source, images, limit, check_pictures == "decode").outcome(workers)
     records = Records(source, images, found)
     if found.bad and (on_bad_record == "stop" or not records):

@@ -193,6 +193,8 @@ class RowCheck:
             raise BadRecordError("none of its answers is to be learned, so there is nothing to learn")
         if spoken[0] == "assistant":
             raise BadRecordError("the assistant speaks first; a user turn must come before its first answer")
+        if spoken[-1] != "assistant":
+            raise BadRecordError("its last turn is the user's, which nothing answers")
         for number, turn in enumerate(turns):
             if turn.role == "assistant" and not turn.text.strip():
                 raise BadRecordError(f"turn {number} is the assistant's and is empty")

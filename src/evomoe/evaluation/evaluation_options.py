@@ -10,7 +10,7 @@ from evomoe.evaluation.benchmarks import BENCHMARKS
 from evomoe.recipe.named_values import NamedValues
 from evomoe.recipe.options import ImageAspect
 from evomoe.recipe.run_folder import results_folder, template_options_of
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, no_such
 from evomoe.support.names import check_folder
 
 
@@ -54,11 +54,11 @@ class EvaluationOptions:
             raise OptionError(argument, f"it must be a list: ['{names}'].")
         for name in names:
             if name not in BENCHMARKS:
-                raise OptionError(argument, f"there is no '{name}'; choose from {', '.join(BENCHMARKS)}.")
+                raise OptionError(argument, f"{no_such(name, BENCHMARKS)}.")
         if len(set(names)) < len(names) or not names:
             raise OptionError(argument, "name each benchmark once, and at least one.")
         if self.protocol not in PROTOCOLS:
-            raise OptionError("protocol", f"there is no '{self.protocol}'; choose from {', '.join(PROTOCOLS)}.")
+            raise OptionError("protocol", f"{no_such(self.protocol, PROTOCOLS)}.")
         if self.limit < 0:
             raise OptionError("limit", f"{self.limit} must be 0 (all questions) or more.")
         if self.batch_size < 1:

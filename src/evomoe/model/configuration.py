@@ -13,7 +13,7 @@ from evomoe.model.routing import GATES
 from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.placement import moe_layers
 from evomoe.recipe.value_types import check_names
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, no_such
 from evomoe.support.needs import needs_of
 
 MODEL_TYPE = "evomoe"
@@ -48,7 +48,7 @@ class MoEConfig(MoEOptions):
         ):
             if name not in table:
                 own = "If it is your own, import the file that registers it first."
-                raise OptionError(option, f"there is no '{name}'; choose from {', '.join(table)}. {own}")
+                raise OptionError(option, f"{no_such(name, table)}. {own}")
         for name in self.aux_losses:
             needed = set(needs_of(AUX_LOSSES[name])) - {"experts"}
             able = [router for router, kind in ROUTERS.items() if needed <= set(kind.gives)]

@@ -16,7 +16,7 @@ from evomoe.paper.study.study import Cell, all_tasks, cells, experts_alone, run
 from evomoe.paper.study.task import Scoring, Training
 from evomoe.paper.tables import TABLES
 from evomoe.paper.tables.table import Row, Table
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, no_such
 from evomoe.support.names import check_output_folder
 from evomoe.support.text import counted
 
@@ -199,7 +199,7 @@ def find(name: str) -> Table:
     """Raises OptionError if there is no such table."""
     if name not in TABLES:
         elsewhere = f" {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-        raise OptionError("name", f"there is no table {name} to run; choose from {', '.join(TABLES)}.{elsewhere}")
+        raise OptionError("name", f"{no_such(name, TABLES, 'table')}.{elsewhere}")
     return TABLES[name]
 
 

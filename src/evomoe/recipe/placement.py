@@ -7,7 +7,7 @@ Needs neither torch nor transformers.
 
 from collections.abc import Sequence
 
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, no_such
 
 
 def moe_layers(placement: str | Sequence[int], num_layers: int) -> list[int]:
@@ -28,7 +28,7 @@ def moe_layers(placement: str | Sequence[int], num_layers: int) -> list[int]:
             "without_first": range(2, num_layers, 2),
         }
         if placement not in named:
-            raise OptionError("moe_layers", f"there is no '{placement}'; choose from {', '.join(named)}, or list layer indices.")
+            raise OptionError("moe_layers", f"{no_such(placement, named)}, or list layer indices.")
         return list(named[placement])
     if not isinstance(placement, Sequence) or not all(isinstance(index, int) for index in placement):
         raise OptionError("moe_layers", f"{placement!r} must be a name or a list of layer indices.")

@@ -22,7 +22,7 @@ from evomoe.model.structure import image_token_ids
 from evomoe.serving.conversation import Conversation, about
 from evomoe.serving.sampling import Sampling
 from evomoe.support.files import write_text
-from evomoe.support.names import refuse_existing
+from evomoe.support.names import check_folder, refuse_existing
 
 TEMPLATE = Path(__file__).with_name("page.html")
 COLOURS = (
@@ -56,6 +56,7 @@ def look(
         ValueError: the model is dense.
     """
     refuse_existing(str(out), "file")
+    check_folder("out", Path(out).absolute().parent)
     conversation = Conversation.load_from(checkpoint, dtype, trust_remote_code)
     if not conversation.is_sparse:
         raise ValueError(f"{checkpoint}: {type(conversation.model).__name__} is dense: it has no experts to look at.")

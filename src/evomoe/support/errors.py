@@ -5,8 +5,9 @@ A Python caller reads argument names: ``router_options.rank: 0 must be at least 
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 _REFERENCE = re.compile(r"`([a-z][a-z0-9_.]*)(?:=([^`]*))?`")
 
@@ -26,6 +27,14 @@ class OptionError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.option}: {self.message}"
+
+
+def no_such(name: str, known: Iterable[str], what: str = "") -> str:
+    """Says that nothing has this name, what was perhaps meant, and what there is; without the full stop."""
+    known = list(known)
+    near = get_close_matches(name, known, 1)
+    meant = f"did you mean '{near[0]}'? Choose" if near else "choose"
+    return f"there is no {what and what + ' '}'{name}'; {meant} from {', '.join(known)}"
 
 
 @contextmanager

@@ -55,6 +55,8 @@ def naming(path: str | Path, advice: str = ROOM, only: Collection[int] = ()) -> 
         number, reason = _refused(error)
         if number == 0 or (only and number not in only):
             raise
+        if number == errno.ENOENT and not (folder := Path(path).absolute().parent).is_dir():
+            raise DiskError(f"{path}: there is no folder {folder}; make it, or name another place.") from error
         raise DiskError(f"{path}: {reason}. {advice}") from error
 
 

@@ -1,12 +1,16 @@
 """Names of files, folders, models and datasets: whether they can be what the user means."""
 
+import logging
 import os
 import re
+from difflib import get_close_matches
 from glob import glob
 from pathlib import Path
 
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.text import shortened
+
+logger = logging.getLogger(__name__)
 
 
 def _is_there(path: str | Path) -> bool:
@@ -30,10 +34,24 @@ def refuse_missing(name: str | Path) -> None:
     if is_pattern(text):
         matching(text)
         return
+    near = _near(path)
+    meant = f" Is {near} meant?" if near else ""
     if path.suffix in (".json", ".jsonl", ".tar", ".parquet"):
-        raise ValueError(f"{name}: there is no such file.")
+        raise ValueError(f"{name}: there is no such file.{meant}")
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
-        raise ValueError(f"{name}: there is no such folder.")
+        raise ValueError(f"{name}: there is no such folder.{meant}")
+    if near:
+        logger.warning("There is no %s here, so the hub is asked.%s", name, meant)
+
+
+def _near(path: Path) -> Path | None:
+    """What lies beside the place of a path that leads nowhere, and is called nearly so."""
+    try:
+        beside = {file.name: file for file in path.parent.iterdir()}
+    except OSError:
+        return None
+    names = get_close_matches(path.name, beside, 1, 0.75)
+    return beside[names[0]] if names else None
 
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")

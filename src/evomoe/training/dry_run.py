@@ -110,7 +110,9 @@ def describe(
         lines.append(f"Evolution: rule {recipe.evolution.rule}, beta {[list(r) for r in recipe.evolution.beta_ranges]}")
     datasets = load_data(recipe, run.processor)
     run.check_data(datasets)
-    if resume:
+    if resume and not run.folder.has_begun():
+        lines.append(f"There is no run in {run.folder.path} yet: this one would begin at the beginning.")
+    elif resume:
         same_run(run, datasets, resume_anyway)
     for stage, dataset in datasets.items():
         data, of_trainer, count = data_title(recipe.data_of(stage)), trainer_options(recipe, stage), dataset.per_pass

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from evomoe.recipe.options import EvolutionOptions
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, no_such
 from evomoe.support.files import write_tensors
 from evomoe.training import sharding
 
@@ -78,7 +78,7 @@ RULES: dict[str, Callable[[float], Factors]] = {
 def check_rule(options: EvolutionOptions) -> None:
     """Raises OptionError if the rule does not exist."""
     if options.rule not in RULES:
-        raise OptionError("evolution.rule", f"there is no '{options.rule}'; choose from {', '.join(RULES)}.")
+        raise OptionError("evolution.rule", f"{no_such(options.rule, RULES)}.")
 
 
 class ExpertEvolution:

@@ -1,10 +1,20 @@
 """What routers did between two log lines."""
 
+import logging
+
 import torch
 
 from evomoe.analysis import balance
-from evomoe.analysis.recording import MODALITIES, expert_counts, expert_names
+from evomoe.analysis.recording import LARGE_SCORE, MODALITIES, expert_counts, expert_names
 from evomoe.model.without_waiting import occurrences
+from evomoe.support.processes import is_main_process
+
+logger = logging.getLogger(__name__)
+
+REMEDY = (
+    "a lower `stage3.learning_rate`, a larger weight of the loss z in `aux_losses`, or, for router dtr, `router_options.cap=30`"
+)
+"""What keeps a router's scores small."""
 
 
 class RouterMeter:
@@ -16,6 +26,8 @@ class RouterMeter:
         self.tokens_2: torch.Tensor | None = None
         self.real_experts = self.slots = 0
         self.finite: dict[int, torch.Tensor] = {}
+        self.largest: torch.Tensor | None = None
+        self.warned = False
 
     @torch.no_grad()
     def update(self, outputs) -> None:
@@ -25,6 +37,8 @@ class RouterMeter:
         for layer, record in by_layer.items():
             finite = record.routing.logits_TE.amax(-1).isfinite().all()  # -inf hides an expert, unless it hides all
             self.finite[layer] = self.finite[layer] & finite if layer in self.finite else finite
+            largest = record.routing.logits_TE.nan_to_num(0.0, 0.0, 0.0).abs().amax()
+            self.largest = largest if self.largest is None else torch.maximum(self.largest, largest.to(self.largest.device))
         records = [*by_layer.values()]
         for record in records:
             counts_2E, self.real_experts = expert_counts(record), len(record.experts)
@@ -45,18 +59,27 @@ class RouterMeter:
             layer = next(layer for layer, value in finite.items() if not value)
             raise ValueError(
                 f"Training stopped before step {step}: the router of layer {layer} has scores that are not finite. Its weights are as "
-                "they were after the step before. Try a lower `stage3.learning_rate`, or hold the scores small: give z "
-                "in `aux_losses` a larger weight, or router dtr a `router_options.cap` of 30."
+                f"they were after the step before. Try {REMEDY}."
             )
 
     def drain(self) -> dict[str, float]:
         """The values of all processes since the last call, which are then forgotten. Every process must call.
 
-        They are ``aux/<loss>``, ``load/<modality>/expert<n>`` or ``virtual<n>``, ``effective_experts``.
+        They are ``aux/<loss>``, ``load/<modality>/expert<n>`` or ``virtual<n>``, ``effective_experts``, ``largest_score``.
 
         Where slots go to no real expert, also ``experts/<modality>``: real experts per token and layer.
         """
         logs = {f"aux/{name}": torch.stack(values).mean().item() for name, values in self.losses.items()}
+        if self.largest is not None:
+            logs["largest_score"] = self.largest.item()
+            if logs["largest_score"] > LARGE_SCORE and not self.warned and is_main_process():
+                self.warned = True
+                logger.warning(
+                    "The routers' scores have reached %.4g; beyond %.0f they learn little. Try %s.",
+                    logs["largest_score"],
+                    LARGE_SCORE,
+                    REMEDY,
+                )
         if self.counts_2E is not None:
             counts_2E, self.tokens_2, slots = self._of_all_processes()
             names = [name.replace(" ", "") for name in expert_names(self.real_experts, counts_2E.shape[1])]
@@ -67,7 +90,7 @@ class RouterMeter:
                 counted = zip(MODALITIES, real_2.tolist(), self.tokens_2.tolist(), strict=True)
                 logs |= {f"experts/{kind}": real / tokens for kind, real, tokens in counted if tokens}
             logs["effective_experts"] = balance.effective_experts(balance.load(counts_2E[:, : self.real_experts].sum(0))).item()
-        self.losses, self.counts_2E, self.tokens_2, self.slots = {}, None, None, 0
+        self.losses, self.counts_2E, self.tokens_2, self.slots, self.largest = {}, None, None, 0, None
         return logs
 
     def _of_all_processes(self) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -9,7 +9,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from evomoe.model.block import EvoMoEBlock
 from evomoe.model.structure import decoder_layers, ffn_names, module_name, part_of
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, no_such
 
 PARTS = ("text", "projector", "vision", "ffn", "router", "experts")
 PARTS_OF_PICTURES = ("projector", "vision")
@@ -64,7 +64,7 @@ def check_parts(what: str) -> None:
         if part not in PARTS:
             if not what:
                 raise OptionError("train", "it is empty. Start from the recipe's own options: recipe.but(stage2={'steps': 10}).")
-            raise OptionError("train", f"there is no part '{part}'; choose from {', '.join(PARTS)}, joined by '+'.")
+            raise OptionError("train", f"{no_such(part, PARTS, 'part')}, joined by '+'.")
 
 
 def _below(names: Sequence[str] | dict, prefixes: Sequence[str]) -> set[str]:

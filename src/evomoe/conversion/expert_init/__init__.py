@@ -13,7 +13,7 @@ from evomoe.conversion.expert_init.noise import NoiseOptions, noise
 from evomoe.conversion.expert_init.partition import partition
 from evomoe.conversion.expert_init.replicate import replicate
 from evomoe.recipe.init_options import EvolvedOptions
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, no_such
 
 INITS: dict[str, ExpertInit] = {
     "replicate": ExpertInit(replicate),
@@ -31,10 +31,7 @@ def config_fields(name: str, num_experts: int) -> dict[str, Any]:
         OptionError: there is no such initialiser.
     """
     if name not in INITS:
-        raise OptionError(
-            "expert_init",
-            f"there is no '{name}'; choose from {', '.join(INITS)}. If it is your own, import the file that registers it first.",
-        )
+        raise OptionError("expert_init", f"{no_such(name, INITS)}. If it is your own, import the file that registers it first.")
     return {"expert_init": name, "expert_share": num_experts if INITS[name].slices else 1}
 
 

@@ -15,7 +15,7 @@ from evomoe.model.routers.router import Router
 from evomoe.model.routers.virtual import VirtualExperts
 from evomoe.model.routing import Routing
 from evomoe.recipe.router_options import RouterOptions, ShuffledOptions
-from evomoe.support.errors import OptionError, out_of, within
+from evomoe.support.errors import OptionError, no_such, out_of, within
 
 
 class ShuffledRouter(Router[ShuffledOptions]):
@@ -57,9 +57,7 @@ class ShuffledRouter(Router[ShuffledOptions]):
 
     def _named(self, hidden_size: int, num_experts: int) -> Router:
         if self.options.inner not in self.rows:
-            raise OptionError(
-                "router_options.inner", f"there is no router '{self.options.inner}'; choose from {', '.join(self.rows)}."
-            )
+            raise OptionError("router_options.inner", f"{no_such(self.options.inner, self.rows, 'router')}.")
         inner, options = self.rows[self.options.inner], self.options.inner_options
         with within("router_options.inner_options"), out_of("router_options"):
             inner.read(options, num_experts, self.options.inner)
