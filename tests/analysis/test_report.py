@@ -227,7 +227,10 @@ def test_a_report_of_a_dense_run_has_no_routing(tmp_path):
 
 def test_a_report_says_how_the_loss_went_and_what_was_left_out(tmp_path):
     run = RunFolder(str(tmp_path))
-    lines = [{"stage": "routing", "step": n, "loss": 2.0 - n / 100} for n in range(100)]
+    lines = [
+        {"stage": "routing", "step": n, "loss": 2.0 - n / 100, "aux/z": 1000.0, "aux/balance": 100.0, "largest_score": 250.0}
+        for n in range(100)
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run.skipped_records.write_text("one\ntwo\n")
     run.stage(3).seconds.parent.mkdir()
@@ -236,6 +239,7 @@ def test_a_report_says_how_the_loss_went_and_what_was_left_out(tmp_path):
     write_report(run, recipe, ReportInput({}, None, ""))
     text = run.report.read_text()
     (row,) = [line for line in text.splitlines() if line.startswith("| 3 (routing)")]
-    assert [cell.strip() for cell in row.strip("|").split("|")] == ["3 (routing)", "1.955", "1.055", "12.5"]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == ["3 (routing)", "1.955", "1.055", "0.2", "12.5"]
+    assert "**The routers' scores have reached 250.**" in text and "`router_options.cap=30`" in text
     assert "2 bad records left out; skipped_records.txt has the reasons." in text
     assert "router dtr (rank 4), gate straight_through" in text

@@ -92,6 +92,12 @@ def test_folders_without_room_or_leave_are_named(monkeypatch):
     assert any("cannot be written to" in one for one in doctor.examine().wrong)
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    assert f"{tmp_path}/file is a file, and {tmp_path}/file/hub is to be a folder" in doctor.examine().wrong
+
+
 def test_what_is_wrong_ends_with_an_error(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", lambda: doctor.Findings(["evomoe"], ["torch is missing"]))
     assert main(["doctor"]) == 1

@@ -217,6 +217,11 @@ def test_what_is_not_name_and_value_is_refused(item):
         parse_named_values([item])
 
 
+def test_a_name_that_is_given_twice_is_refused():
+    with pytest.raises(ValueError, match="'balance' stands there twice"):
+        parse_named_values(["balance=1", "z=0", "balance=2"])
+
+
 def test_a_text_file_is_written_whole(tmp_path):
     write_text(tmp_path / "a.txt", "größer\n")
     assert (tmp_path / "a.txt").read_bytes() == "größer\n".encode()

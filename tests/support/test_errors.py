@@ -1,10 +1,13 @@
 """Errors about options: what a Python caller reads, and what the command line prints."""
 
 import pickle
+import re
 
 import pytest
+import torch
 
-from evomoe.support.errors import OptionError, as_flag, foreign, out_of, with_flags, within
+from evomoe import cli
+from evomoe.support.errors import OptionError, as_flag, foreign, out_of, told_by_others, with_flags, within
 
 
 def test_python_reads_arguments_and_the_command_line_prints_flags():
@@ -59,3 +62,13 @@ def test_what_lies_in_a_table_of_names_and_values_stands_after_the_table_s_flag(
 def test_an_option_can_leave_the_part_that_the_caller_does_not_name():
     with pytest.raises(OptionError, match="^rho: too large"), out_of("router_options"):
         raise OptionError("router_options.rho", "too large")
+
+
+def test_too_little_memory_is_one_sentence(capsys, monkeypatch):
+    monkeypatch.setattr("evomoe.cli.command_line.doctor", lambda: torch.empty(1 << 50))
+    assert cli.main(["doctor"]) == 1
+    assert re.fullmatch(
+        r"evomoe: there is not enough memory: [\d,.]+ MB more were asked for\. .* or take smaller batches\.\n",
+        capsys.readouterr().err,
+    )
+    assert told_by_others(MemoryError()).startswith("there is not enough memory. ")

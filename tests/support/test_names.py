@@ -44,3 +44,19 @@ def test_a_name_that_no_file_can_have(workspace, monkeypatch, capsys, arguments,
     error = capsys.readouterr().err
     assert "Errno" not in error and "Traceback" not in error and error.strip()
     assert name[:20] in error or repr(name)[1:5] in error, error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--model", "model", "--data", "data.json", "--image-root", "images", "--output", "NAME"],
+        ["upcycle", "model", "NAME"],
+        ["look", "model", "--prompt", "what ?", "--out", "NAME"],
+        ["eval", "model", "--output", "NAME"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_name_that_is_no_text_is_refused_before_anything_is_done(workspace, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(workspace)
+    assert cli.main([word.replace("NAME", "b\udcff") for word in arguments]) == 1
+    assert "'b\\udcff' is not UTF-8 text" in capsys.readouterr().err

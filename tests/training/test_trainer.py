@@ -38,12 +38,23 @@ def test_the_meter_by_hand():
     logs = meter.drain()
     assert logs.pop("aux/balance") == pytest.approx(1.5)
     shares = [0.6, 0.2, 0.2]
+    assert logs.pop("largest_score") == pytest.approx(math.log(3))
     assert logs.pop("effective_experts") == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
     assert logs == {
         "load/text/expert1": 1.0, "load/text/expert2": 0.0, "load/text/expert3": 0.0,
         "load/image/expert1": pytest.approx(1 / 3), "load/image/expert2": pytest.approx(1 / 3),
         "load/image/expert3": pytest.approx(1 / 3),
     }  # fmt: skip
+
+
+def test_scores_that_have_become_large_are_told_once(caplog):
+    meter = RouterMeter()
+    for factor, told in ((1, 0), (-500, 1), (-900, 1)):
+        large = record([[0], [1]], [False, True])
+        object.__setattr__(large.routing, "logits_TE", large.routing.logits_TE * factor)
+        meter.update({"records": {0: large}})
+        assert meter.drain()["largest_score"] == pytest.approx(abs(factor) * math.log(3))
+        assert caplog.text.count("The routers' scores have reached 549.3; beyond 100 they learn little.") == told
 
 
 def test_the_meter_counts_slots_over_all_layers_and_skips_slots_without_an_expert():

@@ -8,7 +8,7 @@ import tyro
 
 from evomoe.cli.router_flags import value_of, with_router_flags
 from evomoe.cli.serving_verbs import app, chat, export, look, serve_with
-from evomoe.cli.terminal import option_names, plain_warnings, positional
+from evomoe.cli.terminal import open_closed_streams, option_names, plain_warnings, positional
 from evomoe.cli.verbs import (
     analyze,
     attach,
@@ -27,13 +27,14 @@ from evomoe.cli.verbs import (
 )
 from evomoe.recipe.options import AttachOptions, MoEOptions
 from evomoe.support.allow_missing import ALLOW_MISSING
-from evomoe.support.errors import broken_torchvision, no_such, with_flags
+from evomoe.support.errors import no_such, told_by_others, with_flags
 from evomoe.support.processes import check_processes
 from evomoe.support.version import __version__
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; errors a user can mend are one line, without a traceback."""
+    open_closed_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--allow-missing-weights" in arguments:  # of every verb that loads a model, and of the processes that it starts
         arguments = [argument for argument in arguments if argument != "--allow-missing-weights"]
@@ -93,10 +94,10 @@ def main(arguments: list[str] | None = None) -> int:
         known = {name for one in verbs.values() for name in option_names(one)}
         print(f"evomoe: {with_flags(error, without_flag, known)}", file=sys.stderr)
         return 1
-    except RuntimeError as error:  # of a package for another torch, whenever transformers first looks for it
-        if "torchvision::" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not (told := told_by_others(error)):
             raise
-        print(f"evomoe: {broken_torchvision(error)}", file=sys.stderr)
+        print(f"evomoe: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
         print(" ".join(["evomoe: interrupted.", *map(str, interrupt.args)]), file=sys.stderr)

@@ -151,7 +151,9 @@ def _folders(found: Findings) -> None:
         found.lines.append(
             f"folder for {what}: {folder}, {free:.0f} GB free" if what != "here" else f"this folder: {free:.0f} GB free"
         )
-        if not os.access(there, os.W_OK):
+        if not there.is_dir():
+            found.wrong.append(f"{there} is a file, and {folder} is to be a folder")
+        elif not os.access(there, os.W_OK):
             found.wrong.append(f"{there} cannot be written to")
         elif free < _ROOM:
             found.wrong.append(f"{there} has {free:.1f} GB left; a model of 7B and its checkpoints take {_ROOM} GB and more")

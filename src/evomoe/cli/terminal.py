@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -23,6 +24,13 @@ def refuse(error: Exception | str) -> NoReturn:
     """Ends as the parser does when it is given a wrong option."""
     print(f"evomoe: {with_flags(error)}", file=sys.stderr)
     sys.exit(2)
+
+
+def open_closed_streams() -> None:
+    """Gives the null device to those of stdin, stdout and stderr that the caller has closed, or the next file would take their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (it stays open as long as the process)
 
 
 def positional(verb: Callable[..., None]) -> set[str]:

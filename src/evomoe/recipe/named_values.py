@@ -11,13 +11,15 @@ def parse_named_values(items: Sequence[str]) -> dict[str, Any]:
     """["rank=8", "inner=dtr"] -> {"rank": 8, "inner": "dtr"}; a value that is no JSON stays text.
 
     Raises:
-        ValueError: an item is not of the form name=value.
+        ValueError: an item is not of the form name=value, or its name stood there before.
     """
     values: dict[str, Any] = {}
     for item in items:
         name, equals, text = item.partition("=")
         if not equals or not name:
             raise ValueError(f"'{item}' is not of the form name=value")
+        if name in values:
+            raise ValueError(f"'{name}' stands there twice")
         try:
             values[name] = json.loads(text)
         except json.JSONDecodeError:

@@ -305,16 +305,16 @@ def _completed(given: Any) -> dict[str, Any]:
     values = dataclasses.asdict(Recipe("", "", ""))
 
     def fill(values: dict[str, Any], given: Any, where: str) -> None:
-        if not isinstance(given, dict):
+        if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
             raise TypeError(f"{where or 'it'} must have options by name")
         check_names(given, [*values], where or "A recipe")
         for name, value in given.items():
             if name in _PARTS:
-                fill(values[name], value or {}, name)
+                fill(values[name], {} if value is None else value, name)
             elif value is not None:
                 values[name] = value
 
-    fill(values, given or {}, "")
+    fill(values, {} if given is None else given, "")
     return values
 
 

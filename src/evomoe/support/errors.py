@@ -87,6 +87,16 @@ def broken_torchvision(error: BaseException) -> str:
     return f"torchvision cannot be imported ({foreign(error)}): install the one that goes with this torch, or remove it."
 
 
+def told_by_others(error: RuntimeError | MemoryError) -> str:
+    """The sentence for what torch and Python raise on a machine that lacks something; empty for whatever else they raise."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        asked = re.search(r"tried to allocate (\d+) bytes", str(error))
+        more = f": {int(asked[1]) / 1e6:,.1f} MB more were asked for" if asked else ""
+        return f"there is not enough memory{more}. Let other programs end, allow more (`ulimit -v`), or take smaller batches."
+    # Of a package for another torch, whenever transformers first looks for it.
+    return broken_torchvision(error) if "torchvision::" in str(error) else ""
+
+
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
     """Lets a panic of a program in Rust, such as tokenizers, which is no Exception, be one."""

@@ -14,7 +14,16 @@ logger = logging.getLogger(__name__)
 
 
 def _is_there(path: str | Path) -> bool:
-    """Whether a path leads anywhere; raises ValueError for one that can lead nowhere, such as one that is too long."""
+    """Whether a path leads anywhere; raises ValueError for one that can lead nowhere, such as one that is too long.
+
+    One that is no text cannot be written into a recipe, a result or a page.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{shortened(repr(str(path)))} is not UTF-8 text, so that nothing could name it later. Rename it."
+        ) from error
     try:
         return Path(path).exists()
     except (OSError, ValueError) as error:

@@ -1,9 +1,10 @@
 """Work that several processes of this machine share."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.queues import Queue
 from typing import Generic, TypeVar
 
@@ -49,11 +50,17 @@ def ends_told(workers: int) -> Iterator[None]:
     """Within the block, the end of a DataLoader's worker before its time is an error that says what to do.
 
     Raises:
-        OptionError: a worker ended.
+        OptionError: a worker ended, or more files are open than this process may have.
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
+        if workers and (any(sign in str(error) for sign in _TOO_MANY) or getattr(error, "errno", None) == errno.EMFILE):
+            raise OptionError(
+                "workers",
+                "the processes that prepare data need more open files than this one may have. Take fewer than "
+                f"{workers}, or allow more (`ulimit -n 4096`).",
+            ) from error
         if "DataLoader worker" not in str(error) or not any(sign in str(error) for sign in _ENDS):
             raise
         raise OptionError(
@@ -65,6 +72,8 @@ def ends_told(workers: int) -> Iterator[None]:
 
 _ENDS = ("exited unexpectedly", "killed by signal")
 """What torch says of it."""
+_TOO_MANY = ("Too many open files. Communication with the workers", "items of ancdata")
+"""What torch says of it, and Python, which was sent an open file and could take none."""
 
 
 def begin_worker(number: int, then: Callable[[int], None] | None = None) -> None:
@@ -77,9 +86,10 @@ def begin_worker(number: int, then: Callable[[int], None] | None = None) -> None
 
 def _end(error: Exception, batch: object) -> None:
     """Ends a worker that cannot hand over what it made. Python would print the error, and the loader would wait for ever."""
-    with suppress(OSError):
+    try:
         print(f"A batch could not be handed over: {foreign(error)}", file=sys.stderr, flush=True)
-    os._exit(1)
+    finally:
+        os._exit(1)
 
 
 class _Work(Generic[Item, Result]):

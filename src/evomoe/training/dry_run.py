@@ -117,14 +117,16 @@ def describe(
     for stage, dataset in datasets.items():
         data, of_trainer, count = data_title(recipe.data_of(stage)), trainer_options(recipe, stage), dataset.per_pass
         steps = planned_steps(recipe, stage, count)
-        done = _done(run, stage, steps) if resume else 0
+        finished = bool(resume) and run.folder.stage(stage).model.is_dir()
+        done = steps if finished else run.folder.stage(stage).last_step() if resume else 0
+        came = "; finished" if finished else f"; goes on after step {done}" if done else ""
         whole.begun |= done > 0
         model = run.prepared(stage)
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         counts, settings = count_parameters(model, names), recipe.stage(stage)
         lines += [
             "",
-            f"Stage {stage} ({STAGES[stage]}): {_amount(dataset)} {data}{_progress(done, steps)}",
+            f"Stage {stage} ({STAGES[stage]}): {_amount(dataset)} {data}{came}",
             *(_streamed(dataset, recipe) if isinstance(dataset, StreamedDataset) else _shares(dataset.shares)),
             f"  {counted(steps, 'step')} of {settings.batch_size} x {settings.accumulation} records, "
             f"learning rate {settings.learning_rate:g}",
@@ -132,7 +134,7 @@ def describe(
             + (f"; {readable(counts.activated)} run per token" if stage == 3 else ""),
             f"  {_shorten(names)}",
         ]
-        if done < steps:
+        if not finished:
             lines += _memory(run, stage, model, dataset, options, whole)
             took = measure(run, stage, dataset, options.measure) if options.measure else None
             lines += [_time(took, steps - done)] if took else []
@@ -262,18 +264,6 @@ def _shares(shares: Sequence[Share]) -> list[str]:
         for share in shares
         if len(shares) > 1 or share.weight != 1
     ]
-
-
-def _done(run: CheckedRun, stage: int, steps: int) -> int:
-    """How many steps of a stage are done."""
-    folder = run.folder.stage(stage)
-    return steps if folder.model.is_dir() else folder.last_step()
-
-
-def _progress(done: int, steps: int) -> str:
-    if done >= steps:
-        return "; finished"
-    return f"; goes on after step {done}" if done else ""
 
 
 def _shorten(names: list[str], shown: int = 3) -> str:

@@ -194,7 +194,8 @@ class EvoMoETrainer(Trainer):
 
     def get_train_dataloader(self):
         loader = super().get_train_dataloader()
-        loader.worker_init_fn = partial(begin_worker, then=loader.worker_init_fn)
+        own = getattr(loader, "base_dataloader", loader)  # accelerate's hands out what an own one within it makes
+        own.worker_init_fn = partial(begin_worker, then=own.worker_init_fn)
         return loader
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any):
