@@ -121,7 +121,7 @@ def test_an_option_in_the_advice(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "flags", "message"),
     [
-        ({"name": "77"}, ["77"], "name: there is no table 77 to run"),  # which is given by its place
+        ({"name": "77"}, ["77"], "name: there is no table '77'; choose from 2, 3,"),  # which is given by its place
         ({"name": "2", "rows": ("x",)}, ["2", "--rows", "x"], "rows: table 2 has no row 'x'"),
         ({"name": "2", "jobs": 0}, ["2", "--jobs", "0"], "jobs: 0 must be at least 1."),
     ],

@@ -50,9 +50,10 @@ def test_the_meter_by_hand():
 def test_scores_that_have_become_large_are_told_once(caplog):
     meter = RouterMeter()
     for factor, told in ((1, 0), (-500, 1), (-900, 1)):
-        large = record([[0], [1]], [False, True])
-        object.__setattr__(large.routing, "logits_TE", large.routing.logits_TE * factor)
-        meter.update({"records": {0: large}})
+        as_it_was = record([[0], [1]], [False, True])
+        routing = as_it_was.routing
+        large = Routing(routing.logits_TE * factor, routing.probs_TE, routing.index_TK, routing.weight_TK)
+        meter.update({"records": {0: replace(as_it_was, routing=large)}})
         assert meter.drain()["largest_score"] == pytest.approx(abs(factor) * math.log(3))
         assert caplog.text.count("The routers' scores have reached 549.3; beyond 100 they learn little.") == told
 

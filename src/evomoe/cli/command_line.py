@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
                 check_processes()
             if arguments and not verb and not arguments[0].startswith("-"):
                 print(f"evomoe: {no_such(arguments[0], verbs, 'verb')}.", file=sys.stderr)
-                return 2
+                raise SystemExit(2)
             if verb:  # not through all verbs: an error shall point to the help of this one
                 tyro.cli(verb, prog=f"evomoe {arguments[0]}", args=arguments[1:], config=(tyro.conf.AvoidSubcommands,))
             else:
