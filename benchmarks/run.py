@@ -126,7 +126,7 @@ def router_against_dense(rounds: int) -> Iterator[Ratio]:
         lambda: forward(router, z_TD, modality),
         lambda: forward(ffn, x_TD),
         rounds,
-        0.15,
+        0.13,
     )
     few, few_modality = z_TD[:256].clone().requires_grad_(), half_image(256).modality
     there = [few, *router.parameters()]
@@ -236,7 +236,7 @@ def variable_slots(rounds: int) -> Iterator[Ratio]:
         assert sum(computed) == int((routing.index_TK < E).sum())
         return sum(computed)
 
-    for share, limit in ((1.0, 1.10), (0.6, 0.75)):
+    for share, limit in ((1.0, 1.02), (0.6, 0.70)):
         low, high = 1.0, float(E - 4)
         for _ in range(20):
             budget = (low + high) / 2

@@ -23,7 +23,7 @@ from evomoe.recipe.run_folder import Resume
 from evomoe.support.device import best_device, device_memory, device_name
 from evomoe.support.errors import foreign
 from evomoe.support.text import bytes_in, counted, in_bytes, readable
-from evomoe.training.arguments import trainer_options, training_arguments
+from evomoe.training.arguments import shares_weights, trainer_options, training_arguments
 from evomoe.training.checked_run import CheckedRun, check_run, load_data
 from evomoe.training.identity import same_run
 from evomoe.training.measured import Measured, measure
@@ -209,26 +209,31 @@ def _memory(
     there = named or device_memory()
     if there and need.peak > there:
         device = "the device you name" if named else "this device"
-        smaller = _smaller(recipe, stage, need, arguments)
+        smaller = _smaller(recipe, stage, need, arguments, there)
         lines.append(f"    That is more than {device} has, {in_bytes(there)}. Smaller: {', '.join(smaller)}.")
     elif named:
         lines.append(f"    It fits into {in_bytes(named)}: {in_bytes(named - need.peak)} to spare.")
     return lines
 
 
-def _smaller(recipe: Recipe, stage: int, need: StageMemory, arguments: TrainingArguments) -> list[str]:
-    """What would need less and is not chosen yet; first what makes most of the largest part smaller."""
+def _smaller(recipe: Recipe, stage: int, need: StageMemory, arguments: TrainingArguments, there: int) -> list[str]:
+    """What would need less than is ``there`` and is not chosen yet; first what makes most of the largest part smaller."""
     of_weights = {
         "`dtype=bfloat16`": recipe.dtype != "bfloat16",
         "`evolution.offload`": stage == 2 and not recipe.evolution.offload,
         f"`stage{stage}.lora=16`": stage in (0, 1) and not recipe.stage(stage).lora,
         "`trainer` with optim=adamw_bnb_8bit": need.optimizer > need.peak / 10 and "8bit" not in str(arguments.optim),
+        "`num_experts`": stage in (2, 3) and recipe.moe.num_experts > 2,
+        "`moe_layers`": stage in (2, 3),
+        "several devices and `trainer` with fsdp=true": not shares_weights(arguments),
     }
     of_activations = {
         "`trainer` with gradient_checkpointing=true": not arguments.gradient_checkpointing,
         f"`stage{stage}.batch_size=1`": recipe.stage(stage).batch_size > 1,
         "`max_length`": True,
     }
+    if need.peak - need.activations > there:  # then batches alone can never be small enough
+        of_activations = {}
     ways = [of_weights, of_activations] if need.activations < need.peak / 2 else [of_activations, of_weights]
     return [way for kind in ways for way, is_open in kind.items() if is_open]
 
