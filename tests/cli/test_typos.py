@@ -1,5 +1,7 @@
 """What is nearly right is answered with what was meant."""
 
+import os
+
 import pytest
 
 from evomoe import cli
@@ -44,3 +46,18 @@ def test_a_hub_name_that_is_nearly_a_folder_s_is_told_before_the_hub_is_asked(wo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert cli.main(["params", "modle"]) == 1
     assert "There is no modle here, so the hub is asked. Is model meant?" in caplog.text
+
+
+def test_a_folder_that_has_been_removed_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().err == "evomoe: the folder that you are in has been removed; go to another.\n"
+
+
+def test_a_pipe_in_the_place_of_a_configuration_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("config.json")
+    assert cli.main(["params", "config.json"]) == 1
+    assert "config.json is not a regular file" in capsys.readouterr().err

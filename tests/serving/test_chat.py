@@ -87,15 +87,17 @@ def test_the_load_is_that_of_the_last_question_and_answer(sparse, picture):
 def test_what_cannot_be_done_is_a_sentence_and_the_conversation_goes_on(sparse, picture, workspace):
     (workspace / "broken.png").write_bytes(b"no picture")
     lines = [
-        "/image", f"/image {workspace / 'none.png'}", f"/image {workspace / 'broken.png'}", "/images x", "look at <image>", "",
+        "/image", f"/image {workspace / 'none.png'}", f"/image {workspace / 'broken.png'}", "/image a\0.png", "/images x", "look at <image>", "",
         "hello", "/quit", "never read",
     ]  # fmt: skip
     said = talk(sparse, lines=lines).split("\n")
     for line, words in zip(
-        said, ["Name a picture", "none.png", "broken.png", "There is no /images", "stands for a picture"], strict=False
+        said,
+        ["Name a picture", "none.png", "broken.png", r"'a\x00.png': ", "There is no /images", "stands for a picture"],
+        strict=False,
     ):
         assert words in line
-    assert "\n".join(said[5:]).strip() == sparse.said.turns[1].text and len(sparse.said.turns) == 2  # the answer to "hello" alone
+    assert "\n".join(said[6:]).strip() == sparse.said.turns[1].text and len(sparse.said.turns) == 2  # the answer to "hello" alone
     assert talk(sparse, lines=["/reset"]) == "The conversation is empty.\n" and not sparse.said.turns
 
 

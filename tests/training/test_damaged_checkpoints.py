@@ -1,12 +1,13 @@
 """A checkpoint is whole or it is not one: the newest whole one is gone on from, and what is wrong with newer ones is said."""
 
+import errno
 import os
 import shutil
 
 import pytest
 from small_runs import changed, make_recipe
 
-from evomoe.recipe.checkpoint import LIST, fault
+from evomoe.recipe.checkpoint import LIST, fault, writing
 from evomoe.recipe.run_folder import RunFolder, StageFolder
 from evomoe.training.dry_run import describe
 from evomoe.training.run import run
@@ -96,6 +97,17 @@ def test_when_none_is_whole_that_is_one_sentence(killed, tmp_path):
         run(recipe, resume=True, report=False)
     shutil.rmtree(checkpoints)
     assert changed(killed[1], run(recipe, resume=True, report=False)) == set()
+
+
+@pytest.mark.parametrize(("before", "told"), [(False, ", and there is none before it."), (True, "; the one before it is whole.")])
+def test_a_checkpoint_for_which_there_is_no_room_says_what_is_left(tmp_path, before, told):
+    if before:
+        (tmp_path / "checkpoint-2").mkdir()
+    with (
+        pytest.raises(OSError, match=f"checkpoint-4: No space .*This checkpoint was not written{told} Make room"),
+        writing(tmp_path, 4),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_checkpoint_bears_its_name_when_all_of_it_is_there(workspace, monkeypatch):

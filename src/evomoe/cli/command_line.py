@@ -35,6 +35,11 @@ from evomoe.support.version import __version__
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; errors a user can mend are one line, without a traceback."""
     open_closed_streams()
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # without it libraries end the process in words of their own
+        print("evomoe: the folder that you are in has been removed; go to another.", file=sys.stderr)
+        return 1
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--allow-missing-weights" in arguments:  # of every verb that loads a model, and of the processes that it starts
         arguments = [argument for argument in arguments if argument != "--allow-missing-weights"]

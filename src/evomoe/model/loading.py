@@ -100,6 +100,7 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
 def _check_files(source: str | Path) -> None:
     """Refuses a folder that is not there, or that holds a pipe: transformers would wait for it, or act as if it were not there."""
     refuse_missing(source)
+    refuse_special(source)
     for file in Path(source).iterdir() if Path(source).is_dir() else ():
         refuse_special(file)
 

@@ -16,7 +16,7 @@ from evomoe.support.files import fresh_folder, naming, remove, same_permissions,
 LIST = "files.json"
 """The files of a checkpoint, with their hashes."""
 
-_ADVICE = "This checkpoint was not written; the one before it is whole. Make room, then go on with `resume=True`."
+_ADVICE = "This checkpoint was not written{}. Make room, then go on with `resume=True`."
 
 
 def step_of(checkpoint: Path) -> int:
@@ -43,7 +43,9 @@ def writing(folder: Path, step: int, keep: int | None = None) -> Iterator[Path]:
         The folder in which the block makes one of the checkpoint's name.
     """
     final, work = folder / f"checkpoint-{step}", folder / "partial"
-    with naming(final, _ADVICE):
+    with naming(
+        final, _ADVICE.format("; the one before it is whole" if checkpoints(folder) else ", and there is none before it")
+    ):
         try:
             yield fresh_folder(work)
             made = work / final.name

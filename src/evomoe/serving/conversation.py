@@ -28,7 +28,7 @@ from evomoe.model.structure import text_config
 from evomoe.recipe.run_folder import template_options_of
 from evomoe.serving.sampling import Sampling
 from evomoe.support.device import best_device, moved, prepare
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, foreign
 from evomoe.support.processor import Processor, beyond_rows, tokenizer_of
 from evomoe.support.text import counted
 
@@ -144,7 +144,7 @@ class Conversation:
         try:
             check_image(path, self._max_pixels)
         except ValueError as error:
-            raise ConversationError(str(error)) from error
+            raise ConversationError(str(error) if file in str(error) else f"{file!r}: {foreign(error)}") from error
         self.said = replace(self.said, waiting=(*self.said.waiting, path))
 
     def say(
