@@ -68,5 +68,5 @@ def test_the_state_of_random_numbers_stays_and_an_unknown_name_is_refused():
     before = torch.get_rng_state()
     check_router("dtr")
     assert torch.equal(before, torch.get_rng_state())
-    with pytest.raises(OptionError, match="there is no router 'dtrr'; choose from linear"):
+    with pytest.raises(OptionError, match="there is no router 'dtrr'; did you mean 'dtr'. Choose from linear"):
         check_router("dtrr")

@@ -181,6 +181,6 @@ def test_half_precision_is_compared_without_its_rounding(to, layers, tmp_path):
     """In bfloat16 itself the alternating one scores by several standard deviations otherwise: experts nearly alike change places."""
     sparse_of(make_llava(Qwen2Config(**text_fields())), moe_layers=layers).save_pretrained(tmp_path / "sparse")
     make_processor().save_pretrained(tmp_path / "sparse")
-    kind, expert = ("dense", "mean") if to == "mean" else (to, "2")
+    kind, expert = {"native": ("native", None), "dense": ("dense", "2"), "mean": ("dense", "mean")}[to]
     export_folder(str(tmp_path / "sparse"), tmp_path / "out", kind, expert, dtype="bfloat16")
     assert load_model(tmp_path / "out").dtype == torch.bfloat16

@@ -108,7 +108,9 @@ def test_mmes_release_itself_may_be_named(tmp_path, capsys):
 
 def test_a_mistyped_benchmark_is_named_as_the_argument_is(tmp_path, capsys):
     assert main(["score", "popo", "--predictions", str(tmp_path), "--annotations", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("evomoe: benchmark: there is no 'popo'; choose from vqav2, gqa,")
+    assert capsys.readouterr().err.startswith(
+        "evomoe: benchmark: there is no 'popo'; did you mean 'pope'? Choose from vqav2, gqa,"
+    )
 
 
 def test_missing_answers_count_as_wrong_on_request(answered, tmp_path, capsys):

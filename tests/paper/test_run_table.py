@@ -87,7 +87,7 @@ def test_a_table_from_the_command_to_its_numbers(base, world, tmp_path, monkeypa
     save_file({name: tensor + 1 for name, tensor in weights.items()}, other_base / "model.safetensors", {"format": "pt"})
     monkeypatch.setattr(base_model, "folder", lambda width: other_base)
     assert "dense ((a) dense)" in run_table("2", **again, dry_run=True)  # another base by the same name
-    with pytest.raises(ValueError, match="^name: there is no table 7 to run; choose from 2, 3.* `scale=paper`"):
+    with pytest.raises(ValueError, match="^name: there is no table '7'; choose from 2, 3.* `scale=paper`"):
         run_table("7")
     with pytest.raises(ValueError, match="^rows: table 2 has no row 'moe'; choose from dense, moe-tuning"):
         run_table("2", rows=["moe"])

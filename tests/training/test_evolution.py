@@ -302,7 +302,7 @@ def test_bad_options_are_named():
         EvolutionOptions(stop_fraction=1.5).check(4)
     with pytest.raises(ValueError, match="4 experts need 3"):
         EvolutionOptions(beta_ranges=fixed(0.9, 0.8)).check(4)
-    with pytest.raises(ValueError, match="choose from ema, scaled_update"):
+    with pytest.raises(ValueError, match="did you mean 'ema'. Choose from ema, scaled_update"):
         ExpertEvolution({0: nn.Linear(1, 1)}, EvolutionOptions("emma"), 1)
     with pytest.raises(ValueError, match="at least one step"):
         ExpertEvolution({0: nn.Linear(1, 1)}, EvolutionOptions(), 0)

@@ -167,7 +167,7 @@ def test_the_dense_configuration_comes_back_from_the_sparse_one():
     ("options", "message"),
     [
         (["--num-experts", "1"], "--num-experts: 1 is too few; a mixture needs at least 2"),
-        (["--router", "dtrr"], "router: there is no 'dtrr'; choose from"),
+        (["--router", "dtrr"], "router: there is no 'dtrr'; did you mean 'dtr'? Choose from"),
         (["--moe-layers", "4"], "--moe-layers: [4] must be distinct indices from 0 to 3"),
     ],
 )

@@ -71,6 +71,8 @@ class RouterMeter:
         """
         logs = {f"aux/{name}": torch.stack(values).mean().item() for name, values in self.losses.items()}
         if self.largest is not None:
+            if torch.distributed.is_initialized():
+                torch.distributed.all_reduce(self.largest, torch.distributed.ReduceOp.MAX)
             logs["largest_score"] = self.largest.item()
             if logs["largest_score"] > LARGE_SCORE and not self.warned and is_main_process():
                 self.warned = True
