@@ -329,7 +329,7 @@ def test_a_model_without_a_processor_is_refused(workspace, quiz, options):
 @pytest.mark.parametrize(
     ("names", "changes", "message"),
     [
-        (["vqa"], {}, "benchmarks: there is no 'vqa'; did you mean 'vqav2'? Choose from vqav2, gqa,"),
+        (["vqa"], {}, "benchmarks: there is no 'vqa'; did you mean 'vqav2'. Choose from vqav2, gqa,"),
         (["easy-vqa", "easy-vqa"], {}, "benchmarks: name each benchmark once"),
         ([], {}, "at least one"),
         (["easy-vqa"], {"limit": -1}, "limit: -1 must be 0"),
