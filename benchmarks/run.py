@@ -359,7 +359,9 @@ BENCHMARKS = (
 def main() -> None:
     names = [benchmark.__name__ for benchmark in BENCHMARKS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("only", nargs="*", choices=[[], *names], help="which to run; without a name, all")
+    parser.add_argument(
+        "only", nargs="*", choices=[[], *names], metavar="NAME", help=f"which to run, by default all: {', '.join(names)}"
+    )
     chosen = parser.parse_args().only or names
     torch.manual_seed(0)
     prepare(DEVICE)

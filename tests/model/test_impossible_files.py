@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from evomoe import cli
@@ -138,7 +139,10 @@ def test_nothing_is_written_into_a_file(workspace, capsys, verb, within):
 @pytest.mark.parametrize("text", ["[]", '"words"'])
 def test_a_configuration_must_hold_fields(workspace, text):
     (workspace / "model" / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="its config.json (holds a .*, and must hold fields by name|cannot be read: TypeError)"):
+    told = "its config.json holds a .*, and must hold fields by name"
+    if transformers.__version__.startswith("5.16."):  # which fails by itself before we can look
+        told = "its config.json cannot be read: TypeError"
+    with pytest.raises(ValueError, match=told):
         load_model(workspace / "model")
 
 

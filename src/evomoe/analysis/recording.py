@@ -17,6 +17,10 @@ from evomoe.model.without_waiting import occurrences
 
 LARGE_SCORE = 100.0
 """A router's score beyond which its softmax hardly changes any more."""
+SMALLER_SCORES = (
+    "a lower `stage3.learning_rate`, a larger weight of the loss z in `aux_losses`, or, for router dtr, `router_options.cap=30`"
+)
+"""What keeps a router's scores small."""
 MODALITIES = ("text", "image")
 
 Records = Mapping[int, LayerRecord]

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev, variance
 
 from evomoe.analysis.plots import plot_distances
-from evomoe.analysis.recording import LARGE_SCORE
+from evomoe.analysis.recording import LARGE_SCORE, SMALLER_SCORES
 from evomoe.analysis.routing import RoutingStatistics
 from evomoe.analysis.routing_report import picture, routing_sections
 from evomoe.model.accounting import ParameterCounts
@@ -72,8 +72,7 @@ def _alarms(recipe: Recipe, metrics: list[dict]) -> list[str]:
     scores = [entry["largest_score"] for entry in metrics if "largest_score" in entry]
     if scores and scores[-1] > LARGE_SCORE:
         alarms.append(
-            f"**The routers' scores have reached {scores[-1]:.4g}.** Beyond {LARGE_SCORE:.0f} a router learns little. Try a lower "
-            "`stage3.learning_rate`, a larger weight of the loss z in `aux_losses`, or, for router dtr, `router_options.cap=30`."
+            f"**The routers' scores have reached {scores[-1]:.4g}.** Beyond {LARGE_SCORE:.0f} a router learns little. Try {SMALLER_SCORES}."
         )
     return alarms
 

@@ -5,6 +5,7 @@ import os
 import re
 from difflib import get_close_matches
 from glob import glob
+from itertools import islice
 from pathlib import Path
 
 from evomoe.support.errors import OptionError, foreign
@@ -54,9 +55,9 @@ def refuse_missing(name: str | Path) -> None:
 
 
 def _near(path: Path) -> Path | None:
-    """What lies beside the place of a path that leads nowhere, and is called nearly so."""
+    """What lies beside the place of a path that leads nowhere, and is called nearly so; of a large folder a part is looked at."""
     try:
-        beside = {file.name: file for file in path.parent.iterdir()}
+        beside = {file.name: file for file in islice(path.parent.iterdir(), 1000)}
     except OSError:
         return None
     names = get_close_matches(path.name, beside, 1, 0.75)

@@ -5,16 +5,11 @@ import logging
 import torch
 
 from evomoe.analysis import balance
-from evomoe.analysis.recording import LARGE_SCORE, MODALITIES, expert_counts, expert_names
+from evomoe.analysis.recording import LARGE_SCORE, MODALITIES, SMALLER_SCORES, expert_counts, expert_names
 from evomoe.model.without_waiting import occurrences
 from evomoe.support.processes import is_main_process
 
 logger = logging.getLogger(__name__)
-
-REMEDY = (
-    "a lower `stage3.learning_rate`, a larger weight of the loss z in `aux_losses`, or, for router dtr, `router_options.cap=30`"
-)
-"""What keeps a router's scores small."""
 
 
 class RouterMeter:
@@ -59,7 +54,7 @@ class RouterMeter:
             layer = next(layer for layer, value in finite.items() if not value)
             raise ValueError(
                 f"Training stopped before step {step}: the router of layer {layer} has scores that are not finite. Its weights are as "
-                f"they were after the step before. Try {REMEDY}."
+                f"they were after the step before. Try {SMALLER_SCORES}."
             )
 
     def drain(self) -> dict[str, float]:
@@ -80,7 +75,7 @@ class RouterMeter:
                     "The routers' scores have reached %.4g; beyond %.0f they learn little. Try %s.",
                     logs["largest_score"],
                     LARGE_SCORE,
-                    REMEDY,
+                    SMALLER_SCORES,
                 )
         if self.counts_2E is not None:
             counts_2E, self.tokens_2, slots = self._of_all_processes()
