@@ -52,7 +52,7 @@ def demo(output: str = "runs/demo", resume: bool = True) -> None:
 
 def train_from(arguments: list[str]) -> Callable[..., None]:
     """The verb ``train`` with the defaults of the recipe that the arguments name."""
-    name = value_of("--recipe", arguments) or "evomoe"
+    name = value_of("--recipe", arguments) or _of_begun_run(arguments) or "evomoe"
     from_file = Path(name).suffix in (".json", *YAML)
     if not from_file and name not in RECIPES:
         refuse(OptionError("recipe", f"{no_such(name, RECIPES)}, or name a recipe.json or a .yaml file."))
@@ -117,6 +117,12 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
 
     train.__annotations__["options"] = flat(type(shown))
     return train
+
+
+def _of_begun_run(arguments: list[str]) -> str | None:
+    """The recipe of the run that the arguments go on with, so that they need not repeat it."""
+    output = value_of("--output", arguments) if {"--resume", "--resume-anyway"} & {*arguments} else None
+    return str(RunFolder(output).recipe) if output and RunFolder(output).has_begun() else None
 
 
 def print_recipe(name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = "evomoe") -> None:
