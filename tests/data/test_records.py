@@ -192,6 +192,7 @@ BAD_ROWS = {
         "the assistant speaks first",
     ),
     "empty answer": (llava(answer=" \n"), "turn 1 is the assistant's and is empty"),
+    "answer without width": (llava(answer="\u200b\u2060\ufeff\u200e\x00\u3000"), "turn 1 is the assistant's and is empty"),
     "no mark": (llava(question="what is it?"), "the text has 0 <image> but the record has 1 image"),
     "no image": (llava(None), "the text has 1 <image> but the record has 0 images"),
     "one mark too many": (llava(question="<image><image> what?"), "has 2 <image> but the record has 1 image"),

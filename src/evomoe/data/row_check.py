@@ -19,6 +19,7 @@ from evomoe.data.row import read_row
 from evomoe.data.sources import Source
 from evomoe.data.turns import BadRecordError
 from evomoe.data.videos import check_video
+from evomoe.support.text import shows_nothing
 from evomoe.support.workers import mapped
 
 PROGRESS_FROM = 10_000
@@ -196,7 +197,7 @@ class RowCheck:
         if spoken[-1] != "assistant":
             raise BadRecordError("its last turn is the user's, which nothing answers")
         for number, turn in enumerate(turns):
-            if turn.role == "assistant" and not turn.text.strip():
+            if turn.role == "assistant" and shows_nothing(turn.text):
                 raise BadRecordError(f"turn {number} is the assistant's and is empty")
         for file, shown in zip(files, [*images, *videos], strict=True):
             self._check_picture(file, shown)

@@ -13,8 +13,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 from evomoe.support.errors import OptionError
 from evomoe.support.text import counted
 
-MOST = 1000.0
-"""A larger weight is a mistake: a pass would take as many passes over that source."""
+LEAST, MOST = 1e-6, 1000.0
+"""Weights beyond are mistakes: a pass would take no record of that source, or as many passes over it."""
 _FILES = (".json", ".jsonl", ".tar", ".parquet")
 
 
@@ -64,8 +64,8 @@ def parse_source(text: str, option: str) -> tuple[str, float]:
         if is_split or text.endswith(_FILES):
             return text, 1.0
         raise OptionError(option, f"{text}: '{last}' is not a weight. Write a number, such as {name}:0.5.") from None
-    if not 0 < weight <= MOST:  # false for nan
-        raise OptionError(option, f"{text}: the weight must be a number above 0, and at most {MOST:g}.")
+    if not LEAST <= weight <= MOST:  # false for nan
+        raise OptionError(option, f"{text}: the weight must be a number from {LEAST:g} to {MOST:g}.")
     return name, weight
 
 

@@ -1,9 +1,12 @@
 """Small texts for people: counted words, numbers, Markdown tables."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 _BYTES = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "kB": 10**3}
+_UNSEEN = ("Zs", "Zl", "Zp", "Cc", "Cf")
+"""Categories of Unicode: spaces, ends of lines and paragraphs, control and format characters."""
 
 
 def counted(count: int, noun: str) -> str:
@@ -25,6 +28,11 @@ def shortened(value: object, length: int = 80) -> str:
         text = f"{kind_of(value)} of great depth"
     half = length // 2
     return text if len(text) <= length else f"{text[:half]}...{text[-half:]} ({len(text):,} characters)"
+
+
+def shows_nothing(text: str) -> bool:
+    """Whether a text has no sign that can be seen: it is empty, or spaces, control characters and zero-width ones alone."""
+    return all(unicodedata.category(sign) in _UNSEEN for sign in text)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
