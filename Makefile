@@ -90,7 +90,7 @@ test-serving: $(READY) .venv-serving/ready
 
 test-distributed: $(READY) .venv-distributed/ready
 	@EVOMOE_DEEPSPEED=$(abspath .venv-distributed/bin/python) OMP_NUM_THREADS=1 $(PYTEST) -m 'slow or not slow' \
-		tests/training/test_deepspeed.py tests/training/test_runs_of_two_processes.py
+		tests/training/test_deepspeed.py tests/training/test_runs_of_two_processes.py tests/training/test_stream_run.py
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .

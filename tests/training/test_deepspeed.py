@@ -1,30 +1,18 @@
 """DeepSpeed's ZeRO-2 and ZeRO-3 with two processes on CPUs (gloo): all three stages are the run of one process, also when resumed.
 
-It needs an environment of its own: `make test-distributed` makes it and names its interpreter in EVOMOE_DEEPSPEED.
+It needs an environment of its own, which `make test-distributed` makes.
 """
 
-import json
-import os
 from dataclasses import replace
 
 import pytest
-from two_processes import assert_same_run, of_two, recipe_of
+from tiny import make, make_records, make_tokenizer, write_workspace
+from two_processes import DEEPSPEED, assert_same_run, needs_deepspeed, of_two, recipe_of, zero
 
+from evomoe.conversion.attaching import attach
+from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.recipe import Recipe
 from evomoe.training.run import run
-
-PYTHON = os.environ.get("EVOMOE_DEEPSPEED", "")
-needs_deepspeed = pytest.mark.skipif(not PYTHON, reason="EVOMOE_DEEPSPEED names no interpreter with DeepSpeed")
-
-
-def zero(workspace, stage: int) -> dict:
-    """The Trainer's arguments for a stage of ZeRO. Under ZeRO-3 each weight is shared out, however small."""
-    automatic = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    sharing = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
-    settings = {"zero_optimization": sharing} | dict.fromkeys(automatic, "auto")
-    path = workspace / f"zero{stage}.json"
-    path.write_text(json.dumps(settings))
-    return {"deepspeed": str(path), "use_cpu": False}
 
 
 @needs_deepspeed
@@ -33,7 +21,7 @@ def zero(workspace, stage: int) -> dict:
 @pytest.mark.parametrize("killed", ["", "warmup", "evolution", "routing"])
 def test_two_processes_train_what_one_does(workspace, stage, killed):
     run(recipe_of(workspace, "one", 4))
-    two, how = recipe_of(workspace, "two", 2, zero(workspace, stage)), {"python": PYTHON, "like_gpus": True}
+    two, how = recipe_of(workspace, "two", 2, zero(workspace, stage)), {"python": DEEPSPEED, "like_gpus": True}
     if killed:
         of_two(two, killed={killed: 3}, **how)
         (checkpoint,) = (workspace / "two").glob("*/checkpoints/checkpoint-2")
@@ -67,5 +55,24 @@ def test_layers_whose_weights_are_shared_out(workspace, kind):
         )
 
     run(recipe("one", 4))
-    of_two(recipe("two", 2, zero(workspace, 3)), python=PYTHON, like_gpus=True)
+    of_two(recipe("two", 2, zero(workspace, 3)), python=DEEPSPEED, like_gpus=True)
+    assert_same_run(workspace / "one", workspace / "two")
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3-moe", "qwen2-moe", "olmoe"])
+def test_models_that_were_sparse_before(tmp_path, family):
+    """Their MoE layers lie within blocks of their own, which may hold a shared expert too."""
+    records = [{key: record[key] for key in record if key != "image"} for record in make_records(60) if "image" not in record]
+    workspace = write_workspace(tmp_path, records)
+    attach(make(family), aux_losses={"balance": 0.1}).save_pretrained(workspace / "model")
+    make_tokenizer().save_pretrained(workspace / "model")
+
+    def recipe(output: str, batch_size: int = 2, trainer: dict | None = None) -> Recipe:
+        moe = MoEOptions(gradient_experts=0, aux_losses={"balance": 0.1})
+        return recipe_of(workspace, output, batch_size, trainer).but(stages=(3,), moe=moe, image_root=None)
+
+    run(recipe("one", 4))
+    of_two(recipe("two", trainer=zero(workspace, 3)), python=DEEPSPEED, like_gpus=True)
     assert_same_run(workspace / "one", workspace / "two")

@@ -10,7 +10,7 @@ import pytest
 from small_runs import changed, make_recipe
 from stop_at import StopAt
 from tiny.workspace import make_records
-from two_processes import assert_same_weights, of_two, recipe_of
+from two_processes import DEEPSPEED, assert_same_weights, needs_deepspeed, of_two, recipe_of, zero
 
 from evomoe.data.stream import Lane
 from evomoe.data.streamed import StreamedDataset
@@ -241,14 +241,18 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(tars):
             check_paths(good.but(data=str(tars / name)), False)
 
 
+def recipe_of_tars(workspace, output: str, batch_size: int, trainer: dict | None = None) -> Recipe:
+    recipe = recipe_of(workspace, output, batch_size, trainer)
+    return recipe.but(data=str(workspace / "shard-*.tar"), image_root=None, streaming=5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shards", [2, 3])
 def test_two_processes_that_were_killed_go_on_as_two_or_as_one(workspace, shards):
     write_tars(workspace, make_records(), shards)
 
     def recipe(output: str, batch_size: int) -> Recipe:
-        recipe = recipe_of(workspace, output, batch_size)
-        return recipe.but(data=str(workspace / "shard-*.tar"), image_root=None, streaming=5)
+        return recipe_of_tars(workspace, output, batch_size)
 
     of_two(recipe("straight", 2))
     for goes_on in ("two", "one"):
@@ -258,3 +262,15 @@ def test_two_processes_that_were_killed_go_on_as_two_or_as_one(workspace, shards
     run(recipe("one", 4), resume=True)
     for goes_on in ("two", "one"):
         assert_same_weights(workspace / "straight", workspace / goes_on)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["fsdp", pytest.param("zero3", marks=needs_deepspeed)])
+def test_models_that_are_shared_out_read_a_stream_alike(workspace, way):
+    write_tars(workspace, make_records(), 3)
+    shared = {"fsdp": True, "use_cpu": False} if way == "fsdp" else zero(workspace, 3)
+    how = {"like_gpus": True} | ({"python": DEEPSPEED} if way == "zero3" else {})
+    of_two(recipe_of_tars(workspace, "two", 2))
+    of_two(recipe_of_tars(workspace, "shared", 2, shared), killed={"evolution": 3}, **how)
+    of_two(recipe_of_tars(workspace, "shared", 2, shared), "--resume", **how)
+    assert_same_weights(workspace / "two", workspace / "shared")

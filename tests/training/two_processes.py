@@ -16,6 +16,9 @@ from small_runs import make_recipe
 from evomoe.recipe.recipe import Recipe
 
 STEPS = 4
+DEEPSPEED = os.environ.get("EVOMOE_DEEPSPEED", "")
+"""Its interpreter, in an environment of its own; `make test-distributed` makes it."""
+needs_deepspeed = pytest.mark.skipif(not DEEPSPEED, reason="EVOMOE_DEEPSPEED names no interpreter with DeepSpeed")
 
 
 def recipe_of(workspace: Path, output: str, batch_size: int, trainer: dict | None = None, **changes) -> Recipe:
@@ -27,6 +30,16 @@ def recipe_of(workspace: Path, output: str, batch_size: int, trainer: dict | Non
     stages = {f"stage{n}": replace(recipe.stage(n), batch_size=batch_size, learning_rate=0.1) for n in (1, 2, 3)}
     moe = replace(recipe.moe, router="linear", router_options={})
     return recipe.but(moe=moe, trainer={"optim": "sgd", "optim_args": "momentum=0.5"} | (trainer or {}), **stages)
+
+
+def zero(workspace: Path, stage: int) -> dict:
+    """The Trainer's arguments for a stage of ZeRO. Under ZeRO-3 each weight is shared out, however small."""
+    automatic = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    sharing = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    settings = {"zero_optimization": sharing} | dict.fromkeys(automatic, "auto")
+    path = workspace / f"zero{stage}.json"
+    path.write_text(json.dumps(settings))
+    return {"deepspeed": str(path), "use_cpu": False}
 
 
 def torchrun(

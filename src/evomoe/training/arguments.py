@@ -192,8 +192,6 @@ def check_shared_out(recipe: Recipe, stage: int, arguments: TrainingArguments, m
         raise ValueError(
             f"deepspeed: the loss '{aside[0]}' needs weights that ZeRO-3 has taken away. Take ZeRO stage 2, or FSDP2."
         )
-    if zero3 and is_sparse(model) and model.config.moe.attached:
-        raise ValueError("deepspeed: a model that was sparse before does not train under ZeRO-3. Take ZeRO stage 2, or FSDP2.")
     if zero3 and stage == 2 and arguments.hf_deepspeed_config.get_value("zero_optimization.offload_param.device") == "nvme":
         raise ValueError("deepspeed: experts cannot evolve from weights on an NVMe disk. Take `cpu` or leave offload_param out.")
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_utils import PreTrainedModel
 
-from evomoe.model.sparse_model import is_sparse
+from evomoe.model.attached_block import AttachedBlock
+from evomoe.model.block import EvoMoEBlock
 
 
 def load_whole() -> None:
@@ -28,9 +29,12 @@ def gather_by_layer(model: PreTrainedModel) -> None:
     """
     from deepspeed.utils import set_z3_leaf_module
 
-    for block in model.moe_blocks.values() if is_sparse(model) else ():
-        set_z3_leaf_module(block, True)
-        block.register_forward_pre_hook(_with_gradient)
+    for name, module in model.named_modules():
+        if isinstance(module, EvoMoEBlock):
+            # The block of a model that was sparse before is gathered as a whole, as DeepSpeed does with those that it knows.
+            whole = model.get_submodule(name.rpartition(".")[0]) if isinstance(module, AttachedBlock) else module
+            set_z3_leaf_module(whole, True)
+            whole.register_forward_pre_hook(_with_gradient)
 
 
 def _with_gradient(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
