@@ -21,3 +21,11 @@ def test_errors_are_no_results_where_stderr_is_closed():
     command = f"{sys.executable} -m evomoe.cli recipe nowhere.yaml 2>&-"
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_a_disk_that_is_full_behind_stdout_is_named():
+    result = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m evomoe.cli list recipes > /dev/full"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1 and result.stderr.startswith("evomoe: what goes to stdout: No space left on device. ")

@@ -1,5 +1,6 @@
 """Talking with a model: what is streamed, what is remembered, and what only costs a sentence."""
 
+import io
 import math
 from dataclasses import replace
 
@@ -189,6 +190,33 @@ def test_the_command_writes_the_answer_alone(workspace, picture, capsys, monkeyp
     assert cli.main(["chat", model, "--against", str(workspace / "sparse"), "--max-new-tokens", "6"]) == 0
     out = capsys.readouterr().out
     assert "[model] " in out and "[sparse] " in out
+
+
+def test_the_same_folder_under_another_name_is_no_other_model(workspace, capsys):
+    assert cli.main(["chat", str(workspace / "model"), "--against", f"{workspace}/images/../model"]) == 1
+    assert "--against: it is the same model" in capsys.readouterr().err
+
+
+def test_a_wrong_name_waits_for_no_model(workspace, monkeypatch, capsys):
+    def never(*_):
+        raise AssertionError("a processor was looked for")
+
+    monkeypatch.setattr("evomoe.serving.conversation.load_processor", never)
+    (workspace / "empty").mkdir()
+    empty, model = str(workspace / "empty"), str(workspace / "model")
+    assert cli.main(["chat", model, "--against", empty]) == 1 and "--against: " in capsys.readouterr().err
+    assert cli.main(["chat", empty]) == 1
+    assert cli.main(["look", empty, "--prompt", "what?", "--out", str(workspace / "page.html")]) == 1
+
+
+def test_bytes_that_are_no_text_and_letters_that_the_terminal_lacks_end_no_conversation(workspace, monkeypatch, capsys):
+    typed = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n/image \xff.png\n/\xc3\xa9\n"), encoding="utf-8", errors="strict")
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr("sys.stdin", typed)
+    monkeypatch.setattr("sys.stdout", shown)
+    assert cli.main(["chat", str(workspace / "model")]) == 0, capsys.readouterr().err
+    said = shown.buffer.getvalue().decode()
+    assert "half a character" in said and ".png does not exist" in said and r"There is no /\xe9" in said
 
 
 def test_each_token_of_the_answer_is_told_with_its_expert_as_it_is_routed(sparse, picture):

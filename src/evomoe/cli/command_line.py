@@ -8,7 +8,7 @@ import tyro
 
 from evomoe.cli.router_flags import value_of, with_router_flags
 from evomoe.cli.serving_verbs import app, chat, export, look, serve_with
-from evomoe.cli.terminal import open_closed_streams, option_names, plain_warnings, positional
+from evomoe.cli.terminal import named_stdout, open_closed_streams, option_names, plain_warnings, positional
 from evomoe.cli.verbs import (
     analyze,
     attach,
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb = verbs.get(arguments[0]) if arguments else None
     without_flag = positional(verb) if verb else set()
     try:
-        with plain_warnings(without_flag):
+        with named_stdout(), plain_warnings(without_flag):
             if arguments[:1] != ["doctor"]:  # which looks at the environment itself
                 check_processes()
             if arguments and not verb and not arguments[0].startswith("-"):

@@ -6,13 +6,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
-from typing import NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, TextIO, get_args, get_type_hints
 
 import tyro
 
 from evomoe.support.errors import with_flags
+from evomoe.support.files import room_for
 
 _AT_IMPORT = {"torchao": "Failed to load", "torch.utils._pytree": "is an Enum subclass"}
 """What libraries log while they are imported, by logger: of kernels for other machines, which tells a user nothing."""
@@ -31,6 +32,31 @@ def open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (it stays open as long as the process)
+
+
+class _Named:
+    """A stream whose errors of a full disk name it: the system's do not."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with room_for("what goes to stdout"):
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with room_for("what goes to stdout"):
+            self._stream.flush()
+
+
+@contextmanager
+def named_stdout() -> Iterator[None]:
+    """Within the block, a full disk behind stdout is said to be that, whoever prints."""
+    with redirect_stdout(_Named(sys.stdout)):
+        yield
 
 
 def positional(verb: Callable[..., None]) -> set[str]:

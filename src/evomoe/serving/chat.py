@@ -1,10 +1,14 @@
 """``evomoe chat``: a conversation in the terminal, or one answer for a script."""
 
 import contextlib
+import io
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
+from evomoe.model.loading import load_config
 from evomoe.serving.conversation import Conversation, ConversationError, Said, about
 from evomoe.serving.sampling import Sampling
 from evomoe.support.errors import OptionError
@@ -124,6 +128,7 @@ def chat(
     Raises:
         OptionError: a picture or the other model cannot be loaded, or the prompt cannot be answered.
     """
+    _take_any_bytes()
     talk = Chat(load_conversations(checkpoint, against, dtype, trust_remote_code), sampling, _write)
     with about("image"):
         talk.add_pictures(images)
@@ -145,15 +150,32 @@ def load_conversations(checkpoint: str, against: str | None, dtype: str, trust_r
     Raises:
         OptionError: the other model cannot be loaded, or is no other.
     """
-    if against == checkpoint:
+    if against is not None and os.path.realpath(against) == os.path.realpath(checkpoint):
         raise OptionError("against", "it is the same model; name another one.")
+    load_config(checkpoint, trust_remote_code)  # a wrong name shall wait for no model
+    if against is not None:
+        with _naming_other():
+            load_config(against, trust_remote_code)
     conversations = {checkpoint: Conversation.load_from(checkpoint, dtype, trust_remote_code)}
     if against is not None:
-        try:
+        with _naming_other():
             conversations[against] = Conversation.load_from(against, dtype, trust_remote_code)
-        except (ValueError, OSError) as error:
-            raise OptionError("against", str(error)) from error
     return dict(zip(_short(list(conversations)), conversations.values(), strict=True))
+
+
+@contextlib.contextmanager
+def _naming_other() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise OptionError("against", str(error)) from error
+
+
+def _take_any_bytes() -> None:
+    """Lets a line that is no text, and a letter that the terminal does not have, be a sentence and a sign: they end no conversation."""
+    for stream, instead in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if getattr(stream, "errors", None) == "strict":
+            cast(io.TextIOWrapper, stream).reconfigure(errors=instead)
 
 
 def _write(text: str) -> None:
