@@ -6,7 +6,7 @@ import json
 
 import pytest
 from PIL import Image
-from tiny import make_processor
+from tiny import make, make_processor, make_tokenizer
 
 from evomoe.cli import main
 from evomoe.data.turns import BadRecordError
@@ -70,26 +70,28 @@ def test_an_answer_matches_by_its_words_and_longer_ones_by_their_overlap(data):
     assert table["of several words"] == {"F1 of words": pytest.approx(200 / 3), "accuracy": 0, "questions": 1}
 
 
-def test_a_model_is_scored_on_them_and_other_answers_too(data, model, tmp_path, capsys):
+def scored(model, processor, data, tmp_path) -> int:
     model.save_pretrained(tmp_path / "model")
-    make_processor().save_pretrained(tmp_path / "model")
-    asked = [
-        "eval",
-        str(tmp_path / "model"),
-        "--benchmarks",
-        "held-out",
-        "--data-root",
-        str(data),
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    assert main(asked) == 0
+    processor.save_pretrained(tmp_path / "model")
+    where = ["--data-root", str(data), "--output", str(tmp_path / "out")]
+    return main(["eval", str(tmp_path / "model"), "--benchmarks", "held-out", *where])
+
+
+def test_a_model_is_scored_on_them_and_other_answers_too(data, model, tmp_path, capsys):
+    assert scored(model, make_processor(), data, tmp_path) == 0
     assert "of several words" in capsys.readouterr().out
     answers = [{"question_id": question.id, "text": question.answer} for question in prepared(data).questions]
     (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, answers)))
     records = str(data / "held-out" / "records.json")
     assert main(["score", "held-out", "--predictions", str(tmp_path / "answers.jsonl"), "--annotations", records]) == 0
     assert "100.00" in capsys.readouterr().out
+
+
+def test_a_model_of_words_alone_is_scored_on_words(data, tmp_path, capsys):
+    path = data / "held-out" / "records.json"
+    path.write_text(json.dumps([row for row in json.loads(path.read_text()) if not {"image", "images"} & row.keys()]))
+    assert scored(make("qwen2-moe"), make_tokenizer(), data, tmp_path) == 0
+    assert "1 question" in capsys.readouterr().out
 
 
 def test_records_that_cannot_be_asked_are_named(data):

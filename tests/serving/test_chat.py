@@ -126,6 +126,7 @@ def test_a_text_only_model_says_that_it_cannot_look(sparse, picture):
     blind.processor.chat_template = sparse.processor.chat_template
     with pytest.raises(ConversationError, match="takes words alone"):
         blind.add_picture(picture)
+    assert talk(blind, lines=["what is this?"]).strip() and blind.said.last.load  # a tokenizer's inputs move in another way
     # Shown to both or to neither.
     text = talk(sparse, blind, lines=[f"/image {picture}"])
     assert "takes words alone" in text and not sparse.said.waiting and not blind.said.waiting

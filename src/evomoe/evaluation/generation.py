@@ -20,6 +20,7 @@ from evomoe.evaluation.benchmark import Benchmark, Question, Result
 from evomoe.evaluation.encode_once import EncodeOnce
 from evomoe.evaluation.pictures import Picture
 from evomoe.recipe.options import ImageAspect
+from evomoe.support.device import placed
 from evomoe.support.errors import panics_as_errors
 from evomoe.support.processor import Processor, beyond_rows, cannot_process
 from evomoe.support.workers import begin_worker, ends_told
@@ -241,7 +242,7 @@ class Answerer:
 
     @torch.inference_mode()
     def _generate(self, prompts: Prompts, batch: Batch) -> list[str]:
-        inputs = batch.inputs.to(self.model.device, self.model.dtype)
+        inputs = placed(batch.inputs, self.model)
         generate: Any = self.model.generate  # a method of the families' classes, not of the one they share
         try:
             tokens_BS = generate(**inputs, **self.generation)

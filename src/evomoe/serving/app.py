@@ -9,7 +9,7 @@ import html
 import queue
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,8 +186,9 @@ def build(models: Models) -> gr.Blocks:
                 views = [gr.HTML(label=name, elem_classes=["routing"]) for name in models.names]
                 saved = gr.File(label="The page as a file", interactive=False, file_count="multiple")
 
-        def ask(asked: dict[str, Any], shown: list, own: dict[str, Said], kind: str, number: float, temperature: float):
-            """Asks the models; ``asked`` has text and files."""
+        def answered(asked: dict[str, Any], shown: list, own: dict[str, Said], settings: Sequence, if_refused: Sequence):
+            """Asks the models; ``asked`` has text and files. ``if_refused`` is the conversation, what was said and what is asked then."""
+            kind, number, temperature = settings
             words, files = asked.get("text") or "", [str(file) for file in asked.get("files") or []]
             before = {"own": own, "asked": asked, "shown": shown}
             question = [{"role": "user", "content": {"path": file}} for file in files] + [{"role": "user", "content": words}]
@@ -206,15 +207,21 @@ def build(models: Models) -> gr.Blocks:
                         yield shown_now, after, before, None, *frames, _files(pages)
             except ConversationError as error:
                 gr.Warning(str(error))
+                shown, own, asked = if_refused
                 yield shown, own, gr.skip(), asked, *[gr.skip()] * len(views), gr.skip()
 
-        def ask_again(before: dict | None, kind: str, number: float, temperature: float):
+        def ask(asked: dict[str, Any], shown: list, own: dict[str, Said], kind: str, number: float, temperature: float):
+            """Asks a question."""
+            yield from answered(asked, shown, own, (kind, number, temperature), if_refused=(shown, own, asked))
+
+        def ask_again(before: dict | None, shown: list, own: dict[str, Said], kind: str, number: float, temperature: float):
             """Asks the last question once more, under what is chosen now."""
             if before is None:
                 gr.Warning("There is no question yet.")
                 yield [gr.skip()] * (5 + len(views))
                 return
-            yield from ask(before["asked"], before["shown"], before["own"], kind, number, temperature)
+            then = before["asked"], before["shown"], before["own"]
+            yield from answered(*then, (kind, number, temperature), if_refused=(shown, own, gr.skip()))
 
         def swap(file: str, own: dict[str, Said]):
             """Shows where the last answer's words go under another picture."""
@@ -228,7 +235,7 @@ def build(models: Models) -> gr.Blocks:
         other.upload(swap, [other, said], [*views, saved], api_name="swap")
         settings, outputs = [kind, number, temperature], [talk, said, last, box, *views, saved]
         box.submit(ask, [box, talk, said, *settings], outputs, api_name="ask")
-        again.click(ask_again, [last, *settings], outputs, api_name="ask_again")
+        again.click(ask_again, [last, talk, said, *settings], outputs, api_name="ask_again")
         clear.click(
             lambda: ([], models.nothing_said(), None, None, *[""] * len(views), None), None, outputs, api_name="begin_anew"
         )

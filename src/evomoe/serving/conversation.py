@@ -27,7 +27,7 @@ from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import text_config
 from evomoe.recipe.run_folder import template_options_of
 from evomoe.serving.sampling import Sampling
-from evomoe.support.device import best_device, moved, prepare
+from evomoe.support.device import best_device, moved, placed, prepare
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.processor import Processor, beyond_rows, tokenizer_of
 from evomoe.support.text import counted
@@ -197,10 +197,10 @@ class Conversation:
             raise ConversationError(
                 "The words would stand in other places: this picture has another number of tokens. Take one of the same shape."
             )
-        other.said = replace(said, pictures=pictures, last=replace(said.last, inputs=dict(inputs)))
+        other.said = replace(said, pictures=pictures, last=replace(said.last, inputs=inputs))
         return other
 
-    def _inputs(self, turns: tuple[Turn, ...], pictures: tuple[str, ...]) -> Any:
+    def _inputs(self, turns: tuple[Turn, ...], pictures: tuple[str, ...]) -> dict[str, Any]:
         try:
             text = self._template.question(Record("the conversation", pictures, turns))
             options: dict[str, Any] = {"return_tensors": "pt", **self._template.special_tokens(text)}
@@ -209,7 +209,7 @@ class Conversation:
             inputs = self.processor(text=[text], **options)
             if beyond := beyond_rows(self._tokenizer, inputs["input_ids"].flatten().tolist()):
                 raise ConversationError(f"The conversation cannot be asked: {beyond}.")
-            return inputs.to(self.model.device, self.model.dtype)
+            return placed(inputs, self.model)
         except ConversationError:
             raise
         except (ValueError, OSError) as error:
@@ -241,7 +241,7 @@ class Conversation:
                 load = RoutingLoad.of(self.model, recording)
             else:
                 tokens_BS = generate(**inputs, generation_config=settings, streamer=pieces)
-        return Answered(dict(inputs), tokens_BS[0].cpu(), load)
+        return Answered(inputs, tokens_BS[0].cpu(), load)
 
 
 @contextmanager

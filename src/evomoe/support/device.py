@@ -2,10 +2,15 @@
 
 import os
 import platform
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+if TYPE_CHECKING:
+    from transformers.modeling_utils import PreTrainedModel
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,6 +33,12 @@ def prepare(device: torch.device) -> None:
 def moved(model: Model, *where: Any) -> Model:
     """``model.to(*where)``, which type checkers misread of transformers' models: their method is wrapped."""
     return model.to(*where)
+
+
+def placed(inputs: Mapping[str, Any], model: "PreTrainedModel") -> dict[str, Any]:
+    """What a processor or a tokenizer gives, where a model is, and what is not whole numbers in its precision."""
+    own = model.dtype
+    return tree_map_only(Tensor, lambda t: t.to(model.device, own if t.is_floating_point() else t.dtype), dict(inputs))
 
 
 def device_memory(device: torch.device | None = None) -> int | None:

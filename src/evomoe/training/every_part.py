@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 
 from evomoe.data.conversations import Collator, ConversationDataset
 from evomoe.data.streamed import StreamedDataset
+from evomoe.support.device import placed
 from evomoe.support.errors import OptionError
 from evomoe.support.text import counted
 from evomoe.training.trainable import PARTS_OF_PICTURES, names_in
@@ -110,11 +111,7 @@ class Looking:
         if self._looking_in is None:
             return embedded_BSD
         model, self._looking_in = self._looking_in, None
-        spare = {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-            for name, value in self._spare.items()
-        }
-        seen = _look(model)(**spare)
+        seen = _look(model)(**placed(self._spare, model))
         leaves = tree_leaves(dict(seen) if isinstance(seen, ModelOutput) else seen)
         features = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
         if not features:

@@ -17,6 +17,7 @@ from evomoe.model.budget import end_training, moe_restored
 from evomoe.model.modality import modality_of_inputs
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import image_token_ids, text_config
+from evomoe.support.device import placed
 from evomoe.support.errors import OptionError
 from evomoe.support.processor import Processor
 
@@ -101,11 +102,7 @@ def _as_it_answers(model: PreTrainedModel) -> Iterator[None]:
 
 def _scores(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[tuple[int, ...], Tensor]:
     """The scores of each record's tokens, by its ids and how often these came before."""
-    batch = {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-        for name, value in batch.items()
-        if name != "labels"
-    }
+    batch = placed({name: value for name, value in batch.items() if name != "labels"}, model)
     logits = model(**packed_inputs(model, batch) if "position_ids" in batch else batch).logits.float()
     found: dict[tuple[int, ...], Tensor] = {}
     mask, ids = batch["attention_mask"] != 0, batch["input_ids"]

@@ -21,6 +21,7 @@ from evomoe.model.sparse_model import SparseModel
 from evomoe.model.structure import image_token_ids
 from evomoe.paper.figures.drawing import write_figure
 from evomoe.paper.figures.figure_options import FigureOptions
+from evomoe.support.device import placed
 from evomoe.support.errors import OptionError
 from evomoe.support.processor import Processor, tokenizer_of
 
@@ -85,7 +86,7 @@ def _questions(processor: Processor, model: SparseModel, options: FigureOptions)
         for number in range(min(share, len(prepared.prompts))):
             batch = prepared.prompts[number]
             if (picture := prepared.questions[batch.index[0]].picture) is not None:
-                yield batch.inputs.to(model.device, model.dtype), prepared.prompts.shape.fit(picture.open())
+                yield placed(batch.inputs, model), prepared.prompts.shape.fit(picture.open())
 
     shown = [one for name in options.benchmarks for one in of(name)][:MOST]
     if not shown:
