@@ -33,7 +33,7 @@ def messages(words: str, picture: Path | None = None) -> list[dict]:
 
 @needs_server
 def test_answers_over_http_are_those_of_a_conversation(checkpoint, workspace, monkeypatch, tmp_path):
-    from openai import OpenAI
+    from openai import BadRequestError, OpenAI
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "no-such-cache"))
     pictures = sorted((workspace / "images").glob("*.png"))
@@ -64,6 +64,16 @@ def test_answers_over_http_are_those_of_a_conversation(checkpoint, workspace, mo
         with ThreadPoolExecutor(8) as pool:
             assert [*pool.map(ask, [*range(len(asked))] * 2)] == expected * 2
             assert [*pool.map(lambda number: ask(number, stream=True), range(len(asked)))] == expected
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(b"no picture")
+        for words, picture, reason in (
+            ("what?", broken, "cannot be read: "),
+            ("look at <image>", None, "cannot be read: "),
+            ("what " * 3000, None, "the model reads 256 at most"),
+        ):
+            with pytest.raises(BadRequestError) as refused:
+                client.chat.completions.create(model=checkpoint, messages=messages(words, picture), max_tokens=2)
+            assert reason in refused.value.response.text
     finally:
         server.kill_server()
 
@@ -82,6 +92,15 @@ def test_what_stands_in_the_way_is_said_before_the_model_is_loaded(checkpoint, c
     with pytest.raises(OptionError, match="^host: there is no 'no.such.host.invalid'"):
         check_port("no.such.host.invalid", 8000)
     assert cli.main(["serve", "no/such/folder"]) == 1
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_addresses_of_ipv6_are_addresses(monkeypatch):
+    asked = []
+    monkeypatch.setattr(socket.socket, "bind", lambda self, address: asked.append((self.family, address)))
+    check_port("::1", 8000)
+    check_port("127.0.0.1", 8000)
+    assert asked == [(socket.AF_INET6, ("::1", 8000)), (socket.AF_INET, ("127.0.0.1", 8000))]
 
 
 def test_without_the_extra_it_says_what_to_install(checkpoint, monkeypatch, capsys):

@@ -11,11 +11,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import torch
 from transformers.utils.import_utils import is_serve_available
 
 from evomoe.model.loading import load_config, load_model, load_processor, takes_pictures
+from evomoe.model.structure import text_config
 from evomoe.support.device import best_device, moved, prepare
-from evomoe.support.errors import OptionError
+from evomoe.support.errors import OptionError, foreign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +90,7 @@ def _plain(value: str) -> Any:
 
 def check_port(host: str, port: int) -> None:
     """Raises OptionError if nobody can listen there, or somebody does."""
-    with socket.socket() as trial:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:  # as uvicorn tells them apart
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((host, port))
@@ -100,16 +102,41 @@ def check_port(host: str, port: int) -> None:
             raise OptionError("port", f"cannot listen at {host}:{port} ({error.strerror}); choose another port.") from error
 
 
+def _telling(processor: Any, longest: int | None) -> Any:
+    """The processor, whose errors the server answers with their sentence: it asks for what a request holds, a wrong picture for one.
+
+    Args:
+        longest: tokens that the model reads at most; a longer request would keep all others waiting.
+    """
+    from fastapi import HTTPException
+
+    ask = processor.apply_chat_template
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            inputs = ask(*args, **kwargs)
+        except Exception as error:  # of what opens pictures, and of templates; each has its own kinds
+            raise HTTPException(400, f"The request cannot be read: {foreign(error)}") from error
+        length = len(torch.as_tensor(inputs["input_ids"]).flatten())
+        if longest is not None and length >= longest:
+            raise HTTPException(400, f"The request has {length:,} tokens, and the model reads {longest:,} at most.")
+        return inputs
+
+    processor.apply_chat_template = asked
+    return processor
+
+
 @contextmanager
 def _our_models(checkpoint: str, dtype: str, trust_remote_code: bool) -> "Iterator[None]":
     """Within the block, the server loads this model in our way: its own knows neither the type nor the classes of an EvoMoE."""
     from transformers.cli.serving import model_manager
 
     begin = int(time.time())
+    longest = getattr(text_config(load_config(checkpoint, trust_remote_code)), "max_position_embeddings", None)
 
     class Manager(model_manager.ModelManager):
         def _load_processor(self, *args: Any, **kwargs: Any) -> Any:
-            return load_processor(checkpoint, trust_remote_code)
+            return _telling(load_processor(checkpoint, trust_remote_code), longest)
 
         def _load_model(self, *args: Any, **kwargs: Any) -> Any:
             device = best_device()
