@@ -11,7 +11,7 @@ from evomoe.serving.conversation import Conversation, ConversationError, Said
 from evomoe.serving.sampling import Sampling
 
 gr = pytest.importorskip("gradio")
-from evomoe.serving.app import PIXELS, SHUFFLED, TRAINED, Chip, Models, Routers, app, build  # noqa: E402
+from evomoe.serving.app import PIXELS, SHUFFLED, TRAINED, UPLOAD, Chip, Models, Routers, app, build  # noqa: E402
 
 CHROMIUM = os.environ.get("EVOMOE_CHROMIUM", "")
 in_a_browser = pytest.mark.skipif(not CHROMIUM, reason="needs a browser: make test-browser")
@@ -77,14 +77,33 @@ def test_what_one_model_cannot_be_asked_is_asked_of_none(models, pictures):
     assert said == models.nothing_said()
 
 
-def test_pictures_are_limited_in_pixels(checkpoint, tmp_path):
-    from PIL import Image
+def verbs_of(blocks) -> dict:
+    """What a page of the app may ask for, by name."""
+    return {function.api_name: function.fn for function in blocks.fns.values()}
 
-    from evomoe.serving.app import _limited
 
+def test_pictures_are_limited_in_bytes_and_pixels(checkpoint, tmp_path, monkeypatch):
+    launched = {}
+    monkeypatch.setattr(gr.Blocks, "launch", lambda blocks, **options: launched.update(options))
+    blocks = app(checkpoint, None, "127.0.0.1", 7999)
+    assert launched["max_file_size"] == UPLOAD and launched["server_name"] == "127.0.0.1" and not launched["share"]
     Image.new("1", (5001, 5000)).save(tmp_path / "large.png")
-    with pytest.raises(ConversationError, match=f"the limit is {PIXELS:,} pixels"):
-        _limited(Conversation.load_from(checkpoint)).add_picture(str(tmp_path / "large.png"))
+    warned: list[str] = []
+    monkeypatch.setattr(gr, "Warning", warned.append)
+    asked = {"text": "what is this?", "files": [str(tmp_path / "large.png")]}
+    [*_, (shown, *_)] = verbs_of(blocks)["ask"](asked, [], {"sparse": Said()}, TRAINED, 0, 0.0)
+    assert not shown and f"the limit is {PIXELS:,} pixels" in warned[0]
+
+
+def test_a_second_asking_that_is_refused_leaves_what_was_said(models, pictures, monkeypatch):
+    warned: list[str] = []
+    monkeypatch.setattr(gr, "Warning", warned.append)
+    verbs = verbs_of(build(models))
+    asked = {"text": "what is this?", "files": pictures[:1]}
+    *_, (shown, said, before, *_) = verbs["ask"](asked, [], models.nothing_said(), TRAINED, 0, 0.0)
+    assert len(shown) == 3 and said["mine"].turns
+    *_, (shown_again, said_again, *_) = verbs["ask_again"](before, shown, said, TRAINED, 9, 0.0)
+    assert warned and shown_again == shown and said_again == said
 
 
 def test_the_app_can_be_built_for_a_dense_model_and_for_two(models, workspace):

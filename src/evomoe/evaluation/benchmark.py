@@ -127,6 +127,7 @@ class Benchmark:
         column: its column in the paper's tables, whose average it then enters; empty if it is not in them.
         divisor: what its score is divided by before it enters an average.
         mini: whether it is a small one of ``evomoe.mini``.
+        pictures: whether it always shows some, so that a model of words alone cannot be asked.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Benchmark:
     column: str = ""
     divisor: int = 1
     mini: bool = False
+    pictures: bool = True
 
     @property
     def scorer(self) -> str:

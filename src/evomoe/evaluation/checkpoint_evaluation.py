@@ -46,8 +46,9 @@ class CheckpointEvaluation:
         self.checkpoint, self.names, self.options = checkpoint, names, options.of(checkpoint)
         self.folder = options.folder(checkpoint)
         check_output_folder(self.folder)
-        if not takes_pictures(load_config(checkpoint, options.trust_remote_code)):
-            raise ValueError(f"{', '.join(names)} needs a model that takes pictures; {checkpoint} is text-only.")
+        shown = [name for name in names if BENCHMARKS[name].pictures]
+        if not takes_pictures(load_config(checkpoint, options.trust_remote_code)) and shown:
+            raise ValueError(f"{', '.join(shown)} needs a model that takes pictures; {checkpoint} is text-only.")
         self.processor = load_processor(checkpoint, options.trust_remote_code)
         self.state = this_process()
         self.root = None if options.data_root is None else str(Path(options.data_root).resolve())

@@ -110,5 +110,5 @@ def _row(group: Sequence[tuple[float, float]]) -> Row:
 
 BENCHMARK = Benchmark(
     "held-out", "Your own held-out records, held-out/records.json below --data-root: the answers must match.", load,
-    lambda question, protocol: question.text, score, max_new_tokens=256,
+    lambda question, protocol: question.text, score, max_new_tokens=256, pictures=False,
 )  # fmt: skip
