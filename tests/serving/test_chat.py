@@ -2,7 +2,10 @@
 
 import io
 import math
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -250,3 +253,12 @@ def test_what_a_model_s_folder_says_of_generation_changes_no_answer(sparse, pict
     for name, value in own.items():
         setattr(settings, name, value)
     assert answer() == plain and sparse.model.generation_config is settings
+
+
+@pytest.mark.parametrize("typed", ["{}", "'{}'", '"{}"', "{escaped}"])
+def test_a_path_with_blanks_may_be_typed_as_terminals_write_it(sparse, picture, tmp_path, typed):
+    path = tmp_path / "my  table's.png"
+    path.write_bytes(Path(picture).read_bytes())
+    said = shlex.quote(str(path)) if typed == "'{}'" else typed.format(path, escaped=re.sub(r"(\W)", r"\\\1", str(path)))
+    assert "the next question is about it" in talk(sparse, lines=[f"/image {said}"])
+    assert "does not exist" in talk(sparse, lines=["/image 'none.png"])

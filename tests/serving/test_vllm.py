@@ -111,6 +111,14 @@ def test_exported_models_are_served_without_us(to, tmp_path):
     assert len({tuple(one) for one in found["expected"]}) > 8 and found["answers"] == [found["expected"]] * 2
 
 
+@needs_vllm
+def test_attention_that_cpus_cannot_run_is_refused_before_the_first_question(tmp_path):
+    save_model(tmp_path / "model", {"text": {"head_dim": 24}})
+    serve = [str(Path(PYTHON).with_name("evomoe")), "serve", str(tmp_path / "model"), "--engine", "vllm"]
+    said = subprocess.run(serve, env=os.environ | SETTINGS, capture_output=True, text=True, timeout=300)
+    assert said.returncode == 1 and "its attention heads are 24 wide, and vLLM's kernels for CPUs run" in said.stderr
+
+
 @pytest.mark.slow
 @needs_vllm
 def test_a_lost_modality_is_seen(tmp_path):

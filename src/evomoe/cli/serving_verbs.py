@@ -84,7 +84,7 @@ def serve_with(engine_options: Sequence[str]) -> Callable[..., None]:
                 after `--` are the engine's own options.
             host: address to listen at; 127.0.0.1 is this machine alone, 0.0.0.0 every network that it is in.
             port: port to listen at.
-            dtype: precision of the weights; auto is the checkpoint's own.
+            dtype: precision of the weights; auto is the checkpoint's own, of which vLLM halves float32.
             trust_remote_code: run code from the model's repository.
         """
         refuse_missing(checkpoint)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ class Chat:
     def _show_picture(self, file: str) -> None:
         if not file:
             raise ConversationError("Name a picture: /image FILE.")
-        self.add_pictures([file])
+        self.add_pictures([file := path_typed(file)])
         count = len(next(iter(self._conversations.values())).said.waiting)
         self._write(f"{Path(file).name}: the next question is about {'it' if count == 1 else f'these {count} pictures'}.\n")
 
@@ -112,6 +113,14 @@ class Chat:
                 self._write("There is no answer yet.\n")
             else:
                 self._write(f"{load.table()}\n{load.sentence()}\n")
+
+
+def path_typed(text: str) -> str:
+    """A path as it was typed; if there is no such file, as a terminal writes a path with blanks: in quotes, or after backslashes."""
+    with contextlib.suppress(ValueError, OSError):
+        if not Path(text).expanduser().exists() and len(parts := shlex.split(text)) == 1:
+            return parts[0]
+    return text
 
 
 def chat(

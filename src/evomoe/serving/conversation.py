@@ -144,7 +144,7 @@ class Conversation:
         try:
             check_image(path, self._max_pixels)
         except ValueError as error:
-            raise ConversationError(str(error) if file in str(error) else f"{file!r}: {foreign(error)}") from error
+            raise ConversationError(str(error) if path in str(error) else f"{file!r}: {foreign(error)}") from error
         self.said = replace(self.said, waiting=(*self.said.waiting, path))
 
     def say(

@@ -33,7 +33,8 @@ def serve(checkpoint: str, host: str, port: int, dtype: str, trust_remote_code: 
     """
     check_installed()
     check_port(host, port)
-    if reason := refusal(load_config(checkpoint, trust_remote_code)):
+    config = load_config(checkpoint, trust_remote_code)
+    if reason := refusal(config) or refusal_on_cpus(config):
         raise ValueError(f"{checkpoint}: vLLM cannot serve it: {reason}")
     command = ["-m", SERVER, "--model", checkpoint, "--host", host, "--port", str(port), "--dtype", dtype]
     command += ["--trust-remote-code"] if trust_remote_code else []
@@ -78,3 +79,21 @@ def refusal(config: PreTrainedConfig) -> str | None:
     if base in SEES_BOTH_WAYS:
         return f"the image tokens of {base} see each other, and vLLM's backend for any model loses that. {instead}"
     return None
+
+
+def refusal_on_cpus(config: PreTrainedConfig) -> str | None:
+    """Why vLLM's kernels for CPUs cannot run a model's attention, which they find out at the first question; None if they can."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return None
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    text, known = config.get_text_config(decoder=True), CPUAttentionBackend.get_supported_head_sizes()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if width in known:
+        return None
+    return (
+        f"its attention heads are {width} wide, and vLLM's kernels for CPUs run widths of {', '.join(map(str, known))}. "
+        "Serve it with `--engine transformers`, or by vLLM on a GPU."
+    )

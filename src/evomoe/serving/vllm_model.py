@@ -27,7 +27,7 @@ from evomoe.model.configuration import EvoMoEConfig
 from evomoe.model.families import dense_config
 from evomoe.model.structure import image_token_ids
 from evomoe.serving.served_block import ServedBlock, served_class
-from evomoe.serving.vllm_engine import refusal
+from evomoe.serving.vllm_engine import refusal, refusal_on_cpus
 from evomoe.support import hf
 from evomoe.support.processor import for_servers
 
@@ -115,7 +115,7 @@ def refusal_of(config: EvoMoEConfig, vllm_config: VllmConfig) -> str | None:
         return "its experts are not tested apart; leave out --enable-expert-parallel and --enable-eplb."
     if getattr(parallel, "enable_dbo", False):
         return "two batches at once would share the note of which tokens are images; leave out --enable-dbo."
-    return refusal(config)
+    return refusal(config) or refusal_on_cpus(config)
 
 
 def kernels_cannot_run(block: ServedBlock, activation: str) -> str | None:
