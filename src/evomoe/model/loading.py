@@ -70,6 +70,8 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
             f"{source} holds a LoRA adapter, which would be lost. Merge it first: load the model with peft, and save what "
             "`merge_and_unload()` gives."
         )
+    if Path(source).is_dir() and not (Path(source) / "config.json").exists():
+        raise ValueError(f"{source}: there is no model in it, for it has no config.json.")
     try:
         with making(source, "its config.json cannot be read"), shallow(source):
             check_sizes(PreTrainedConfig.get_config_dict(source)[0], source)
@@ -99,6 +101,8 @@ def load_config(source: str | Path, trust_remote_code: bool = False) -> PreTrain
 
 def _check_files(source: str | Path) -> None:
     """Refuses a folder that is not there, or that holds a pipe: transformers would wait for it, or act as if it were not there."""
+    if not str(source).strip():
+        raise ValueError("the model's name is empty; name a folder, or a model of the hub.")
     refuse_missing(source)
     refuse_special(source)
     for file in Path(source).iterdir() if Path(source).is_dir() else ():
