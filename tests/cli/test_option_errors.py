@@ -123,7 +123,8 @@ def test_an_option_in_the_advice(tmp_path, capsys):
     [
         ({"name": "77"}, ["77"], "name: there is no table '77'; choose from 2, 3,"),  # which is given by its place
         ({"name": "2", "rows": ("x",)}, ["2", "--rows", "x"], "rows: table 2 has no row 'x'"),
-        ({"name": "2", "jobs": 0}, ["2", "--jobs", "0"], "jobs: 0 must be at least 1."),
+        ({"name": "2", "jobs": 0}, ["2", "--jobs", "0"], "jobs: 0 must be a whole number from 1 to 128."),
+        ({"name": "2", "jobs": 9999}, ["2", "--jobs", "9999"], "jobs: 9999 must be a whole number from 1 to 128."),
     ],
 )
 def test_an_option_of_a_table(arguments, flags, message, capsys, tmp_path):

@@ -332,9 +332,10 @@ def test_a_model_without_a_processor_is_refused(workspace, quiz, options):
         (["vqa"], {}, "benchmarks: there is no 'vqa'; did you mean 'vqav2'. Choose from vqav2, gqa,"),
         (["easy-vqa", "easy-vqa"], {}, "benchmarks: name each benchmark once"),
         ([], {}, "at least one"),
-        (["easy-vqa"], {"limit": -1}, "limit: -1 must be 0"),
-        (["easy-vqa"], {"batch_size": 0}, "batch_size: 0 must be at least 1"),
-        (["easy-vqa"], {"workers": -1}, "workers: -1 must be 0"),
+        (["easy-vqa"], {"limit": -1}, "limit: -1 must be a whole number of at least 0; 0 asks all"),
+        (["easy-vqa"], {"batch_size": 0}, "batch_size: 0 must be a whole number from 1"),
+        (["easy-vqa"], {"workers": -1}, "workers: -1 must be a whole number from 0 to 128"),
+        (["easy-vqa"], {"workers": 100_000}, "workers: 100000 must be a whole number from 0 to 128"),  # each takes memory
         (["easy-vqa"], {"protocol": "mine"}, "protocol: there is no 'mine'; choose from official, lmms-eval, vlmevalkit"),
     ],
 )

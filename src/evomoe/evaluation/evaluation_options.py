@@ -8,7 +8,7 @@ from typing import Literal
 from evomoe.evaluation.benchmark import PROTOCOLS, ProtocolName
 from evomoe.evaluation.benchmarks import BENCHMARKS
 from evomoe.recipe.named_values import NamedValues
-from evomoe.recipe.options import ImageAspect
+from evomoe.recipe.options import MOST_RECORDS, MOST_WORKERS, ImageAspect, check_whole
 from evomoe.recipe.run_folder import results_folder, template_options_of
 from evomoe.support.errors import OptionError, no_such
 from evomoe.support.names import check_folder
@@ -59,12 +59,9 @@ class EvaluationOptions:
             raise OptionError(argument, "name each benchmark once, and at least one.")
         if self.protocol not in PROTOCOLS:
             raise OptionError("protocol", f"{no_such(self.protocol, PROTOCOLS)}.")
-        if self.limit < 0:
-            raise OptionError("limit", f"{self.limit} must be 0 (all questions) or more.")
-        if self.batch_size < 1:
-            raise OptionError("batch_size", f"{self.batch_size} must be at least 1.")
-        if self.workers < 0:
-            raise OptionError("workers", f"{self.workers} must be 0 (this process) or more.")
+        check_whole("limit", self.limit, 0, hint="; 0 asks all questions")
+        check_whole("batch_size", self.batch_size, 1, MOST_RECORDS)
+        check_whole("workers", self.workers, 0, MOST_WORKERS)
 
     def of(self, checkpoint: str | Path) -> "EvaluationOptions":
         """The options for a checkpoint: where they name no arguments of its chat template, with those that it was trained with."""

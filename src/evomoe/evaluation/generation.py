@@ -211,7 +211,11 @@ class Answerer:
             ValueError: the accelerator's memory is too small for the batch.
         """
         loader = DataLoader(
-            _Careful(prompts), batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=begin_worker
+            _Careful(prompts),
+            batch_size=None,
+            num_workers=min(workers, len(prompts)),
+            collate_fn=_as_it_is,
+            worker_init_fn=begin_worker,
         )
         total = done + sum(map(len, prompts.chunks))
         was_training, settings = self.model.training, self.model.generation_config

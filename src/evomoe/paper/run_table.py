@@ -1,6 +1,7 @@
 """``evomoe table``: one table of the paper, run in small here, or planned for a cluster."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from evomoe.paper.study.study import Cell, all_tasks, cells, experts_alone, run
 from evomoe.paper.study.task import Scoring, Training
 from evomoe.paper.tables import TABLES
 from evomoe.paper.tables.table import Row, Table
+from evomoe.recipe.options import MOST_RECORDS, MOST_WORKERS, check_whole
 from evomoe.support.errors import OptionError, no_such
 from evomoe.support.names import check_output_folder
 from evomoe.support.text import counted
@@ -59,9 +61,12 @@ def run_table(
     """
     table = find(name)
     chosen = with_baseline(table, rows)
-    for option, value, least in (("seeds", seeds, 0), ("jobs", jobs, 1), ("limit", limit, 0)):
-        if value < least:
-            raise OptionError(option, f"{value} must be at least {least}.")
+    for option, value, least, most in (
+        ("seeds", seeds, 0, MOST_RECORDS),
+        ("jobs", jobs, 1, MOST_WORKERS),
+        ("limit", limit, 0, math.inf),
+    ):
+        check_whole(option, value, least, most)
     for option, folder in (("study", study), ("results", results)):
         if folder is not None:
             check_output_folder(folder, option)

@@ -15,7 +15,7 @@ OnBadRecord = Literal["stop", "skip"]
 
 
 MOST_EXPERTS, HIGHEST_RATE, MOST_PASSES, MOST_STEPS, MOST_RECORDS = 4096, 100.0, 1e6, 10**9, 10**6
-LONGEST, MOST_WORKERS, MOST_FRAMES = 10**8, 1024, 10**4
+LONGEST, MOST_WORKERS, MOST_FRAMES = 10**8, 128, 10**4
 """Beyond these no machine holds a mixture, and no run ends or learns."""
 
 VIDEO_FRAMES = 8
