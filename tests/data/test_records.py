@@ -192,7 +192,11 @@ BAD_ROWS = {
         "the assistant speaks first",
     ),
     "empty answer": (llava(answer=" \n"), "turn 1 is the assistant's and is empty"),
-    "answer without width": (llava(answer="\u200b\u2060\ufeff\u200e\x00\u3000"), "turn 1 is the assistant's and is empty"),
+    "answer without width": (
+        llava(answer="\u200b\u2060\ufeff\u3000"),
+        "turn 1 is the assistant's and shows nothing: it has U+200B, U+2060, U+FEFF alone",
+    ),
+    "answer of fillers": (llava(answer="\u3000\u2800\u3164"), "shows nothing: it has U+2800, U+3164 alone"),
     "no mark": (llava(question="what is it?"), "the text has 0 <image> but the record has 1 image"),
     "no image": (llava(None), "the text has 1 <image> but the record has 0 images"),
     "one mark too many": (llava(question="<image><image> what?"), "has 2 <image> but the record has 1 image"),
@@ -227,7 +231,7 @@ def test_stop_lists_the_first_ten(pictures, write_json):
     with pytest.raises(BadRecordError) as caught:
         load_records(write_json([llava(), *rows]), pictures)
     message = str(caught.value)
-    assert "13 of 14 records are bad" in message and "and 3 more" in message
+    assert "13 of 14 records are bad" in message and "and 3 more, which a dry run with `on_bad_record=skip` lists" in message
     assert "missing9.png" in message and "missing10.png" not in message
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomoe.data.chat_template import PROBE, ChatTemplate
+from evomoe.data.chat_template import OF_TOKENIZERS, PROBE, ChatTemplate
 from evomoe.data.turns import Record
 from evomoe.support.errors import OptionError, foreign
 from evomoe.support.processor import Processor, know_rows, rows_of, tokenizer_of
@@ -19,7 +19,6 @@ from evomoe.support.text import counted, shortened
 
 _OPTION = "allow_special_tokens"
 _OF_PROCESSORS = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token", "vision_start_token", "vision_end_token")
-_OF_TOKENIZERS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _SHOWN = 12
 
 
@@ -63,7 +62,7 @@ def _special_of(tokenizer: Any) -> set[str]:
 
 def _use(token: str, processor: Any, tokenizer: Any, written: str) -> str:
     """What a token means to the model; empty if nothing that is known."""
-    for owner, names in ((processor, _OF_PROCESSORS), (tokenizer, (*_OF_TOKENIZERS, *_OF_PROCESSORS))):
+    for owner, names in ((processor, _OF_PROCESSORS), (tokenizer, (*OF_TOKENIZERS, *_OF_PROCESSORS))):
         for name in names:
             if str(getattr(owner, name, None)) == token:
                 return f"is the model's {name}"

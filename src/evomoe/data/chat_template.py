@@ -20,6 +20,8 @@ PROBE = (Turn("user", "ping"), Turn("assistant", "pong"))
 """A question and its answer, to see what a template writes around them."""
 _SECONDS, _MEMORY, _LONGEST = 10.0, 2 * 10**9, 10**8
 """What a record's renderings may take: time, bytes, and the characters that each may have."""
+OF_TOKENIZERS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+"""The attributes of a tokenizer that name tokens which mean something to a model."""
 _REFUSES = "the chat template refuses"
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -83,6 +85,8 @@ class ChatTemplate:
         self._placeholders = {str(getattr(processor, name, "") or "") for name in ("image_token", "video_token", "audio_token")}
         control = [token for token, special in added.items() if special] + sorted(self._placeholders)
         # One character is a character, whatever a tokenizer pads with.
+        own = self._placeholders | {str(getattr(self.tokenizer, name, None)) for name in OF_TOKENIZERS}
+        self._never_words = {token for token in control if token in own or token in str(owner.chat_template)}
         self._control = re.compile("|".join(re.escape(token) for token in control if len(token) > 1) or "(?!)")
         self._structured = self._accepts(messages_of(PROBE))
         if not self._structured and not self._accepts(self._plain_messages(PROBE)):
@@ -313,7 +317,7 @@ class ChatTemplate:
             if half := _HALF.search(text):
                 raise BadRecordError(f"{where} holds half a character, {half[0]!r}, which is not text; remove it")
             if token := self._control.search(text):
-                way = "" if token[0] in self._placeholders else ", or train with `allow_special_tokens`"
+                way = "" if token[0] in self._never_words else ", or train with `allow_special_tokens`"
                 raise BadRecordError(
                     f"{where} holds {token[0]!r}, which the model reads as a control token; write it otherwise{way}"
                 )

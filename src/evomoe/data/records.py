@@ -211,11 +211,12 @@ def bad_summary(name: str, bad: Sequence[str], total: int, remedy: str = "") -> 
     if len(bad) == total > 1 and len(reasons) == 1:
         return f"{name}: all {counted(total, 'record')} are bad: {reasons.pop()}" + (f"\n{remedy}" if remedy else "")
     more, them = len(bad) - _LISTED, "it" if len(bad) == 1 else "them"
+    listed = "" if remedy else ", which a dry run with `on_bad_record=skip` lists"
     return "\n".join(
         [
             f"{name}: {len(bad):,} of {counted(total, 'record')} {'is' if len(bad) == 1 else 'are'} bad:",
             *(f"  {message}" for message in bad[:_LISTED]),
-            *([f"  and {more:,} more"] if more > 0 else []),
+            *([f"  and {more:,} more{listed}"] if more > 0 else []),
             remedy or f"Repair {them}; training can leave {them} out: `on_bad_record=skip`.",
         ]
     )

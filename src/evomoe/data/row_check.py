@@ -198,7 +198,10 @@ class RowCheck:
             raise BadRecordError("its last turn is the user's, which nothing answers")
         for number, turn in enumerate(turns):
             if turn.role == "assistant" and shows_nothing(turn.text):
-                raise BadRecordError(f"turn {number} is the assistant's and is empty")
+                unseen = ", ".join(sorted({f"U+{ord(sign):04X}" for sign in turn.text if not sign.isspace()}))
+                raise BadRecordError(
+                    f"turn {number} is the assistant's and " + (f"shows nothing: it has {unseen} alone" if unseen else "is empty")
+                )
         for file, shown in zip(files, [*images, *videos], strict=True):
             self._check_picture(file, shown)
         return unread

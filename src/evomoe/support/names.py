@@ -95,12 +95,15 @@ def only_streamed(name: str) -> bool:
     return is_pattern(name) or Path(name).suffix.lower() in (".tar", ".parquet")
 
 
+_NO_NETWORK = ", or, without a network, set HF_HUB_OFFLINE=1, so that nothing is waited for."
+
+
 def not_on_hub(name: str | Path, kind: str, error: Exception) -> str:
     """The message for a name that is nowhere on this machine and that the hub gives no ``kind`` for, with its first reason."""
     reason = foreign(error).rstrip(".")
     return (
         f"{name}: there is no such {'folder' if kind == 'model' else 'file or folder'}, and the hub gives no such {kind} ({reason}); "
-        "name a local folder, or, without a network, set HF_HUB_OFFLINE=1, so that nothing is waited for."
+        "name a local folder" + ("." if os.environ.get("HF_HUB_OFFLINE") else _NO_NETWORK)
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 _BYTES = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "kB": 10**3}
 _UNSEEN = ("Zs", "Zl", "Zp", "Cc", "Cf")
 """Categories of Unicode: spaces, ends of lines and paragraphs, control and format characters."""
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"
+"""Fillers of Hangul and the braille cell without dots: letters and signs to Unicode, and nothing to see."""
 
 
 def counted(count: int, noun: str) -> str:
@@ -32,7 +34,7 @@ def shortened(value: object, length: int = 80) -> str:
 
 def shows_nothing(text: str) -> bool:
     """Whether a text has no sign that can be seen: it is empty, or spaces, control characters and zero-width ones alone."""
-    return all(unicodedata.category(sign) in _UNSEEN for sign in text)
+    return all(sign in _BLANK or unicodedata.category(sign) in _UNSEEN for sign in text)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
