@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 from evomoe.model.aux_losses import AUX_LOSSES
 from evomoe.model.routers import ROUTERS, Router
+from evomoe.model.routers.checked_logits import make_without_weights
 from evomoe.model.routing import GATES
 from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.placement import moe_layers
@@ -74,8 +74,7 @@ class MoEConfig(MoEOptions):
         moe = cls(base_model_type=config.model_type, moe_layers=moe_layers(placement, text.num_hidden_layers), **fields)
         router = ROUTERS[moe.router]
         router.read(moe.router_options, moe.num_experts, moe.router)
-        with torch.device("meta"):
-            router(text.hidden_size, moe.num_experts, **moe.router_options)
+        make_without_weights(router, moe.router, text.hidden_size, moe.num_experts, moe.router_options)
         return moe
 
 
