@@ -63,17 +63,19 @@ def try_router(router: "Router", top_k: int, gate: str, name: str = "") -> None:
     Raises:
         OptionError: it raises an error, or gives what no router may give.
     """
+    name = name or type(router).__name__
     for training in (True, False):
         router.train(training)
         for kinds in _TRIED:
             modality = Modality.of(torch.tensor([kinds]), None)
-            tried = f"'{name or type(router).__name__}' was tried on {len(kinds)} random tokens"
             try:
                 with torch.set_grad_enabled(training):
                     routing = router.route(torch.randn(len(kinds), router.hidden_size), modality, top_k, gate)
             except Exception as error:  # of code that anybody may have written
                 raised = f"{type(error).__name__}: {foreign(error)}{place(error)}"
-                raise OptionError("router", f"{tried} and raised {raised}") from error
+                raise OptionError("router", f"'{name}' was tried on {len(kinds)} random tokens and raised {raised}") from error
             if not routing.weight_TK.isfinite().all():
                 what = "weights" if routing.logits_TE.isfinite().all() else "logits"
-                raise OptionError("router", f"{tried}, and gave {what} that are not finite; all of a router's must be.")
+                raise OptionError(
+                    "router", f"'{name}' was tried on {len(kinds)} random tokens, and gave {what} that are not finite."
+                )
