@@ -38,6 +38,18 @@ def test_a_mistyped_option_of_a_router_names_the_nearest(capsys):
     assert "--router-options.rank" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", [["train", "--model", "m"], ["upcycle", "a", "b"], ["params"]])
+def test_options_of_a_router_that_is_not_there_name_the_router(verb, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        main([*verb, "--router", "norm", "--router-options.temperature", "3"])
+    told = capsys.readouterr().err
+    assert "evomoe: --router: there is no 'norm'" in told and "If it is your own, import the file that registers it first" in told
+    monkeypatch.setitem(ROUTERS, "norm", lambda *_: None)
+    with pytest.raises(SystemExit):
+        main([*verb, "--router", "norm", "--router-options.temperature", "3"])
+    assert "router 'norm' is not a class derived from evomoe.model.routers.Router" in capsys.readouterr().err
+
+
 def test_a_router_s_options_that_are_the_defaults_leave_the_recipe_as_it_was(tmp_path):
     base = RECIPES["evomoe"].but(model="m", data="d", output="o", router_options={"rank": 16})
     shown = typed_recipe(base, "dtr")

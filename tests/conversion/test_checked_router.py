@@ -38,19 +38,62 @@ class Breaks(LinearRouter):
         return x_TD[:, :3]
 
 
+class ReadsValues(LinearRouter):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.sum = self.gate.weight.sum().item()
+
+
+class Tuple(LinearRouter):
+    def forward(self, x_TD, modality):
+        return super().forward(x_TD, modality), 1
+
+
+class NotFinite(LinearRouter):
+    def forward(self, x_TD, modality):
+        return super().forward(x_TD, modality) * float("nan")
+
+
+class Fails(LinearRouter):
+    def forward(self, x_TD, modality):
+        return x_TD @ torch.zeros(3, 3)
+
+
+class Loose(LinearRouter):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.drawn = torch.randn(self.num_experts)
+
+    def forward(self, x_TD, modality):
+        return super().forward(x_TD, modality) + self.drawn
+
+
 @pytest.mark.parametrize(
     "kind, said",
     [
         (Mixes, r"hangs on that token alone.*Of 12 tokens \d+ got other experts"),
         (Forgets, r"saved and loaded again it chooses as before.*Of 12 tokens \d+ got"),
         (NeverLearns, r"its parameters learn from the loss.*Without a gradient: gate.weight"),
-        (Breaks, r"tried on 5 random tokens and raised ValueError"),
+        (Breaks, r"'mine' was tried on 5 random tokens and raised ValueError"),
+        (ReadsValues, r"'mine' must be made on torch's meta device too.*RuntimeError: .*test_checked_router.py, line \d+\)"),
+        (Tuple, r"'mine' was tried on 5 random tokens.*Tuple gave logits that are a tuple; \(5, 4\) float32 is expected"),
+        (NotFinite, r"'mine' was tried on 5 random tokens, and gave logits that are not finite"),
+        (Fails, r"'mine' was tried on 5 random tokens and raised RuntimeError: .*test_checked_router.py, line \d+\)"),
+        (
+            Loose,
+            r"'mine' .*saved and loaded again.*neither parameters nor buffers: drawn. Hand them to register_buffer.*py, line",
+        ),
     ],
 )
 def test_a_broken_promise_is_named(monkeypatch, kind, said):
     monkeypatch.setitem(ROUTERS, "mine", kind)
     with pytest.raises(OptionError, match=said):
         check_router("mine")
+
+
+def test_it_is_silent(capfd):
+    check_router("linear")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_scores_in_half_precision_are_seen(monkeypatch):

@@ -13,6 +13,8 @@ from transformers import AutoModelForImageTextToText
 
 from evomoe import cli, upcycle
 from evomoe.model.loading import load_model, load_processor
+from evomoe.model.routers import ROUTERS
+from evomoe.model.routers.linear import LinearRouter
 from evomoe.support.allow_missing import ALLOW_MISSING
 
 
@@ -28,6 +30,15 @@ def sparse(workspace, tmp_path) -> Path:
     upcycle(load_model(workspace / "model")).save_pretrained(tmp_path / "sparse")
     load_processor(workspace / "model").save_pretrained(tmp_path / "sparse")
     return tmp_path / "sparse"
+
+
+@pytest.fixture
+def sparse_of(workspace, tmp_path):
+    def made(router: str) -> Path:
+        upcycle(load_model(workspace / "model"), router=router).save_pretrained(tmp_path / router)
+        return tmp_path / router
+
+    return made
 
 
 @pytest.fixture
@@ -195,3 +206,33 @@ def test_a_model_that_takes_pictures_has_a_processor_that_does(dense):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"processor_class": None}))
     with pytest.raises(ValueError, match="(takes no pictures, and its model does|has no processor that transformers can load)"):
         load_processor(dense)
+
+
+class Another(LinearRouter):
+    """It has other tensors than the router whose name it takes, and no more than that one."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args)
+        self.temperature = torch.nn.Parameter(torch.ones(()))
+
+
+@pytest.mark.parametrize("trained, now", [("linear", Another), ("dtr", LinearRouter), ("dtr", Another)])
+def test_a_row_that_took_the_place_of_the_router_of_a_folder_is_named(trained, now, sparse_of, monkeypatch):
+    folder = sparse_of(trained)
+    monkeypatch.setitem(ROUTERS, trained, now)
+    with pytest.raises(ValueError, match=rf"the router '{trained}' registered now is another .*: \S+\.router\."):
+        load_model(folder)
+
+
+def test_a_row_of_the_same_name_with_other_shapes_is_named_too(sparse_of, monkeypatch):
+    class Wide(LinearRouter):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.gate = torch.nn.Linear(self.hidden_size, 2 * self.num_experts, bias=False)
+
+    folder = sparse_of("linear")
+    monkeypatch.setitem(ROUTERS, "linear", Wide)
+    with pytest.raises(
+        ValueError, match="the router 'linear' registered now is another .*router.gate.weight is of another shape in it"
+    ):
+        load_model(folder)

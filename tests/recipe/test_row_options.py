@@ -10,13 +10,17 @@ from transformers import AutoModelForCausalLM
 
 from evomoe import upcycle
 from evomoe.conversion.expert_init import INITS
+from evomoe.model.aux_losses import AUX_LOSSES
 from evomoe.model.routers import ROUTERS
 from evomoe.model.routers.linear import LinearRouter
+from evomoe.model.routing import GATES
 from evomoe.recipe.init_options import INIT_OPTIONS
+from evomoe.recipe.options import EvolutionOptions
 from evomoe.recipe.router_options import ROUTER_OPTIONS
 from evomoe.recipe.row_options import describe_options
 from evomoe.support.errors import OptionError
 from evomoe.support.text import counted, kind_of
+from evomoe.training.evolution import RULES, check_rule
 
 
 @pytest.mark.parametrize(
@@ -81,6 +85,34 @@ def test_a_checkpoint_with_a_router_that_is_not_there_says_what_may_be_missing(t
     monkeypatch.delitem(ROUTERS, "mine")
     with pytest.raises(ValueError, match="router: there is no 'mine'; .*import the file that registers it first"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+NO_ROUTERS = {"a function": lambda *_: None, "torch's own": nn.Linear, "an object": LinearRouter(8, 4)}
+
+
+@pytest.mark.parametrize("what", NO_ROUTERS)
+def test_a_row_that_is_no_router_is_named_where_it_is_used_and_leaves_the_others_alone(what, monkeypatch):
+    monkeypatch.setitem(ROUTERS, "mine", NO_ROUTERS[what])
+    said = "router 'mine' is not a class derived from evomoe.model.routers.Router"
+    with pytest.raises(OptionError, match=said):
+        upcycle(make_language_model(), router="mine")
+    with pytest.raises(OptionError, match=said):
+        upcycle(make_language_model(), router="shuffled", router_options={"inner": "mine"})
+    upcycle(make_language_model(), router="linear", aux_losses={"balance": 0.1})
+
+
+def test_rows_of_other_tables_are_looked_at_too(monkeypatch):
+    for table, options in (
+        (AUX_LOSSES, {"aux_losses": {"mine": 0.1}}),
+        (GATES, {"gate": "mine"}),
+        (INITS, {"expert_init": "mine"}),
+    ):
+        monkeypatch.setitem(table, "mine", 3)
+        with pytest.raises(OptionError, match=f"{next(iter(options))} 'mine' is not (a function|an object of .*ExpertInit)"):
+            upcycle(make_language_model(), **options)
+    monkeypatch.setitem(RULES, "mine", 3)
+    with pytest.raises(OptionError, match="rule 'mine' is not a function"):
+        check_rule(EvolutionOptions(rule="mine"))
 
 
 def test_words():

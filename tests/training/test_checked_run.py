@@ -239,6 +239,6 @@ def test_a_router_of_ones_own_is_tried_before_anything_trains(workspace, monkeyp
 
     monkeypatch.setitem(ROUTERS, "too-wide", TooWide)
     with pytest.raises(
-        OptionError, match=r"router: it was tried on 5 random tokens .*\(5, 8\) float32; \(5, 4\) float32 is expected"
+        OptionError, match=r"router: '.*' was tried on 5 random tokens .*\(5, 8\) float32; \(5, 4\) float32 is expected"
     ):
         check_run(make_recipe(workspace, moe=MoEOptions(router="too-wide")))

@@ -9,9 +9,12 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from evomoe.cli.terminal import refuse
 from evomoe.recipe.options import AttachOptions, MoEOptions
 from evomoe.recipe.router_options import ROUTER_OPTIONS
 from evomoe.recipe.row_options import RouterOptions
+from evomoe.support.errors import OptionError
+from evomoe.support.rows import check_row
 
 Flat = tyro.conf.arg(name="")
 HasRouter = TypeVar("HasRouter", bound=MoEOptions | AttachOptions)
@@ -29,7 +32,19 @@ def options_of(router: str) -> type[RouterOptions] | None:
         return ROUTER_OPTIONS[router]
     from evomoe.model.routers import ROUTERS
 
-    return ROUTERS[router].Options if router in ROUTERS else None
+    return getattr(ROUTERS.get(router), "Options", None)
+
+
+def check_router_name(router: str, arguments: Sequence[str]) -> None:
+    """Ends if the arguments have options of a router that is not there, which the parser would say are none of the verb's."""
+    if not typed_names(arguments) or router in ROUTER_OPTIONS:
+        return
+    from evomoe.model.routers import ROUTERS, Router
+
+    try:
+        check_row("router", router, ROUTERS, derived_from=Router)
+    except OptionError as error:
+        refuse(error)
 
 
 def typed_names(arguments: Sequence[str]) -> set[str]:
@@ -84,6 +99,7 @@ def with_router_flags(
         router: its name.
         arguments: what will be parsed.
     """
+    check_router_name(router, arguments)
     default = typed(base, router)
 
     @wraps(verb)
@@ -105,8 +121,9 @@ def flat(kind: type) -> Any:
     return annotated[kind, Flat]
 
 
-def typed_recipe(recipe: Any, router: str) -> Any:
-    """A recipe whose mixture is ``typed``."""
+def typed_recipe(recipe: Any, router: str, arguments: Sequence[str] = ()) -> Any:
+    """A recipe whose mixture is ``typed``; ``arguments`` are what will be parsed."""
+    check_router_name(router, arguments)
     moe = typed(recipe.moe, router)
     if moe is recipe.moe:
         return recipe

@@ -76,7 +76,7 @@ def train_from(arguments: list[str]) -> Callable[..., None]:
     router = value_of("--router", arguments) or base.moe.router
     if router != base.moe.router:  # the options are the other router's
         base = replace(base, moe=replace(base.moe, router_options={}))
-    shown = typed_recipe(base, router)
+    shown = typed_recipe(base, router, arguments)
 
     def train(
         options: Any = shown,

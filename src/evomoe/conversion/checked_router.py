@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from evomoe.conversion.upcycling import upcycle
 from evomoe.model.modality import Modality
@@ -18,7 +19,8 @@ from evomoe.model.routers import ROUTERS, Router
 from evomoe.model.routers.checked_logits import try_router
 from evomoe.model.sparse_model import SparseModel
 from evomoe.support.device import moved
-from evomoe.support.errors import OptionError, foreign, no_such
+from evomoe.support.errors import OptionError, foreign, no_such, place
+from evomoe.support.rows import check_row
 
 _TOKENS = 12
 
@@ -43,18 +45,31 @@ def check_router(
     """
     if name not in ROUTERS:
         raise OptionError("name", f"{no_such(name, ROUTERS, 'router')}, or add a row to `ROUTERS`.")
+    check_row("router", name, ROUTERS, derived_from=Router)
     config = LlamaConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=64, tie_word_embeddings=False
     )
     moe: dict[str, Any] = {"num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok, "gate": gate}
     moe |= {"router": name, "router_options": router_options, "moe_layers": "all", "expert_init": "noise"}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _without_bars():
         torch.manual_seed(0)
         model = upcycle(LlamaForCausalLM(config), **moe)
-        try_router(ROUTERS[name](config.hidden_size, num_experts, **router_options), num_experts_per_tok, gate)
+        try_router(ROUTERS[name](config.hidden_size, num_experts, **router_options), num_experts_per_tok, gate, name)
         for promise, kept in _PROMISES.items():
             with _told(name, promise):
                 kept(model)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Transformers draws a bar for every file that it reads or writes; within the block it draws none."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -63,7 +78,7 @@ def _told(name: str, promise: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of code that anybody may have written
-        raise OptionError("router", f"'{name}' breaks a promise: {promise}. {foreign(error)}") from error
+        raise OptionError("router", f"'{name}' breaks a promise: {promise}. {foreign(error)}{place(error)}") from error
 
 
 def _router(model: SparseModel) -> Router:
@@ -103,7 +118,23 @@ def _comes_back(model: SparseModel) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.eval().save_pretrained(folder)
         again: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
-        _check_same(_weights(again, x_TD, is_image_T), _weights(model, x_TD, is_image_T))
+        try:
+            _check_same(_weights(again, x_TD, is_image_T), _weights(model, x_TD, is_image_T))
+        except Exception as error:
+            if not (lost := _loose_tensors(_router(again))):
+                raise
+            remedy = f"Tensors that are neither parameters nor buffers: {', '.join(lost)}. Hand them to register_buffer."
+            raise ValueError(f"{foreign(error)} {remedy}") from error
+
+
+def _loose_tensors(router: Router) -> list[str]:
+    """The attributes that hold a tensor which no checkpoint holds."""
+    return [
+        f"{part}.{name}" if part else name
+        for part, module in router.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+    ]
 
 
 @torch.no_grad()

@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 from evomoe.model.aux_losses import AUX_LOSSES
-from evomoe.model.routers import ROUTERS
+from evomoe.model.routers import ROUTERS, Router
+from evomoe.model.routers.checked_logits import make_without_weights
 from evomoe.model.routing import GATES
 from evomoe.recipe.options import MoEOptions
 from evomoe.recipe.placement import moe_layers
 from evomoe.recipe.value_types import check_names
-from evomoe.support.errors import OptionError, no_such
+from evomoe.support.errors import OptionError
 from evomoe.support.needs import needs_of
+from evomoe.support.rows import check_row
 
 MODEL_TYPE = "evomoe"
 
@@ -41,17 +42,12 @@ class MoEConfig(MoEOptions):
         super().__post_init__()
         if not self.moe_layers:
             raise OptionError("moe_layers", "there is none; choose at least one layer.")
-        for option, name, table in (
-            ("router", self.router, ROUTERS),
-            ("gate", self.gate, GATES),
-            *(("aux_losses", name, AUX_LOSSES) for name in self.aux_losses),
-        ):
-            if name not in table:
-                own = "If it is your own, import the file that registers it first."
-                raise OptionError(option, f"{no_such(name, table)}. {own}")
+        check_row("router", self.router, ROUTERS, derived_from=Router)
+        check_row("gate", self.gate, GATES)
         for name in self.aux_losses:
+            check_row("aux_losses", name, AUX_LOSSES)
             needed = set(needs_of(AUX_LOSSES[name])) - {"experts"}
-            able = [router for router, kind in ROUTERS.items() if needed <= set(kind.gives)]
+            able = [router for router, kind in ROUTERS.items() if needed <= set(getattr(kind, "gives", ()))]
             if self.router not in able:
                 raise OptionError(
                     "aux_losses", f"'{name}' is for router {', '.join(able)}, not for '{self.router}'; leave it out."
@@ -78,8 +74,7 @@ class MoEConfig(MoEOptions):
         moe = cls(base_model_type=config.model_type, moe_layers=moe_layers(placement, text.num_hidden_layers), **fields)
         router = ROUTERS[moe.router]
         router.read(moe.router_options, moe.num_experts, moe.router)
-        with torch.device("meta"):
-            router(text.hidden_size, moe.num_experts, **moe.router_options)
+        make_without_weights(router, moe.router, text.hidden_size, moe.num_experts, moe.router_options)
         return moe
 
 

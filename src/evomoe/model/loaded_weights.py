@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _ANY_LAYER = re.compile(r"\.\d+\.")
 """The number of a layer or an expert in a tensor's name."""
+_ROUTER = ".router."
+"""In the name of each tensor of a router."""
 _READ_LOADING: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 _IN_ORDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The file that transformers reads first is the first of these that is there."""
@@ -112,9 +114,24 @@ def check_weights(model: PreTrainedModel, found: Mapping[str, Any], source: str)
     shapes = [
         f"{name} is {(*there,)}, and the model's is {(*wanted,)}" for name, there, wanted in sorted(found["mismatched_keys"])
     ]
+    extra, missing = sorted(found["unexpected_keys"]), sorted(found["missing_keys"])
+    wrong_shape = sorted(name for name, *_ in found["mismatched_keys"])
+    if (wrong_shape or os.environ.get(ALLOW_MISSING) != "1") and _is_of_another_router(model, missing + wrong_shape, extra):
+        first, wrong = next(
+            (names[0], wrong)
+            for names, wrong in (
+                (missing, "is not in it"),
+                (wrong_shape, "is of another shape in it"),
+                (extra, "is there besides"),
+            )
+            if names
+        )
+        raise ValueError(
+            f"{source}: the router '{model.config.moe.router}' registered now is another than the one it was trained with: {first} {wrong}. "
+            "Import the file that registered that one, and no other router of this name."
+        )
     if shapes:
         raise ValueError(f"{source}: {counted(len(shapes), 'tensor')} of another shape than its config.json says: {shapes[0]}.")
-    extra = sorted(found["unexpected_keys"])
     alike = {_ANY_LAYER.sub(".N.", name) for name in model.state_dict()}
     further = [name for name in extra if _ANY_LAYER.search(name) and _ANY_LAYER.sub(".N.", name) in alike]
     if further and os.environ.get(ALLOW_MISSING) != "1":
@@ -125,7 +142,7 @@ def check_weights(model: PreTrainedModel, found: Mapping[str, Any], source: str)
         )
     if extra:
         logger.warning("%s: %s that this model has no place for, e.g. %s.", source, counted(len(extra), "tensor"), extra[0])
-    if (missing := sorted(found["missing_keys"])) and os.environ.get(ALLOW_MISSING) != "1":
+    if missing and os.environ.get(ALLOW_MISSING) != "1":
         raise ValueError(
             f"{source}: {counted(len(missing), 'tensor')} of the model {'is' if len(missing) == 1 else 'are'} not in it, e.g. "
             f"{missing[0]}; random numbers would stand there. If you know that they do not matter, add `--allow-missing-weights`, or set "
@@ -136,3 +153,12 @@ def check_weights(model: PreTrainedModel, found: Mapping[str, Any], source: str)
             raise ValueError(
                 f"{source}: {name} has values that are not finite (NaN or infinity); its training diverged, or it is damaged."
             )
+
+
+def _is_of_another_router(model: PreTrainedModel, lacking: list[str], extra: list[str]) -> bool:
+    """Whether what does not fit is a router's alone, and not for a file that was cut: that lacks tensors and has none besides."""
+    if not isinstance(model, Checked) or not all(_ROUTER in name for name in lacking + extra):
+        return False
+    kinds = {type(module).__module__ for name, module in model.named_modules() if f"{name}.".endswith(_ROUTER)}
+    ours = all(kind.startswith("evomoe.") for kind in kinds)
+    return bool(extra or (lacking and not ours))

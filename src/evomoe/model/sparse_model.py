@@ -215,7 +215,7 @@ def model_class(base: type[PreTrainedModel]) -> type[SparseModel]:
     members = {
         hf.KEEP_IN_FLOAT32: {
             *(getattr(base, hf.KEEP_IN_FLOAT32, None) or ()),
-            *(name for router in ROUTERS.values() for name in router.float32),
+            *(name for router in ROUTERS.values() for name in getattr(router, "float32", ())),
         },
         "forward": forward,
         "__module__": "evomoe.auto",  # where it is an attribute, so that it pickles

@@ -5,6 +5,8 @@ A Python caller reads argument names: ``router_options.rank: 0 must be at least 
 """
 
 import re
+import sys
+import traceback
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -73,6 +75,21 @@ def out_of(part: str) -> Iterator[None]:
 def foreign(error: BaseException) -> str:
     """The first line of another program's error, or its kind; what it has in backticks is no option of ours."""
     return str(error).strip().partition("\n")[0].replace("`", "'") or type(error).__name__
+
+
+_NOT_OWN = {"evomoe", "torch", "transformers", *sys.stdlib_module_names} - {"__main__"}
+
+
+def place(error: BaseException) -> str:
+    """Where in a user's own code an error was raised, " (FILE, line N)": the innermost frame that is theirs. Empty if none is."""
+    own = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_OWN
+    ]
+    if own:
+        return " ({}, line {})".format(*own[-1])
+    return place(error.__cause__) if error.__cause__ else ""
 
 
 def plain(error: Exception | Warning | str) -> str:

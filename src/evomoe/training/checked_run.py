@@ -288,7 +288,7 @@ def _check_router(moe: MoEConfig, hidden_size: int) -> None:
     kind = ROUTERS[moe.router]
     if not kind.__module__.startswith("evomoe."):
         with torch.random.fork_rng(devices=[]):
-            try_router(kind(hidden_size, moe.num_experts, **moe.router_options), moe.num_experts_per_tok, moe.gate)
+            try_router(kind(hidden_size, moe.num_experts, **moe.router_options), moe.num_experts_per_tok, moe.gate, moe.router)
 
 
 def _check_training_arguments(recipe: Recipe, stage: int, model: PreTrainedModel, num_records: int = _MANY_RECORDS) -> None:

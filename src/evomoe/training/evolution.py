@@ -22,8 +22,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from evomoe.recipe.options import EvolutionOptions
-from evomoe.support.errors import OptionError, no_such
 from evomoe.support.files import write_tensors
+from evomoe.support.rows import check_row
 from evomoe.training import sharding
 
 Tensors = list[Tensor]
@@ -76,9 +76,8 @@ RULES: dict[str, Callable[[float], Factors]] = {
 
 
 def check_rule(options: EvolutionOptions) -> None:
-    """Raises OptionError if the rule does not exist."""
-    if options.rule not in RULES:
-        raise OptionError("evolution.rule", f"{no_such(options.rule, RULES)}.")
+    """Raises OptionError if the rule does not exist, or is no function."""
+    check_row("evolution.rule", options.rule, RULES)
 
 
 class ExpertEvolution:

@@ -13,7 +13,7 @@ from evomoe.conversion.expert_init.noise import NoiseOptions, noise
 from evomoe.conversion.expert_init.partition import partition
 from evomoe.conversion.expert_init.replicate import replicate
 from evomoe.recipe.init_options import EvolvedOptions
-from evomoe.support.errors import OptionError, no_such
+from evomoe.support.rows import check_row
 
 INITS: dict[str, ExpertInit] = {
     "replicate": ExpertInit(replicate),
@@ -28,10 +28,9 @@ def config_fields(name: str, num_experts: int) -> dict[str, Any]:
     """The fields of ``MoEConfig`` that an initialiser decides.
 
     Raises:
-        OptionError: there is no such initialiser.
+        OptionError: there is no such initialiser, or its row holds something else.
     """
-    if name not in INITS:
-        raise OptionError("expert_init", f"{no_such(name, INITS)}. If it is your own, import the file that registers it first.")
+    check_row("expert_init", name, INITS, made_by=ExpertInit)
     return {"expert_init": name, "expert_share": num_experts if INITS[name].slices else 1}
 
 

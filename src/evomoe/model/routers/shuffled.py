@@ -16,6 +16,7 @@ from evomoe.model.routers.virtual import VirtualExperts
 from evomoe.model.routing import Routing
 from evomoe.recipe.router_options import RouterOptions, ShuffledOptions
 from evomoe.support.errors import OptionError, no_such, out_of, within
+from evomoe.support.rows import check_row
 
 
 class ShuffledRouter(Router[ShuffledOptions]):
@@ -58,6 +59,7 @@ class ShuffledRouter(Router[ShuffledOptions]):
     def _named(self, hidden_size: int, num_experts: int) -> Router:
         if self.options.inner not in self.rows:
             raise OptionError("router_options.inner", f"{no_such(self.options.inner, self.rows, 'router')}.")
+        check_row("router", self.options.inner, self.rows, derived_from=Router)
         inner, options = self.rows[self.options.inner], self.options.inner_options
         with within("router_options.inner_options"), out_of("router_options"):
             inner.read(options, num_experts, self.options.inner)
