@@ -24,8 +24,11 @@ def test_errors_are_no_results_where_stderr_is_closed():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
-def test_a_disk_that_is_full_behind_stdout_is_named():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_disk_that_is_full_behind_stdout_is_named(unbuffered, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     result = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m evomoe.cli list recipes > /dev/full"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 1 and result.stderr.startswith("evomoe: what goes to stdout: No space left on device. ")
+    assert result.stderr.count("\n") == 1

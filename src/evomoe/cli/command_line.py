@@ -8,7 +8,7 @@ import tyro
 
 from evomoe.cli.router_flags import value_of, with_router_flags
 from evomoe.cli.serving_verbs import app, chat, export, look, serve_with
-from evomoe.cli.terminal import named_stdout, open_closed_streams, option_names, plain_warnings, positional
+from evomoe.cli.terminal import leave_stdout, named_stdout, open_closed_streams, option_names, plain_warnings, positional
 from evomoe.cli.verbs import (
     analyze,
     attach,
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             sys.stdout.flush()  # here, so that a reader that has gone away is noticed here
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_stdout(sys.stdout)
     except (ValueError, OSError, ImportError) as error:
         known = {name for one in verbs.values() for name in option_names(one)}
         print(f"evomoe: {with_flags(error, without_flag, known)}", file=sys.stderr)

@@ -44,12 +44,26 @@ class _Named:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with room_for("what goes to stdout"):
+        with self._naming():
             return self._stream.write(text)
 
     def flush(self) -> None:
-        with room_for("what goes to stdout"):
+        with self._naming():
             self._stream.flush()
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            with room_for("what goes to stdout"):
+                yield
+        except OSError:
+            leave_stdout(self._stream)
+            raise
+
+
+def leave_stdout(stream: TextIO) -> None:
+    """Lets go nowhere what is still to be written: Python would try once more at its end, and say so."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
