@@ -107,6 +107,8 @@ bench: $(READY)
 gpu: $(READY)
 	@$(PYTEST) -m gpu -rs
 	@$(BIN)/python benchmarks/run.py
+	@if [ -n "$$EVOMOE_VLLM" ]; then $(PYTEST) -m 'slow or not slow' tests/serving/test_vllm.py; \
+		else echo "EVOMOE_VLLM names no interpreter with vLLM: serving was not tried on this GPU."; fi
 
 # Table 2's rows of 135 million parameters: ten minutes on one large GPU.
 gpu-study: $(READY)
