@@ -123,11 +123,12 @@ def test_an_error_is_one_line_without_a_traceback(arguments, message, capsys, tm
 def test_a_name_that_the_hub_does_not_give_is_one_sentence_with_what_to_do(arguments, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert main(arguments) == 1
-    error = capsys.readouterr().err
+    assert main(arguments) == 1 and (error := capsys.readouterr().err)
     assert error.startswith("evomoe: no/such: there is no such folder, and the hub gives no such model (")
     assert error.endswith("); name a local folder, or, without a network, set HF_HUB_OFFLINE=1, so that nothing is waited for.\n")
     assert error.count("\n") == 1 and "Traceback" not in error
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(arguments) == 1 and capsys.readouterr().err.endswith("); name a local folder.\n")
 
 
 @pytest.mark.parametrize(

@@ -161,9 +161,8 @@ def load_conversations(checkpoint: str, against: str | None, dtype: str, trust_r
     """
     if against is not None and os.path.realpath(against) == os.path.realpath(checkpoint):
         raise OptionError("against", "it is the same model; name another one.")
-    load_config(checkpoint, trust_remote_code)  # a wrong name shall wait for no model
     if against is not None:
-        with _naming_other():
+        with _naming_other():  # a wrong name shall wait for no model
             load_config(against, trust_remote_code)
     conversations = {checkpoint: Conversation.load_from(checkpoint, dtype, trust_remote_code)}
     if against is not None:

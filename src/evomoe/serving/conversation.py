@@ -22,7 +22,7 @@ from evomoe.analysis.routing_load import RoutingLoad
 from evomoe.data.chat_template import ChatTemplate
 from evomoe.data.images import Shape, check_image, open_rgb
 from evomoe.data.records import IMAGE_MARK, Record, Turn
-from evomoe.model.loading import load_model, load_processor
+from evomoe.model.loading import load_config, load_model, load_processor
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import text_config
 from evomoe.recipe.run_folder import template_options_of
@@ -111,6 +111,7 @@ class Conversation:
         """Of a folder or hub name, on the best device; one in a run's folder is asked as it was trained."""
         device = best_device()
         prepare(device)
+        load_config(checkpoint, trust_remote_code)  # a wrong name shall not wait for a processor
         processor = load_processor(checkpoint, trust_remote_code)
         model = moved(load_model(checkpoint, dtype, trust_remote_code), device)
         return cls(model, processor, template_options=template_options_of(checkpoint))

@@ -17,7 +17,6 @@ from evomoe.analysis.token_places import NoPlacesError, Place, token_places
 from evomoe.analysis.token_routing import TokenRouting, other_choices, routing_of_tokens
 from evomoe.data.images import open_rgb
 from evomoe.data.records import IMAGE_MARK
-from evomoe.model.loading import load_config
 from evomoe.model.sparse_model import is_sparse
 from evomoe.model.structure import image_token_ids
 from evomoe.serving.conversation import Conversation, about
@@ -58,7 +57,6 @@ def look(
     """
     refuse_existing(str(out), "file")
     check_folder("out", Path(out).absolute().parent)
-    load_config(checkpoint, trust_remote_code)  # a wrong name shall not wait for a processor
     conversation = Conversation.load_from(checkpoint, dtype, trust_remote_code)
     if not conversation.is_sparse:
         raise ValueError(f"{checkpoint}: {type(conversation.model).__name__} is dense: it has no experts to look at.")

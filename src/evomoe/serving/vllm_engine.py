@@ -12,6 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from evomoe.model.configuration import EvoMoEConfig
 from evomoe.model.loading import load_config
+from evomoe.model.structure import text_config
 from evomoe.serving.transformers_server import check_port
 
 SERVER = "vllm.entrypoints.openai.api_server"
@@ -89,7 +90,7 @@ def refusal_on_cpus(config: PreTrainedConfig) -> str | None:
         return None
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    text, known = config.get_text_config(decoder=True), CPUAttentionBackend.get_supported_head_sizes()
+    text, known = text_config(config), CPUAttentionBackend.get_supported_head_sizes()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if width in known:
         return None

@@ -103,7 +103,7 @@ def not_on_hub(name: str | Path, kind: str, error: Exception) -> str:
     reason = foreign(error).rstrip(".")
     return (
         f"{name}: there is no such {'folder' if kind == 'model' else 'file or folder'}, and the hub gives no such {kind} ({reason}); "
-        "name a local folder" + ("." if os.environ.get("HF_HUB_OFFLINE") else _NO_NETWORK)
+        "name a local folder" + ("." if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else _NO_NETWORK)
     )
 
 

@@ -32,9 +32,9 @@ def gather_by_layer(model: PreTrainedModel) -> None:
     for name, module in model.named_modules():
         if isinstance(module, EvoMoEBlock):
             # The block of a model that was sparse before is gathered as a whole, as DeepSpeed does with those that it knows.
-            whole = model.get_submodule(name.rpartition(".")[0]) if isinstance(module, AttachedBlock) else module
-            set_z3_leaf_module(whole, True)
-            whole.register_forward_pre_hook(_with_gradient)
+            block = model.get_submodule(name.rpartition(".")[0]) if isinstance(module, AttachedBlock) else module
+            set_z3_leaf_module(block, True)
+            block.register_forward_pre_hook(_with_gradient)
 
 
 def _with_gradient(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
